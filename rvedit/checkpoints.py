@@ -1,0 +1,90 @@
+"""Editors built from configs, read from folders and written to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+
+from rvedit.errors import UserError
+from rvedit.model.edit_tokens import EditTokenConnector
+from rvedit.model.nano_tokenizer import train_tokenizer
+from rvedit.model.presets import (
+    NANO_CONNECTOR,
+    NANO_PIPELINE,
+    NANO_TRANSFORMER,
+    nano_mllm_config,
+    nano_text_config,
+)
+from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.pipeline import RVEDiTPipeline
+
+# Folders of a saved pipeline, and the classes that read them.
+MODULE_CLASSES: dict[str, Any] = {
+    "transformer": RoutedWanTransformer3DModel,
+    "connector": EditTokenConnector,
+    "mllm": Qwen2_5_VLForConditionalGeneration,
+    "text_encoder": UMT5EncoderModel,
+    "vae": AutoencoderKLWan,
+}
+
+
+def build_nano(
+    corpus: Iterable[str], vae: AutoencoderKLWan, routing_depth: int | None, shift: float, seed: int
+) -> RVEDiTPipeline:
+    """Nano with fresh weights over a tokenizer trained on `corpus`."""
+    tokenizer = train_tokenizer(corpus)
+    depth = NANO_TRANSFORMER["routing_depth"] if routing_depth is None else routing_depth
+    torch.manual_seed(seed)
+    return RVEDiTPipeline(
+        transformer=RoutedWanTransformer3DModel(**{**NANO_TRANSFORMER, "routing_depth": depth}),
+        connector=EditTokenConnector(**NANO_CONNECTOR),
+        mllm=Qwen2_5_VLForConditionalGeneration(nano_mllm_config(tokenizer)),
+        text_encoder=UMT5EncoderModel(nano_text_config(tokenizer)),
+        vae=vae,
+        tokenizer=tokenizer,
+        mllm_tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        **NANO_PIPELINE,
+    )
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
+    """Read a folder that `RVEDiTPipeline.save_pretrained` wrote; keys that do not fit are a UserError."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"{folder}: not a checkpoint of rvedit: it has no model_index.json")
+    config = json.loads(index.read_text(encoding="utf-8"))
+    if config.get("_class_name") != "RVEDiTPipeline":
+        raise UserError(f"{folder}: a checkpoint of {config.get('_class_name')}, not of RVEDiTPipeline")
+    settings = {key: value for key, value in config.items() if key in NANO_PIPELINE}
+    return RVEDiTPipeline(
+        **{name: load_module(name, folder / name, dtype) for name in MODULE_CLASSES},
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        mllm_tokenizer=AutoTokenizer.from_pretrained(folder / "mllm_tokenizer"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        **settings,
+    )
+
+
+def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Read one module; keys that do not fit are an error that names them."""
+    if not folder.is_dir():
+        raise UserError(f"{folder.parent}: not a whole checkpoint of rvedit: the folder {name}/ is missing")
+    try:
+        module, info = MODULE_CLASSES[name].from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be loaded as {name}: {str(error).strip().splitlines()[0]}") from None
+    problems = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{kind}_keys", ()))
+        if keys:
+            problems.append(f"{kind} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else ""))
+    if problems:
+        raise UserError(f"{folder}: the checkpoint's keys do not fit {name}: {'; '.join(problems)}")
+    return module.eval()

@@ -1,0 +1,1 @@
+"""Where triplets (source, instruction, target) come from."""

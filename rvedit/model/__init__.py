@@ -1,0 +1,1 @@
+"""The routed video diffusion transformer and what conditions it."""

@@ -1,0 +1,45 @@
+"""From a premise (clip, words) to the transformer's conditioning, for training and inference alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from rvedit.model.edit_tokens import EditTokenEncoder
+from rvedit.model.routing import Conditioning
+from rvedit.model.text_tokens import encode_text
+
+
+class Conditioner(Protocol):
+    """What the three token groups are made with."""
+
+    transformer: Any
+    text_encoder: Any
+    tokenizer: Any
+    config: Any
+
+    @property
+    def edit_token_encoder(self) -> EditTokenEncoder:
+        """g_phi of Alg. 1."""
+
+
+def condition(
+    models: Conditioner,
+    latents: Float[Tensor, "b c f y x"],
+    frames: Sequence[UInt8[np.ndarray, "n h w 3"]],
+    texts: Sequence[str],
+) -> Conditioning:
+    """X_e, X_v and X_l (Alg. 1, lines 3-4; Alg. 2, line 1) of clips and their words.
+
+    `latents` are the clips' own, clean and normalised; `frames` are what the multimodal LLM sees of them.
+    """
+    transformer = models.transformer
+    edit_tokens = models.edit_token_encoder(frames, texts)
+    if transformer.config.routing_depth == len(transformer.blocks):  # no block would read X_l
+        return transformer.condition(edit_tokens, latents)  # type: ignore[no-any-return]
+    states = encode_text(models.tokenizer, models.text_encoder, texts, models.config.max_text_length)
+    return transformer.condition(edit_tokens, latents, states)  # type: ignore[no-any-return]

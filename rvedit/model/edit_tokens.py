@@ -1,0 +1,152 @@
+"""Editing tokens X_e (section 4.2): what a multimodal LLM makes of (clip, instruction) at K query positions.
+
+Kiwi-Edit's scheme on transformers' own Qwen2.5-VL: the prompt closes with K placeholder tokens whose
+embeddings are replaced by learned queries; the last K hidden states, through a connector into the
+transformer's width, are X_e. These positions attend causally over the frames and the instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+SYSTEM_PROMPT = (
+    "You will be given an image and instruction. Please describe the content of the image in detail based on "
+    "instruction in your own words."
+)
+VIDEO_TOKEN = "<|video_pad|>"
+QUERY_TOKEN = "<|object_ref_start|>"
+# What Qwen2.5-VL's vision encoder was trained on (CLIP's statistics of RGB in [0, 1]).
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class EditTokenConnector(ModelMixin, ConfigMixin):
+    """The K learned queries and the way from the LLM's width to the transformer's.
+
+    Args:
+        num_queries: K.
+        llm_width: width of the LLM's hidden states.
+        width: d, width of the transformer.
+        max_frames: frames that the LLM sees, evenly spread over the clip.
+        max_pixels: pixels of each of them, at most.
+        system_prompt: the system turn before every clip.
+        zero_init: start from a last layer of zeros, so that a pretrained backbone is not disturbed.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_queries: int = 512,
+        llm_width: int = 2048,
+        width: int = 3072,
+        max_frames: int = 16,
+        max_pixels: int = 262_144,
+        system_prompt: str = SYSTEM_PROMPT,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(num_queries, llm_width) * 0.02)
+        self.connector = nn.Sequential(nn.Linear(llm_width, width), nn.GELU("tanh"), nn.Linear(width, width))
+        if zero_init:
+            nn.init.zeros_(self.connector[2].weight)
+            nn.init.zeros_(self.connector[2].bias)
+
+    def forward(self, hidden_states: Float[Tensor, "b k m"]) -> Float[Tensor, "b k d"]:
+        """Hidden states at the query positions -> X_e."""
+        tokens: Tensor = self.connector(hidden_states)
+        return tokens
+
+
+class EditTokenEncoder:
+    """g_phi(v, l) of Alg. 1: (frames, instruction) -> X_e. Holds no weights of its own."""
+
+    def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration, tokenizer: Any, connector: EditTokenConnector):
+        self.mllm = mllm
+        self.tokenizer = tokenizer
+        self.connector = connector
+
+    def sample_frames(self, frames: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
+        """The frames that the LLM sees: at most `max_frames`, evenly spread, first and last among them."""
+        count = self.connector.config.max_frames
+        if len(frames) <= count:
+            return frames
+        return frames[np.round(np.linspace(0, len(frames) - 1, count)).astype(int)]
+
+    def __call__(
+        self, frames: Sequence[UInt8[np.ndarray, "n h w 3"]], instructions: Sequence[str]
+    ) -> Float[Tensor, "b k d"]:
+        """X_e of a batch of clips (of equal frame count and size) and their instructions."""
+        device = self.connector.queries.device
+        patches, grid = self.patchify(np.stack(frames))
+        merge = self.mllm.config.vision_config.spatial_merge_size
+        vision_tokens = int(grid.prod()) // merge**2
+        texts = [self.prompt(instruction, vision_tokens) for instruction in instructions]
+        # Padding on the left, so that the last K positions of every row are its end.
+        inputs = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(device)
+        input_ids = inputs.input_ids
+        embeddings = self.mllm.get_input_embeddings()(input_ids)
+        is_query = input_ids == self.tokenizer.convert_tokens_to_ids(QUERY_TOKEN)
+        queries = self.connector.queries.to(embeddings.dtype).repeat(len(texts), 1)
+        embeddings = embeddings.masked_scatter(is_query[..., None], queries)
+        states = self.mllm.model(
+            input_ids=input_ids,
+            inputs_embeds=embeddings,
+            attention_mask=inputs.attention_mask,
+            pixel_values_videos=patches.to(device),
+            video_grid_thw=grid.expand(len(texts), 3).to(device),
+            mm_token_type_ids=2 * (input_ids == self.mllm.config.video_token_id),
+            use_cache=False,
+        ).last_hidden_state
+        tokens: Tensor = self.connector(states[:, -self.connector.config.num_queries :])
+        return tokens
+
+    def prompt(self, instruction: str, vision_tokens: int) -> str:
+        """Qwen's chat template around system prompt, clip, instruction and the K placeholders."""
+        config = self.connector.config
+        return (
+            f"<|im_start|>system\n{config.system_prompt}<|im_end|>\n<|im_start|>user\n"
+            f"<|vision_start|>{VIDEO_TOKEN * vision_tokens}<|vision_end|>{_plain(instruction)}"
+            f"{QUERY_TOKEN * config.num_queries}<|im_end|>\n"
+        )
+
+    def patchify(self, clips: UInt8[np.ndarray, "b n h w 3"]) -> tuple[Float[Tensor, "p q"], Tensor]:
+        """Resized, normalised and cut as Qwen2.5-VL's processor does: patches, and the grid (t, h, w) of a clip.
+
+        The library's video processor needs torchvision; this is the same arithmetic without it.
+        """
+        vision = self.mllm.config.vision_config
+        patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        _, count, height, width, _ = clips.shape
+        limit = self.connector.config.max_pixels
+        size = smart_resize(height, width, patch * merge, min_pixels=(patch * merge) ** 2, max_pixels=limit)
+        pixels = rearrange(torch.from_numpy(clips), "b n h w c -> (b n) c h w").float()
+        if size != (height, width):
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+            pixels = pixels.round().clamp(0, 255)
+        mean, std = (torch.tensor(x)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
+        pixels = rearrange((pixels / 255 - mean) / std, "(b n) c h w -> b n c h w", n=count)
+        if missing := -count % temporal:
+            pixels = torch.cat([pixels, pixels[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+        patches = rearrange(
+            pixels,
+            "b (t pt) c (h mh ph) (w mw pw) -> (b t h w mh mw) (c pt ph pw)",
+            pt=temporal, mh=merge, mw=merge, ph=patch, pw=patch,
+        )  # fmt: skip
+        return patches, torch.tensor([[pixels.shape[1] // temporal, size[0] // patch, size[1] // patch]])
+
+
+def _plain(instruction: str) -> str:
+    """The instruction as words: special tokens written out by a user must not act as such."""
+    return instruction.replace("<|", "< |").replace("|>", "| >")

@@ -1,0 +1,1 @@
+"""The two terms of Eq. 6."""

@@ -1,0 +1,204 @@
+"""Inference (Algorithm 2): an edited clip from a clip and an instruction. There is no reference branch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from jaxtyping import Float
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from rvedit.model.conditioning import condition
+from rvedit.model.cross_attention import BlockContext
+from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.model.latents import decode, encode
+from rvedit.model.routing import Conditioning
+from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
+from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """How an edit is sampled; what is none is the model's own default."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    reuse_key_values: bool = True
+    """Project X_e, X_v and X_l to keys and values once per window, not once per step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an edit stands; all count from 1."""
+
+    window: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """One condition of a window (with or without the instruction) and what its blocks keep over the steps."""
+
+    conditioning: Conditioning
+    contexts: list[BlockContext] | None
+
+
+class RVEDiTPipeline(DiffusionPipeline):
+    """Edits clips of any length and size.
+
+    Args (beside the modules):
+        max_text_length: tokens of the instruction that the text encoder reads.
+        window_frames, window_stride: frames edited at once, and from one window's start to the next.
+        min_area, max_area: pixels of a frame inside the model; others are resized there and back.
+        default_steps, default_guidance: sampling where the settings leave it open.
+    """
+
+    model_cpu_offload_seq = "text_encoder->mllm->connector->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: RoutedWanTransformer3DModel,
+        connector: EditTokenConnector,
+        mllm: Qwen2_5_VLForConditionalGeneration,
+        text_encoder: UMT5EncoderModel,
+        vae: AutoencoderKLWan,
+        tokenizer: Any,
+        mllm_tokenizer: Any,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        max_text_length: int = 512,
+        window_frames: int = 81,
+        window_stride: int = 64,
+        min_area: int = 256 * 256,
+        max_area: int = 704 * 1280,
+        default_steps: int = 50,
+        default_guidance: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            connector=connector,
+            mllm=mllm,
+            text_encoder=text_encoder,
+            vae=vae,
+            tokenizer=tokenizer,
+            mllm_tokenizer=mllm_tokenizer,
+            scheduler=scheduler,
+        )
+        self.register_to_config(
+            max_text_length=max_text_length,
+            window_frames=window_frames,
+            window_stride=window_stride,
+            min_area=min_area,
+            max_area=max_area,
+            default_steps=default_steps,
+            default_guidance=default_guidance,
+        )
+
+    @property
+    def edit_token_encoder(self) -> EditTokenEncoder:
+        """g_phi of Alg. 1."""
+        return EditTokenEncoder(self.mllm, self.mllm_tokenizer, self.connector)
+
+    @property
+    def window_plan(self) -> WindowPlan:
+        """How long clips are cut."""
+        return WindowPlan(self.config.window_frames, self.config.window_stride)
+
+    def __call__(
+        self, frames: Frames, instruction: str, settings: EditSettings | None = None
+    ) -> Frames:
+        """Edit a clip in memory: uint8 (t, h, w, 3) -> the same shape (Eq. 1)."""
+        return np.stack(list(self.stream(frames, instruction, settings)))
+
+    def stream(
+        self,
+        frames: Iterable[Frames],
+        instruction: str,
+        settings: EditSettings | None = None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Iterator[Frames]:
+        """Edit a stream of frames (h, w, 3), holding one window at a time; as many come out as go in."""
+        settings = settings or EditSettings()
+        plan = self.window_plan
+        noise = WindowNoise(plan, settings.seed)
+        previous: Tensor | None = None
+        size: list[tuple[int, int]] = []
+
+        def at_model_size() -> Iterator[Frames]:
+            for frame in frames:
+                size[:] = [frame.shape[:2]]
+                yield resize_frames(frame[None], *self.model_size(*frame.shape[:2]))[0]
+
+        for window in split(at_model_size(), plan):
+
+            def report(step: int, num_steps: int, index: int = window.index) -> None:
+                on_progress(Progress(index + 1, step, num_steps))
+
+            latents = self.edit_window(window.frames, instruction, settings, noise, report)
+            if previous is not None:
+                latents = cross_fade(previous, latents, plan)
+            previous = latents
+            with torch.no_grad():
+                clip = to_frames(decode(self.vae, latents)[0])
+            for frame in clip[window.first_new : window.end]:
+                yield resize_frames(frame[None], *size[0])[0]
+
+    def model_size(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest size that the model takes: on its grid, of an area that it knows, of about this shape."""
+        grid = self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
+        ratio = max(height, width) / min(height, width)
+        if ratio > 100:  # a strip: any shape will do, it is resized back
+            height, width = (100, 10_000) if width > height else (10_000, 100)
+        rows, columns = smart_resize(height, width, grid, self.config.min_area, self.config.max_area)
+        return int(rows), int(columns)
+
+    @torch.no_grad()
+    def edit_window(
+        self,
+        frames: Frames,
+        instruction: str,
+        settings: EditSettings,
+        noise: WindowNoise,
+        report: Callable[[int, int], None] = lambda step, num_steps: None,
+    ) -> Float[Tensor, "1 c f h w"]:
+        """Algorithm 2 up to z_0: the edited latents of 4k+1 frames at model size."""
+        device = self._execution_device
+        source = encode(self.vae, to_model_range(frames)[None].to(device))
+        conditional = self._condition(source, frames, instruction, settings)
+        guidance = self.config.default_guidance if settings.guidance_scale is None else settings.guidance_scale
+        unconditional = self._condition(source, frames, "", settings) if guidance != 1.0 else None
+
+        num_steps = settings.num_inference_steps or self.config.default_steps
+        # From pure noise to the target; the scheduler shifts them once and ends at 0.
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_steps + 1)[:-1].tolist(), device=device)
+        latents = noise.draw(tuple(source.shape)).to(device)
+        for step, timestep in enumerate(self.scheduler.timesteps, start=1):
+            velocity = self._velocity(latents, timestep, conditional)
+            if unconditional is not None:
+                baseline = self._velocity(latents, timestep, unconditional)
+                velocity = baseline + guidance * (velocity - baseline)
+            latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            report(step, num_steps)
+        return latents
+
+    def _condition(self, source: Tensor, frames: Frames, instruction: str, settings: EditSettings) -> _Condition:
+        """Alg. 2, lines 1-2."""
+        seen = self.edit_token_encoder.sample_frames(frames)
+        conditioning = condition(self, source.to(self.transformer.dtype), [seen], [instruction])
+        contexts = self.transformer.contexts(conditioning, reuse=True) if settings.reuse_key_values else None
+        return _Condition(conditioning, contexts)
+
+    def _velocity(self, latents: Tensor, timestep: Tensor, given: _Condition) -> Tensor:
+        output = self.transformer(
+            latents.to(self.transformer.dtype), timestep.expand(len(latents)), given.conditioning, given.contexts
+        )
+        return output.sample.float()

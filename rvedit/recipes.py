@@ -1,0 +1,162 @@
+"""Recipes: what a training run is, as frozen data read from YAML.
+
+Order of precedence: defaults here < `extends:` < the recipe < `--overlay` < `--set a.b=c`. A recipe states
+only what differs from the one it extends; an unknown key or a wrong type is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rvedit.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(_Section):
+    """Which model is trained, and from what."""
+
+    preset: Literal["nano", "wan2.2-5b"] = Field("wan2.2-5b", description="configs of all components")
+    routing_depth: int | None = Field(
+        None, ge=0, description="L_s of Eq. 3, in blocks; none: half of the blocks; 0: everything everywhere"
+    )
+    init_from: str | None = Field(None, description="folder of a run or a pipeline to start from")
+    vae_from: str | None = Field(None, description="folder of the VAE's run; none: the one of init_from")
+
+
+class DataRecipe(_Section):
+    """Which triplets are seen."""
+
+    source: Literal["playground"] = Field("playground", description="where triplets come from")
+    seed: int = Field(0, description="seed of the procedural world")
+    count: int = Field(120_000, gt=0, description="triplets in an epoch")
+    height: int = Field(704, gt=0, description="pixels")
+    width: int = Field(1280, gt=0, description="pixels")
+    num_frames: int = Field(81, gt=0, description="frames of a clip, 4k+1")
+    still_share: float = Field(0.0, ge=0, le=1, description="share of batches that see the first frame only")
+    crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels")
+    instruction_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of samples with an empty instruction, for guidance"
+    )
+    workers: int = Field(1, ge=0, description="processes that prepare batches")
+
+
+class OptimizerRecipe(_Section):
+    """A linear warm-up, a constant rate and a linear decay to zero."""
+
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalised steps for matrices")
+    learning_rate: float = Field(1e-5, gt=0, description="peak rate of AdamW")
+    matrix_learning_rate: float = Field(1e-2, gt=0, description="peak rate of Muon, where it is chosen")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled, on matrices only")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps")
+    decay_steps: int = Field(0, ge=0, description="optimizer steps at the end of the run")
+    max_grad_norm: float = Field(1.0, gt=0, description="global norm that gradients are clipped to")
+
+
+class FlowRecipe(_Section):
+    """Flow matching."""
+
+    shift: float = Field(5.0, gt=0, description="timestep shift: t' = s*t / (1 + (s - 1)*t)")
+
+
+class AlignmentRecipe(_Section):
+    """Reference-anchored attention alignment (Eqs. 4-6)."""
+
+    weight: float = Field(0.75, ge=0, description="lambda_align of Eq. 6; 0 switches the reference branch off")
+    temperature: float = Field(0.07, gt=0, description="tau of Eq. 5")
+    own_noise: bool = Field(False, description="the reference branch draws its own noise")
+
+
+class Recipe(_Section):
+    """One training run."""
+
+    name: str = Field("rvedit", description="name of the run's folder")
+    task: Literal["editor", "vae"] = Field("editor", description="what is trained")
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    flow: FlowRecipe = FlowRecipe()
+    alignment: AlignmentRecipe = AlignmentRecipe()
+    kl_weight: float = Field(0.02, ge=0, description="of the VAE's loss: scale of the L1 error per value")
+    steps: int = Field(15_000, gt=0, description="optimizer steps")
+    batch_size: int = Field(8, gt=0, description="clips per optimizer step")
+    seed: int = Field(0, description="of weights, order, times and noise")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast; weights stay fp32")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights per step; 0: none")
+    checkpoint_every: int = Field(500, gt=0, description="optimizer steps")
+    log_every: int = Field(50, gt=0, description="optimizer steps")
+
+
+def load_recipe(
+    path: Path | str, overlays: Sequence[Path | str] = (), assignments: Sequence[str] = ()
+) -> Recipe:
+    """Read a recipe with its `extends:` chain, overlays and `a.b=c` assignments.
+
+    Raises UserError with the file, the key and what is allowed.
+    """
+    path = Path(path)
+    values = {"name": path.stem, **_read(path)}
+    for overlay in overlays:
+        values = _merge(values, _read(Path(overlay)))
+    for assignment in assignments:
+        values = _merge(values, _parse_assignment(assignment))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(path, error)) from None
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's own values over those of the recipe that it extends."""
+    if path in seen:
+        raise UserError(f"{path}: `extends` goes round in a circle: remove one of them")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe: give the path of a YAML file, such as recipes/nano.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a {type(values).__name__}")
+    parent = values.pop("extends", None)
+    return _merge(_read(path.parent / parent, (*seen, path)), values) if parent else values
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both_are_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if both_are_sections else value
+    return merged
+
+
+def _parse_assignment(assignment: str) -> dict[str, Any]:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {assignment}: write it as key=value, such as --set optimizer.learning_rate=1e-4")
+    value: Any = yaml.safe_load(text)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] != "extra_forbidden":
+        return f"{path}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        assert annotation is not None
+        section = annotation
+    return f"{path}: unknown key {key}: choose one of {', '.join(section.model_fields)}"

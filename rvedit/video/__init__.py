@@ -1,0 +1,21 @@
+"""Video in and out: upright RGB frames with their times, streamed, so that an edit is its source's twin.
+
+`probe` says what a clip is, `VideoReader` yields its frames, `VideoWriter` writes their edits with the
+source's times, colours and sound. Nothing here holds a whole clip, and nothing here needs torch.
+"""
+
+from rvedit.video.clip import Frame, TimedFrame, VideoInfo, side_by_side
+from rvedit.video.reader import VideoReader, probe
+from rvedit.video.writer import OUTPUT_SUFFIXES, VideoWriter, temporary_sibling
+
+__all__ = [
+    "OUTPUT_SUFFIXES",
+    "Frame",
+    "TimedFrame",
+    "VideoInfo",
+    "VideoReader",
+    "VideoWriter",
+    "probe",
+    "side_by_side",
+    "temporary_sibling",
+]

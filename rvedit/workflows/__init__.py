@@ -1,0 +1,1 @@
+"""One file per command: the Python API of what the command line does."""
