@@ -1,0 +1,60 @@
+"""`rvedit`: the app, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from rvedit.errors import UserError
+from rvedit_cli import console
+from rvedit_cli.edit import edit
+from rvedit_cli.prepare import prepare
+from rvedit_cli.train import train
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+app.command()(edit)
+app.command()(train)
+app.add_typer(prepare, name="prepare")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from rvedit import __version__
+
+        typer.echo(f"rvedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Edit video by instruction, with a diffusion transformer that reasons inside its backbone."""
+    if debug:
+        os.environ["RVEDIT_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the app: what a user can mend is one line and exit code 2, an interruption is 130."""
+    warnings.showwarning = console.show_warning
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("RVEDIT_DEBUG"):
+            raise
+        console.say(f"rvedit: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.say("rvedit: interrupted; nothing half-written is left")
+        sys.exit(130)
