@@ -77,9 +77,13 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
     if not folder.is_dir():
         raise UserError(f"{folder.parent}: not a whole checkpoint of rvedit: the folder {name}/ is missing")
     try:
-        module, info = MODULE_CLASSES[name].from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+        module, info = MODULE_CLASSES[name].from_pretrained(
+            folder, torch_dtype=dtype, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded as {name}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(
+            f"{folder}: cannot be loaded as {name}: {str(error).strip().splitlines()[0]}"
+        ) from None
     problems = []
     for kind in ("missing", "unexpected", "mismatched"):
         keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{kind}_keys", ()))

@@ -1,4 +1,4 @@
-"""Inference (Algorithm 2): an edited clip from a clip and an instruction. There is no reference branch here."""
+"""Inference (Algorithm 2): an edited clip from a clip and an instruction, with no reference branch."""
 
 from __future__ import annotations
 
@@ -113,9 +113,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         """How long clips are cut."""
         return WindowPlan(self.config.window_frames, self.config.window_stride)
 
-    def __call__(
-        self, frames: Frames, instruction: str, settings: EditSettings | None = None
-    ) -> Frames:
+    def __call__(self, frames: Frames, instruction: str, settings: EditSettings | None = None) -> Frames:
         """Edit a clip in memory: uint8 (t, h, w, 3) -> the same shape (Eq. 1)."""
         return np.stack(list(self.stream(frames, instruction, settings)))
 
@@ -153,7 +151,7 @@ class RVEDiTPipeline(DiffusionPipeline):
                 yield resize_frames(frame[None], *size[0])[0]
 
     def model_size(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest size that the model takes: on its grid, of an area that it knows, of about this shape."""
+        """The nearest size that the model takes: on its grid, of an area it knows, of about this shape."""
         grid = self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
         ratio = max(height, width) / min(height, width)
         if ratio > 100:  # a strip: any shape will do, it is resized back
@@ -174,7 +172,9 @@ class RVEDiTPipeline(DiffusionPipeline):
         device = self._execution_device
         source = encode(self.vae, to_model_range(frames)[None].to(device))
         conditional = self._condition(source, frames, instruction, settings)
-        guidance = self.config.default_guidance if settings.guidance_scale is None else settings.guidance_scale
+        guidance = (
+            self.config.default_guidance if settings.guidance_scale is None else settings.guidance_scale
+        )
         unconditional = self._condition(source, frames, "", settings) if guidance != 1.0 else None
 
         num_steps = settings.num_inference_steps or self.config.default_steps
@@ -190,7 +190,9 @@ class RVEDiTPipeline(DiffusionPipeline):
             report(step, num_steps)
         return latents
 
-    def _condition(self, source: Tensor, frames: Frames, instruction: str, settings: EditSettings) -> _Condition:
+    def _condition(
+        self, source: Tensor, frames: Frames, instruction: str, settings: EditSettings
+    ) -> _Condition:
         """Alg. 2, lines 1-2."""
         seen = self.edit_token_encoder.sample_frames(frames)
         conditioning = condition(self, source.to(self.transformer.dtype), [seen], [instruction])
@@ -199,6 +201,9 @@ class RVEDiTPipeline(DiffusionPipeline):
 
     def _velocity(self, latents: Tensor, timestep: Tensor, given: _Condition) -> Tensor:
         output = self.transformer(
-            latents.to(self.transformer.dtype), timestep.expand(len(latents)), given.conditioning, given.contexts
+            latents.to(self.transformer.dtype),
+            timestep.expand(len(latents)),
+            given.conditioning,
+            given.contexts,
         )
         return output.sample.float()

@@ -70,7 +70,9 @@ class FlowRecipe(_Section):
 class AlignmentRecipe(_Section):
     """Reference-anchored attention alignment (Eqs. 4-6)."""
 
-    weight: float = Field(0.75, ge=0, description="lambda_align of Eq. 6; 0 switches the reference branch off")
+    weight: float = Field(
+        0.75, ge=0, description="lambda_align of Eq. 6; 0 switches the reference branch off"
+    )
     temperature: float = Field(0.07, gt=0, description="tau of Eq. 5")
     own_noise: bool = Field(False, description="the reference branch draws its own noise")
 
@@ -121,7 +123,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe: give the path of a YAML file, such as recipes/nano.yaml") from None
+        raise UserError(
+            f"{path}: no such recipe: give the path of a YAML file, such as recipes/nano.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
@@ -141,7 +145,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _parse_assignment(assignment: str) -> dict[str, Any]:
     key, separator, text = assignment.partition("=")
     if not separator or not key:
-        raise UserError(f"--set {assignment}: write it as key=value, such as --set optimizer.learning_rate=1e-4")
+        raise UserError(
+            f"--set {assignment}: write it as key=value, such as --set optimizer.learning_rate=1e-4"
+        )
     value: Any = yaml.safe_load(text)
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -154,9 +160,7 @@ def _explain(path: Path, error: ValidationError) -> str:
     key = ".".join(location)
     if first["type"] != "extra_forbidden":
         return f"{path}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        assert annotation is not None
-        section = annotation
+        section = section.model_fields[part].annotation
     return f"{path}: unknown key {key}: choose one of {', '.join(section.model_fields)}"

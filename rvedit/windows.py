@@ -95,7 +95,9 @@ def cross_fade(
     """The current window's latents, faded from the previous window's where the two overlap."""
     if not plan.overlap:
         return current
-    weight = torch.arange(1, plan.overlap + 1, device=current.device, dtype=current.dtype) / (plan.overlap + 1)
+    weight = torch.arange(1, plan.overlap + 1, device=current.device, dtype=current.dtype) / (
+        plan.overlap + 1
+    )
     weight = weight[:, None, None]
     shared = slice(1, 1 + plan.overlap)
     faded = current.clone()

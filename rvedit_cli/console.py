@@ -29,6 +29,15 @@ def show_warning(
         say(f"rvedit: {message}")
 
 
+def quiet_libraries() -> None:
+    """No progress bars of their own from the libraries that read weights."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A progress bar on stderr, silent where that is no terminal."""

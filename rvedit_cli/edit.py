@@ -21,7 +21,9 @@ NANO_NOTE = (
 
 
 def edit(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A clip, a still image, or a folder of frames.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A clip, a still image, or a folder of frames.")
+    ],
     instruction: Annotated[str, typer.Argument(help='What to do, such as "replace the dog with a corgi".')],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to; by default INPUT_edited here.")
@@ -30,13 +32,19 @@ def edit(
         str | None,
         typer.Option(metavar="nano|DIR|HUB_ID", envvar="RVEDIT_MODEL", help="Which weights. [default: nano]"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; by default the model's own.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps; by default the model's own.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale, 1 for none; by default the model's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: equal seeds give equal edits.")] = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Also write source and edit side by side.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default what is there.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also write source and edit side by side.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default what is there.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="fp32|bf16|fp16", help="By default fp32 on a CPU, else bf16.")
     ] = None,
@@ -64,6 +72,7 @@ def edit(
         from rvedit.editors import load_editor
         from rvedit.pipeline import EditSettings
 
+        console.quiet_libraries()
         if model is None and not as_json:
             console.say(NANO_NOTE)
         editor = load_editor(model or "nano", device, dtype)

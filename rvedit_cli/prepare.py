@@ -10,7 +10,9 @@ import typer
 
 from rvedit_cli import console
 
-prepare = typer.Typer(no_args_is_help=True, help="Prepare triplets for training and evaluation.", rich_markup_mode=None)
+prepare = typer.Typer(
+    no_args_is_help=True, help="Prepare triplets for training and evaluation.", rich_markup_mode=None
+)
 
 
 @prepare.callback()
@@ -24,7 +26,10 @@ def playground(
     count: Annotated[int, typer.Option(help="Number of triplets.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the world; equal seeds give equal triplets.")] = 0,
     split: Annotated[
-        str, typer.Option(help="train, test, test_phrasing (unseen wordings) or test_pair (unseen noun and colour).")
+        str,
+        typer.Option(
+            help="train, test, test_phrasing (unseen wordings) or test_pair (unseen noun and colour)."
+        ),
     ] = "train",
     num_frames: Annotated[int, typer.Option(help="Frames of each clip.")] = 33,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
@@ -41,4 +46,8 @@ def playground(
         for done in prepare_playground(order, out, workers):
             bar.update(task, completed=done)
     manifest = out / "manifest.jsonl"
-    typer.echo(json.dumps({"manifest": str(manifest), "count": count}) if as_json else f"{manifest}: {count} triplets")
+    typer.echo(
+        json.dumps({"manifest": str(manifest), "count": count})
+        if as_json
+        else f"{manifest}: {count} triplets"
+    )

@@ -47,6 +47,7 @@ NATURAL: dict[str, RGB] = {
     "cube": (60, 95, 190),
 }
 
+# fmt: off
 DRAWINGS: dict[str, tuple[Primitive, ...]] = {
     "dog": (
         ("polygon", "body", (-0.95, -0.55, -0.78, -0.62, -0.5, 0.0, -0.62, 0.2)),
@@ -147,6 +148,8 @@ DRAWINGS: dict[str, tuple[Primitive, ...]] = {
         ("polygon", "body", (-0.85, -0.45, 0.4, -0.45, 0.4, 0.85, -0.85, 0.85)),
     ),
 }
+
+# fmt: on
 
 NOUNS: tuple[str, ...] = tuple(DRAWINGS)
 

@@ -146,15 +146,15 @@ def edit_mask(source: Frames, target: Frames, threshold: int = 8) -> NDArray[np.
 def stylize(frames: Frames, style: str) -> Frames:
     """Apply one of the world's styles to a clip."""
     x = frames.astype(np.float32)
-    luma = x @ np.float32([0.299, 0.587, 0.114])
+    luma = x @ np.array([0.299, 0.587, 0.114], np.float32)
     if style == "black and white":
         x = np.repeat(luma[..., None], 3, axis=-1)
     elif style == "sepia":
-        x = luma[..., None] * np.float32([1.05, 0.85, 0.6]) + np.float32([20, 8, 0])
+        x = luma[..., None] * np.array([1.05, 0.85, 0.6], np.float32) + np.array([20, 8, 0], np.float32)
     elif style == "night":
-        x = x * np.float32([0.22, 0.28, 0.5]) + np.float32([4, 8, 28])
+        x = x * np.array([0.22, 0.28, 0.5], np.float32) + np.array([4, 8, 28], np.float32)
     elif style == "sunset":
-        x = x * np.float32([0.85, 0.55, 0.35]) + np.float32([60, 18, 10])
+        x = x * np.array([0.85, 0.55, 0.35], np.float32) + np.array([60, 18, 10], np.float32)
     elif style == "inverted":
         x = 255 - x
     elif style == "pixel art":
@@ -169,7 +169,9 @@ def _pixelate(x: NDArray[np.float32], blocks: int = 16, step: int = 64) -> NDArr
     height, width = x.shape[1:3]
     block = max(1, min(height, width) // blocks)
     rows, columns = (np.arange(n) // block for n in (height, width))
-    coarse = np.add.reduceat(np.add.reduceat(x, np.arange(0, height, block), 1), np.arange(0, width, block), 2)
+    coarse = np.add.reduceat(
+        np.add.reduceat(x, np.arange(0, height, block), 1), np.arange(0, width, block), 2
+    )
     area = np.outer(np.bincount(rows), np.bincount(columns))[None, :, :, None]
     quantized = np.round(coarse / area / step) * step
     return np.asarray(quantized[:, rows][:, :, columns], np.float32)
@@ -205,7 +207,9 @@ def _sample_thing(rng: np.random.Generator, noun: str, place: str) -> Thing:
     )
 
 
-def _sample_color(rng: np.random.Generator, noun: str, held_out: bool = False, other_than: Thing | None = None) -> str:
+def _sample_color(
+    rng: np.random.Generator, noun: str, held_out: bool = False, other_than: Thing | None = None
+) -> str:
     """A colour that the noun may have in this split, and that is seen to differ from another thing's."""
     here = np.array(other_than.rgb if other_than else (-999, -999, -999))
     choices = [
@@ -236,7 +240,10 @@ def _swap(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scen
     noun = str(rng.choice([n for n in grammar.NOUNS if n not in {t.noun for t in source.things}]))
     color = _sample_color(rng, noun, held_out) if rng.random() < 0.4 else None
     new = replace(old, noun=noun, color=color)
-    return _with_thing(source, index, new), {"old": _old_name(rng, old), "new": grammar.with_article(new.name)}
+    return _with_thing(source, index, new), {
+        "old": _old_name(rng, old),
+        "new": grammar.with_article(new.name),
+    }
 
 
 def _recolor(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
@@ -252,7 +259,9 @@ def _recolor(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[S
 def _remove(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
-    return replace(source, things=source.things[:index] + source.things[index + 1 :]), {"old": _old_name(rng, old)}
+    return replace(source, things=source.things[:index] + source.things[index + 1 :]), {
+        "old": _old_name(rng, old)
+    }
 
 
 def _add(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:

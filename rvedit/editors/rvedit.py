@@ -69,11 +69,15 @@ def _folder(model: str) -> Path:
     if folder.is_dir():
         return folder
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):
-        raise UserError(f"--model {model}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name")
+        raise UserError(
+            f"--model {model}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(model))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--model {model}: not a folder here, and not to be had from the hub: {reason}") from None
+        raise UserError(
+            f"--model {model}: not a folder here, and not to be had from the hub: {reason}"
+        ) from None

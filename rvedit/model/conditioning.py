@@ -40,6 +40,6 @@ def condition(
     transformer = models.transformer
     edit_tokens = models.edit_token_encoder(frames, texts)
     if transformer.config.routing_depth == len(transformer.blocks):  # no block would read X_l
-        return transformer.condition(edit_tokens, latents)  # type: ignore[no-any-return]
+        return transformer.condition(edit_tokens, latents)
     states = encode_text(models.tokenizer, models.text_encoder, texts, models.config.max_text_length)
-    return transformer.condition(edit_tokens, latents, states)  # type: ignore[no-any-return]
+    return transformer.condition(edit_tokens, latents, states)

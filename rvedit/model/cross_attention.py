@@ -81,5 +81,7 @@ def block_trace(
     modulated = (block.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)
     attended = block.attn1(modulated, None, None, rotary_emb)
     hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
-    trace: Tensor = block.attn2(block.norm2(hidden_states.float()).type_as(hidden_states), context, None, None)
+    trace: Tensor = block.attn2(
+        block.norm2(hidden_states.float()).type_as(hidden_states), context, None, None
+    )
     return trace

@@ -58,10 +58,11 @@ class EditTokenConnector(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(num_queries, llm_width) * 0.02)
-        self.connector = nn.Sequential(nn.Linear(llm_width, width), nn.GELU("tanh"), nn.Linear(width, width))
+        last = nn.Linear(width, width)
         if zero_init:
-            nn.init.zeros_(self.connector[2].weight)
-            nn.init.zeros_(self.connector[2].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.connector = nn.Sequential(nn.Linear(llm_width, width), nn.GELU("tanh"), last)
 
     def forward(self, hidden_states: Float[Tensor, "b k m"]) -> Float[Tensor, "b k d"]:
         """Hidden states at the query positions -> X_e."""
@@ -72,7 +73,9 @@ class EditTokenConnector(ModelMixin, ConfigMixin):
 class EditTokenEncoder:
     """g_phi(v, l) of Alg. 1: (frames, instruction) -> X_e. Holds no weights of its own."""
 
-    def __init__(self, mllm: Qwen2_5_VLForConditionalGeneration, tokenizer: Any, connector: EditTokenConnector):
+    def __init__(
+        self, mllm: Qwen2_5_VLForConditionalGeneration, tokenizer: Any, connector: EditTokenConnector
+    ):
         self.mllm = mllm
         self.tokenizer = tokenizer
         self.connector = connector
@@ -106,6 +109,7 @@ class EditTokenEncoder:
             attention_mask=inputs.attention_mask,
             pixel_values_videos=patches.to(device),
             video_grid_thw=grid.expand(len(texts), 3).to(device),
+            second_per_grid_ts=torch.ones(len(texts)),  # the library's default is too short for large batches
             mm_token_type_ids=2 * (input_ids == self.mllm.config.video_token_id),
             use_cache=False,
         ).last_hidden_state
@@ -122,7 +126,7 @@ class EditTokenEncoder:
         )
 
     def patchify(self, clips: UInt8[np.ndarray, "b n h w 3"]) -> tuple[Float[Tensor, "p q"], Tensor]:
-        """Resized, normalised and cut as Qwen2.5-VL's processor does: patches, and the grid (t, h, w) of a clip.
+        """Resized, normalised and cut as Qwen2.5-VL's processor does: patches, and a clip's grid (t, h, w).
 
         The library's video processor needs torchvision; this is the same arithmetic without it.
         """

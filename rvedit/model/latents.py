@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(x, device=like.device) for x in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(x, device=like.device) for x in (vae.config.latents_mean, vae.config.latents_std)
+    )
     return mean[:, None, None, None], std[:, None, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Nano's vocabulary: byte-level pairs learned from the playground's language, so that any text is accepted."""
+"""Nano's vocabulary: byte-level pairs learned from the playground's language; any text is accepted."""
 
 from __future__ import annotations
 

@@ -28,14 +28,18 @@ class Conditioning:
     """The source's latents as they are added to the noisy tokens, scaled by sigma_t."""
 
 
-def route(conditioning: Conditioning, num_layers: int, routing_depth: int) -> Sequence[Float[Tensor, "b c d"]]:
+def route(
+    conditioning: Conditioning, num_layers: int, routing_depth: int
+) -> Sequence[Float[Tensor, "b c d"]]:
     """The cross-attention context of every block, C^(1) ... C^(L) (Eq. 3).
 
-    Blocks 1 ... L_s read X_e alone, blocks L_s + 1 ... L read [X_e; X_v; X_l]. `routing_depth` is L_s: 0 shows
-    everything everywhere, `num_layers` shows X_e alone.
+    Blocks 1 ... L_s read X_e alone, blocks L_s + 1 ... L read [X_e; X_v; X_l]. `routing_depth` is L_s: 0
+    shows everything everywhere, `num_layers` shows X_e alone.
     """
     if not 0 <= routing_depth <= num_layers:
-        raise ValueError(f"routing_depth is {routing_depth}: it must lie in 0 ... {num_layers}, the number of blocks")
+        raise ValueError(
+            f"routing_depth is {routing_depth}: it must lie in 0 ... {num_layers}, the number of blocks"
+        )
     groups = (conditioning.edit_tokens, conditioning.visual_tokens, conditioning.text_tokens)
     present = [group for group in groups if group is not None]
     if not present or (routing_depth and conditioning.edit_tokens is None):

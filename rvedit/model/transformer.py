@@ -39,7 +39,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
     @register_to_config
     def __init__(
         self,
-        patch_size: tuple[int, ...] = (1, 2, 2),
+        patch_size: tuple[int, int, int] = (1, 2, 2),
         num_attention_heads: int = 24,
         attention_head_dim: int = 128,
         in_channels: int = 48,
@@ -90,8 +90,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
     ) -> Conditioning:
         """Build X_e, X_v and X_l in the transformer's width, once per clip.
 
-        `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` the text
-        encoder's hidden states.
+        `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` are
+        the text encoder's hidden states.
         """
         visual = source = text = None
         if source_latents is not None:
@@ -103,10 +103,12 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             source = source + position if self.config.source_position else source
         if text_states is not None:
             text = self.condition_embedder.text_embedder(text_states)
-        return Conditioning(edit_tokens=edit_tokens, visual_tokens=visual, text_tokens=text, source_tokens=source)
+        return Conditioning(
+            edit_tokens=edit_tokens, visual_tokens=visual, text_tokens=text, source_tokens=source
+        )
 
     def contexts(self, conditioning: Conditioning, reuse: bool = False) -> list[BlockContext]:
-        """What each block reads (Eq. 3). Made once per clip with `reuse`, keys and values are projected once."""
+        """What each block reads (Eq. 3); made once per clip with `reuse`, it is projected once."""
         routed = route(conditioning, len(self.blocks), self.config.routing_depth)
         return [BlockContext(tokens=tokens, reuse=reuse) for tokens in routed]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,7 +20,9 @@ def interpolate(
 
 
 def flow_matching_loss(
-    velocity: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"]
+    velocity: Float[Tensor, "b c f h w"],
+    target: Float[Tensor, "b c f h w"],
+    noise: Float[Tensor, "b c f h w"],
 ) -> Float[Tensor, ""]:
     """L_fm: mean squared distance to u* = eps - x_1 (Alg. 1, line 8)."""
     return (velocity.float() - (noise - target)).square().mean()

@@ -24,7 +24,9 @@ from rvedit.training.state import latest_checkpoint, load_checkpoint, save_check
 class TrainingTask(Protocol):
     """What the loop trains."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained or carried along."""
 
     def batches(self, first_step: int) -> Iterator[Any]:
         """Yield the batch of each step from `first_step` on."""
@@ -37,14 +39,14 @@ class TrainingTask(Protocol):
 
 
 def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
-    """Share of the peak rate: linear warm-up, constant, linear decay over the last `decay_steps` (from step 0)."""
+    """Share of the peak rate at a step from 0 on: linear warm-up, constant, linear decay at the end."""
     rise = (step + 1) / (recipe.warmup_steps + 1)
     fall = (steps - step) / (recipe.decay_steps + 1)
     return min(1.0, rise, fall)
 
 
 def fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool = True) -> Iterator[dict[str, float]]:
-    """Train up to `recipe.steps`, yielding the scalars of each step; weights, state and log go to `folder`."""
+    """Train up to `recipe.steps`, yielding each step's scalars; weights, state and log go to `folder`."""
     torch.set_flush_denormal(True)
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = NamedOptimizer(task.model, recipe.optimizer)
@@ -69,7 +71,12 @@ def fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool = True) -
         if average is not None:
             average.step(trained.values())
         scalars = {name: float(value.detach()) for name, value in losses.items()}
-        scalars |= {"step": step, "grad_norm": float(norm), "rate": fraction, "seconds": time.perf_counter() - started}
+        scalars |= {
+            "step": step,
+            "grad_norm": float(norm),
+            "rate": fraction,
+            "seconds": time.perf_counter() - started,
+        }
         log.write(scalars)
         done = step + 1
         if done % recipe.checkpoint_every == 0 or done == recipe.steps:

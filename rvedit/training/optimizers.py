@@ -48,7 +48,7 @@ class NamedOptimizer:
         return {n: p for n, p in self.trained.items() if n in names}
 
     def step(self, fraction: float) -> None:
-        """Descend the gradients of the model's parameters at a fraction of the peak rates, then clear them."""
+        """Descend the model's gradients at a fraction of the peak rates, then clear them."""
         for name, matrix in self.matrices.items():
             gradient = self.trained[name].grad
             matrix.grad = None if gradient is None else gradient.reshape(len(matrix), -1)

@@ -18,9 +18,7 @@ from rvedit.training.optimizers import NamedOptimizer
 KEPT = 2
 
 
-def save_checkpoint(
-    folder: Path, step: int, optimizer: NamedOptimizer, average: EMAModel | None
-) -> Path:
+def save_checkpoint(folder: Path, step: int, optimizer: NamedOptimizer, average: EMAModel | None) -> Path:
     """Write `folder/checkpoints/step_N`, keep the newest few, return the new one."""
     checkpoints = folder / "checkpoints"
     final = checkpoints / f"step_{step:08d}"

@@ -54,7 +54,7 @@ class VAETask:
         data = self.recipe.data
         loader: DataLoader[Tensor] = DataLoader(
             ClipCrops(data),
-            batch_sampler=per_step(first_step, self.recipe.batch_size),  # type: ignore[arg-type]
+            batch_sampler=per_step(first_step, self.recipe.batch_size),
             num_workers=data.workers,
         )
         return iter(loader)
@@ -84,7 +84,9 @@ class VAETask:
         """
         batches = self.batches(first_step=10**9)
         with torch.no_grad():
-            latents = torch.cat([self.model.encode(next(batches).to(self.device)).latent_dist.mean for _ in range(16)])
+            latents = torch.cat(
+                [self.model.encode(next(batches).to(self.device)).latent_dist.mean for _ in range(16)]
+            )
         mean = latents.mean(dim=(0, 2, 3, 4))
         scale = (latents - mean[None, :, None, None, None]).square().mean().sqrt().item()
         statistics: dict[str, Any] = {"latents_mean": mean.tolist(), "latents_std": [scale] * len(mean)}

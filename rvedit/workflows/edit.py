@@ -67,7 +67,9 @@ def edit_file(
         comparing = None
         if comparison:
             width = 2 * info.width + 2
-            comparing = stack.enter_context(VideoWriter(comparison, like=info, overwrite=overwrite, width=width))
+            comparing = stack.enter_context(
+                VideoWriter(comparison, like=info, overwrite=overwrite, width=width)
+            )
         for edited in editor.edit(source_frames(), instruction, settings or EditSettings(), on_progress):
             timed = pending.popleft()
             writer.write(edited, timed.pts, timed.duration)
@@ -80,5 +82,7 @@ def edit_file(
 def checked_instruction(instruction: str) -> str:
     """The instruction without surrounding blanks; an empty one is a UserError."""
     if not instruction.strip():
-        raise UserError('the instruction is empty: say what to change, such as "replace the dog with a corgi"')
+        raise UserError(
+            'the instruction is empty: say what to change, such as "replace the dog with a corgi"'
+        )
     return instruction.strip()

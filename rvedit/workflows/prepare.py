@@ -54,7 +54,9 @@ def prepare_playground(order: PlaygroundOrder, folder: Path, workers: int | None
     else:
         with ProcessPoolExecutor(workers) as pool:
             chunk = max(1, min(32, order.count // workers))
-            yield from _collect(pool.map(partial(_write_triplet, order, folder), range(order.count), chunksize=chunk), rows)
+            yield from _collect(
+                pool.map(partial(_write_triplet, order, folder), range(order.count), chunksize=chunk), rows
+            )
     manifest = folder / "manifest.jsonl"
     part = temporary_sibling(manifest)
     part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -21,7 +21,9 @@ from rvedit.training.vae import VAETask
 RECORDED = ("rvedit", "torch", "diffusers", "transformers")
 
 
-def train(recipe: Recipe, runs: Path, device: str | None = None, fresh: bool = False) -> Iterator[dict[str, float]]:
+def train(
+    recipe: Recipe, runs: Path, device: str | None = None, fresh: bool = False
+) -> Iterator[dict[str, float]]:
     """Train a recipe in `runs/<name>`, yielding the scalars of each step.
 
     A run that was interrupted goes on from its last checkpoint, unless `fresh`.
@@ -30,7 +32,7 @@ def train(recipe: Recipe, runs: Path, device: str | None = None, fresh: bool = F
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not fresh and latest_checkpoint(folder):
         _refuse_other_recipe(recipe, folder)
-    task: TrainingTask = (VAETask if recipe.task == "vae" else EditorTask)(recipe, place)
+    task: TrainingTask = VAETask(recipe, place) if recipe.task == "vae" else EditorTask(recipe, place)
     _write_record(recipe, folder, place)
     yield from fit(task, recipe, folder, resume=not fresh)
 
@@ -46,8 +48,8 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
     changed = [key for key in now if key not in free and before.get(key) != now[key]]
     if changed:
         raise UserError(
-            f"{folder}: the run there was begun with another {changed[0]}: give another name with --set name=..., "
-            "or start anew with --fresh"
+            f"{folder}: the run there was begun with another {changed[0]}: "
+            "give another name with --set name=..., or start anew with --fresh"
         )
 
 

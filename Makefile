@@ -1,0 +1,24 @@
+.PHONY: check test demo nano quality
+
+check:  ## style, types, layers
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test:
+	pytest
+
+demo:  ## the README's clip and picture
+	python -m rvedit.data.demo assets/park.mp4
+	rvedit edit assets/park.mp4 "replace the dog with a corgi" --compare --overwrite -o /tmp/park_edited.mp4
+	python benchmarks/contact_sheet.py assets/park_compare.png /tmp/park_edited_compare.mp4
+
+nano:  ## train the embedded model again, from nothing
+	rvedit train recipes/nano_vae.yaml
+	rvedit train recipes/nano_first_stage.yaml
+	rvedit train recipes/nano.yaml
+	python -m rvedit.embed runs/nano
+
+quality:  ## 200 held-out clips
+	python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json

@@ -1,0 +1,117 @@
+"""What the benchmarks share: the device's name, interleaved timing, peak memory, tables and JSON.
+
+Figures are ratios of variants measured side by side in one run: one warm-up each, then A, B, A, B, ..., and
+the median of each. Memory is read in one of two ways. On CUDA: the allocator's peak. On the CPU: the kernel's
+high-water mark of the process, reset before the call; the call belongs in a fresh process then, since in one
+that has lived, freed memory hides what is taken anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+Step = Callable[[], Any]
+
+
+def arguments(description: str | None, repeats: int = 5) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=torch.device(default))
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed calls of each variant")
+    parser.add_argument("--out", type=Path, help="JSON file; none: print only")
+    return parser
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or the CPU's model and the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved_medians(variants: Mapping[str, Step], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median seconds of each variant, called in turn; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(1 + repeats):
+        for name, step in variants.items():
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(values[1:]) for name, values in seconds.items()}
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+    """FLOP/s of a large square matrix product: what this device can give."""
+    size = 8192 if device.type == "cuda" else 1536
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = interleaved_medians({"matmul": lambda: left @ right}, device, repeats)["matmul"]
+    return 2 * size**3 / seconds
+
+
+def peak_bytes(step: Step, device: torch.device) -> tuple[int, int]:
+    """Bytes in use before a call, and the most during it, what was there before included."""
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        synchronize(device)
+        return before, torch.cuda.max_memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is in use
+    before = _high_water_bytes()
+    step()
+    return before, _high_water_bytes()
+
+
+def _high_water_bytes() -> int:
+    # Not getrusage's ru_maxrss: that one is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of a module in a new process, with as many threads as here."""
+    threads = (torch.get_num_threads(),)
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, threads) as pool:
+        return pool.submit(function, *args).result()
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below their headers, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    for row in (headers, ["-" * width for width in widths], *rows):
+        first, *others = zip(row, widths, strict=True)
+        print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+
+
+def write_json(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
+    """Write what was measured, on what and how, to `--out` if it is given."""
+    if args.out is None:
+        return
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "device")}
+    about = {"device": device_name(args.device), "torch": torch.__version__, "settings": settings}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({**about, **results}, indent=1, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,214 @@
+"""Sizes to measure at, what they should cost, and inputs of random numbers.
+
+Costs count matrix products alone, 2 m n k each: no patch embedding, no modulation, no norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchEncoding
+
+from rvedit.model.presets import WAN22_5B_TRANSFORMER
+from rvedit.model.routing import Conditioning
+from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.training.step import Premise, TripletBatch, sample_depth
+
+CONTEXTS = ("text only", "full", "routed")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer and the clip that it edits."""
+
+    config: dict[str, Any]
+    """Of `RoutedWanTransformer3DModel`."""
+    grid: tuple[int, int, int]
+    """Latent frames, rows and columns."""
+    edit_tokens: int
+    """K."""
+    text_tokens: int
+
+    @property
+    def latents(self) -> tuple[int, int, int, int, int]:
+        """b c f h w of one clip."""
+        return (1, self.config["in_channels"], *self.grid)
+
+    @property
+    def width(self) -> int:
+        """The transformer's d."""
+        return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
+
+    @property
+    def blocks(self) -> int:
+        """The transformer's L."""
+        return int(self.config["num_layers"])
+
+    @property
+    def sequence(self) -> int:
+        """S, the video's tokens."""
+        size = 1
+        for length, patch in zip(self.grid, self.config["patch_size"], strict=True):
+            size *= length // patch
+        return size
+
+
+FULL = Shape(WAN22_5B_TRANSFORMER, grid=(21, 44, 80), edit_tokens=512, text_tokens=512)
+"""81 x 704 x 1280 in the 5B: S = 18,480."""
+
+
+def scaled_down(width: int, blocks: int, grid: tuple[int, int, int], tokens: int) -> Shape:
+    """The 5B's proportions at another size; `tokens` of X_e and of X_l, heads of 64."""
+    config = {
+        **WAN22_5B_TRANSFORMER,
+        "num_attention_heads": width // 64,
+        "attention_head_dim": 64,
+        "text_dim": width,
+        "ffn_dim": 14336 * width // 3072,
+        "num_layers": blocks,
+        "routing_depth": blocks // 2,
+    }
+    return Shape(config, grid, edit_tokens=tokens, text_tokens=tokens)
+
+
+SMALL = scaled_down(256, 8, (4, 24, 32), 32)
+"""Width 256, 8 blocks, S = 768."""
+
+
+# What it should cost.
+
+
+def context_lengths(shape: Shape, context: str) -> list[int]:
+    """Tokens that each block reads (Eq. 3), for one of CONTEXTS."""
+    if context == "text only":
+        return [shape.text_tokens] * shape.blocks
+    everything = shape.edit_tokens + shape.sequence + shape.text_tokens
+    shallow = shape.config["routing_depth"] if context == "routed" else 0
+    return [shape.edit_tokens] * shallow + [everything] * (shape.blocks - shallow)
+
+
+def forward_flops(
+    shape: Shape, lengths: Sequence[int], reuse: bool = False, stop_at: int | None = None
+) -> float:
+    """FLOPs of a forward pass of one clip.
+
+    A block: self-attention 4 S^2 d and its projections 8 S d^2; cross-attention 4 S C d, its queries and
+    output 4 S d^2, its keys and values 4 C d^2 (none with `reuse`); feed-forward 4 S d f. A pass that stops
+    at block `stop_at` ends before that block's feed-forward.
+    """
+    s, d, f = shape.sequence, shape.width, shape.config["ffn_dim"]
+    total = 0.0
+    for depth, c in enumerate(lengths, start=1):
+        total += 4 * s * s * d + 8 * s * d * d + 4 * s * c * d + 4 * s * d * d + 4 * c * d * d * (not reuse)
+        if depth == stop_at:
+            break
+        total += 4 * s * d * f
+    return total
+
+
+def alignment_flops(sequence: int, width: int) -> float:
+    """Eq. 5 with its gradient: the similarities twice, once more times a*."""
+    return 6.0 * sequence**2 * width
+
+
+def training_flops(
+    shape: Shape, depths: Sequence[int] = (), checkpointing: bool = True, context: str = "routed"
+) -> float:
+    """A training step, aligned at one of `depths` (their mean), or not aligned.
+
+    The backward pass costs two forward passes; with checkpointing, one more to have the activations again.
+    The reference branch costs one that stops at the depth.
+    """
+    lengths = context_lengths(shape, context)
+    total = (3 + checkpointing) * forward_flops(shape, lengths)
+    if depths:
+        reference = [forward_flops(shape, lengths, stop_at=depth) for depth in depths]
+        total += sum(reference) / len(reference) + alignment_flops(shape.sequence, shape.width)
+    return total
+
+
+def sample_of_depths(blocks: int, number: int) -> list[int]:
+    """Depths in the middle of equal parts of 1 ... L: their mean cost is that of a uniform depth."""
+    return [round((part + 0.5) * blocks / number + 0.5) for part in range(number)]
+
+
+def step_with_depth(depth: int, blocks: int) -> int:
+    """The first training step that draws this depth."""
+    return next(step for step in count() if sample_depth(SEED, step, blocks) == depth)
+
+
+# What is measured.
+
+
+def build_transformer(
+    shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
+) -> RoutedWanTransformer3DModel:
+    """A transformer of random weights, made on the device; what Wan keeps in fp32 stays so."""
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        transformer = RoutedWanTransformer3DModel(**shape.config)
+    kept = set(transformer._keep_in_fp32_modules)
+    for name, parameter in transformer.named_parameters():
+        if kept.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return transformer
+
+
+def build_conditioning(transformer: RoutedWanTransformer3DModel, shape: Shape, context: str) -> Conditioning:
+    """Random tokens of a context, and the routing depth that goes with it."""
+    like = transformer.patch_embedding.weight
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, device=like.device, dtype=like.dtype)
+
+    transformer.register_to_config(routing_depth=shape.config["routing_depth"] if context == "routed" else 0)
+    text = random(1, shape.text_tokens, shape.config["text_dim"])
+    if context == "text only":
+        return transformer.condition(text_states=text)
+    return transformer.condition(random(1, shape.edit_tokens, shape.width), random(*shape.latents), text)
+
+
+class StandIns(nn.Module):
+    """What `training_losses` needs around a transformer, at no cost: ready latents, X_e and text states."""
+
+    def __init__(self, transformer: RoutedWanTransformer3DModel, shape: Shape):
+        super().__init__()
+        like = {"device": transformer.device, "dtype": transformer.patch_embedding.weight.dtype}
+        channels, tokens = shape.config["in_channels"], shape.text_tokens
+        self.transformer = transformer
+        self.config = SimpleNamespace(max_text_length=tokens)
+        self.vae = SimpleNamespace(
+            dtype=torch.float32,
+            config=SimpleNamespace(latents_mean=[0.0] * channels, latents_std=[1.0] * channels),
+            encode=lambda latents: SimpleNamespace(latent_dist=SimpleNamespace(mean=latents)),
+        )
+        ids = torch.ones(1, tokens, dtype=torch.long, device=transformer.device)
+        self.tokenizer = lambda *args, **kwargs: BatchEncoding({"input_ids": ids, "attention_mask": ids})
+        self.text_encoder = _Table(torch.randn(1, tokens, shape.config["text_dim"], **like))
+        self.edit_tokens = nn.Parameter(torch.randn(1, shape.edit_tokens, shape.width, **like))
+
+    def edit_token_encoder(self, frames: Any, texts: Any) -> Tensor:
+        """X_e; it takes a gradient, as the connector's output does."""
+        return self.edit_tokens
+
+
+class _Table(nn.Module):
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self.states = nn.Parameter(states, requires_grad=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=self.states)
+
+
+def random_batch(shape: Shape, device: torch.device) -> TripletBatch:
+    """A triplet whose clips are latents already (see `StandIns`)."""
+    source, target = (Premise(torch.randn(shape.latents, device=device), [], []) for _ in range(2))
+    return TripletBatch(source, target)

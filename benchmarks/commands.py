@@ -1,0 +1,44 @@
+"""Wall-clock seconds of the commands that a new user runs first, as whole processes: start-up included.
+
+    python benchmarks/commands.py --out benchmarks/results/commands.json
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from _common import arguments, print_table, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+RVEDIT = [sys.executable, "-c", "from rvedit_cli.main import main; main()"]
+COMMANDS = {
+    "rvedit --help": (["--help"], 0.5),
+    "rvedit edit assets/park.mp4": (["edit", str(ROOT / "assets/park.mp4"), "replace the dog with a corgi"], 20.0),
+}
+
+
+def seconds(words: list[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        subprocess.run([*RVEDIT, *words], cwd=folder, check=True, capture_output=True)
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    args = arguments(__doc__, repeats=3).parse_args()
+    results = {}
+    for name, (words, bar) in COMMANDS.items():
+        times = [seconds(words) for _ in range(args.repeats)]
+        results[name] = {"seconds": statistics.median(times), "bar": bar}
+    rows = [(name, f"{row['seconds']:.2f}", f"{row['bar']:.1f}") for name, row in results.items()]
+    print_table(("command", "median s", "bar s"), rows)
+    write_json(args, {"commands": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""A picture of clips: one row per clip, evenly spread frames. `python benchmarks/contact_sheet.py OUT CLIP...`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rvedit.video import VideoReader
+
+
+def sheet(clips: list[Path], columns: int = 4, width: int = 258) -> Image.Image:
+    """Frames of each clip, resized to one width."""
+    rows = []
+    for path in clips:
+        with VideoReader(path) as reader:
+            wanted = set(np.linspace(0, reader.info.num_frames - 1, columns).round().astype(int).tolist())
+            height = round(width * reader.info.height / reader.info.width)
+            frames = [timed.frame for index, timed in enumerate(reader) if index in wanted]
+        tiles = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.LANCZOS)) for f in frames]
+        rows.append(np.concatenate(tiles, axis=1))
+    return Image.fromarray(np.concatenate([row for row in rows if row.shape[1] == rows[0].shape[1]], axis=0))
+
+
+if __name__ == "__main__":
+    sheet([Path(name) for name in sys.argv[2:]]).save(sys.argv[1])

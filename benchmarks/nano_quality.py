@@ -1,0 +1,107 @@
+"""How well a model edits held-out playground clips, against copying the source and the VAE's ceiling.
+
+    python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from _common import arguments, write_json
+from PIL import Image
+from tqdm import tqdm
+
+from rvedit.data.playground import Split, edit_mask, render, sample_triplet
+from rvedit.editors import load_editor
+from rvedit.judge.measures import SUCCESS_GAIN, edit_gain, flicker, preservation
+from rvedit.model.latents import decode, encode
+from rvedit.pipeline import EditSettings
+from rvedit.video_tensors import to_frames, to_model_range
+
+SEED = 1_000_003  # of the evaluation; training uses other seeds and another split
+
+
+def measure(source, output, target, mask):
+    return {
+        "gain": edit_gain(source, output, target, mask),
+        "preservation": preservation(output, target, mask),
+        "flicker": flicker(output) / max(flicker(target), 1e-6),
+    }
+
+
+def summarize(rows):
+    def mean(key):
+        values = [row[key] for row in rows if row[key] is not None]
+        return float(np.mean(values)) if values else None
+
+    success = float(np.mean([row["gain"] > SUCCESS_GAIN for row in rows]))
+    return {"clips": len(rows), "success": success, **{k: mean(k) for k in ("gain", "preservation", "flicker")}}
+
+
+def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditSettings):
+    vae = editor.pipeline.vae
+    rows, shown = defaultdict(list), defaultdict(list)
+    index = 0
+    wanted = defaultdict(lambda: -(-count // (2 if split == "test_pair" else 4)))
+    bar = tqdm(total=count, desc=split)
+    while bar.n < count:
+        triplet = sample_triplet(SEED, index, split)
+        index += 1
+        category = triplet.category.value
+        if not wanted[category]:
+            continue
+        wanted[category] -= 1
+        source, target = (render(scene, num_frames, size, size) for scene in (triplet.source, triplet.target))
+        mask = np.ones(source.shape[:3], bool) if category == "style" else edit_mask(source, target)
+        output = editor.pipeline(source, triplet.instruction, settings)
+        with torch.no_grad():
+            ceiling = to_frames(decode(vae, encode(vae, to_model_range(target)[None]))[0])[:num_frames]
+        for name, clip in (("edit", output), ("copy the source", source), ("VAE ceiling", ceiling)):
+            rows[name, category].append(measure(source, clip, target, mask))
+        if len(shown[category]) < 8:
+            shown[category].append(np.concatenate([source[0], output[0], output[-1], target[-1]], axis=1))
+        bar.update()
+    return rows, shown
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--splits", nargs="+", default=["test"])
+    parser.add_argument("--num-frames", type=int, default=9)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sheet", type=Path, help="a picture: source, first and last edited frame, target")
+    args = parser.parse_args()
+    editor = load_editor(args.model, args.device.type)
+    settings = EditSettings(num_inference_steps=args.steps, guidance_scale=args.guidance)
+    results = {}
+    for split in args.splits:
+        rows, shown = evaluate(editor, split, args.count, args.size, args.num_frames, settings)
+        table = {f"{name}/{category}": summarize(r) for (name, category), r in sorted(rows.items())}
+        for name in ("edit", "copy the source", "VAE ceiling"):
+            groups = [v for k, v in table.items() if k.startswith(name + "/")]
+            table[f"{name}/mean over categories"] = {
+                key: float(np.mean([g[key] for g in groups if g[key] is not None]))
+                for key in ("clips", "success", "gain", "preservation", "flicker")
+            }
+        results[split] = table
+        print(f"\n{split:34}{'clips':>8}{'success':>9}{'gain':>8}{'preserv. dB':>13}{'flicker ratio':>15}")
+        for key, row in sorted(table.items()):
+            psnr = "-" if row["preservation"] is None else f"{row['preservation']:.1f}"
+            figures = f"{row['success']:>9.0%}{row['gain']:>8.2f}{psnr:>13}{row['flicker']:>15.2f}"
+            print(f"{key:34}{row['clips']:>8.0f}{figures}")
+    write_json(args, results)
+    if args.sheet:
+        columns = [np.concatenate(images) for _, images in sorted(shown.items())]
+        height = min(len(c) for c in columns)
+        Image.fromarray(np.concatenate([c[:height] for c in columns], axis=1)).save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()

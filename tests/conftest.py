@@ -1,0 +1,230 @@
+"""Small models that the tests share, and shapes checked at run time.
+
+The import hook makes every annotated function of the model, the objectives and the windows check its shapes
+with beartype, so each test is also a test of the annotations. It must run before rvedit is imported.
+"""
+
+# ruff: noqa: E402 (the hook comes before what it hooks)
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+MODEL_MODULES = (
+    "cross_attention", "edit_tokens", "latents", "routing", "text_tokens", "transformer", "visual_tokens"
+)  # fmt: skip
+install_import_hook(
+    [*(f"rvedit.model.{name}" for name in MODEL_MODULES), "rvedit.objective", "rvedit.windows"],
+    "beartype.beartype",
+)
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from hypothesis import settings
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.model.nano_tokenizer import train_tokenizer
+from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.pipeline import RVEDiTPipeline
+
+# A slow or loaded machine is no failure; nothing is written beside the tests.
+settings.register_profile("rvedit", deadline=None, database=None, max_examples=60)
+settings.load_profile("rvedit")
+
+WIDTH = 64
+LLM_WIDTH = 64
+TEXT_WIDTH = 32
+CHANNELS = 8
+
+CORPUS = ("replace the dog with a corgi", "make the fish orange", "add a red car", "remove the ball")
+
+
+def make_transformer(**changes: Any) -> RoutedWanTransformer3DModel:
+    """Four blocks of width 64 with fresh weights; the caller seeds."""
+    config: dict[str, Any] = {
+        "patch_size": (1, 1, 1),
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "text_dim": TEXT_WIDTH,
+        "freq_dim": 32,
+        "ffn_dim": 96,
+        "num_layers": 4,
+        "rope_max_seq_len": 64,
+        "routing_depth": 2,
+        "source_position": True,
+    }
+    return RoutedWanTransformer3DModel(**{**config, **changes}).eval()
+
+
+def make_vae() -> AutoencoderKLWan:
+    """A residual Wan VAE of 1/16 the side and 1/4 the frames, with statistics that are not trivial."""
+    return AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=CHANNELS,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        is_residual=True,
+        in_channels=48,
+        out_channels=48,
+        patch_size=4,
+        scale_factor_temporal=4,
+        scale_factor_spatial=16,
+        latents_mean=[0.02 * channel for channel in range(CHANNELS)],
+        latents_std=[0.1 + 0.05 * channel for channel in range(CHANNELS)],
+    ).eval()
+
+
+def make_mllm(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL with two layers; one vision block attends in windows, the other to the whole frame."""
+    special = tokenizer.convert_tokens_to_ids
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": LLM_WIDTH,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
+            "bos_token_id": None,
+            "eos_token_id": special("<|im_end|>"),
+            "pad_token_id": tokenizer.pad_token_id,
+            "initializer_range": 0.2,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 32,
+            "out_hidden_size": LLM_WIDTH,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 1,
+            "initializer_range": 0.2,
+        },
+        image_token_id=special("<|image_pad|>"),
+        video_token_id=special("<|video_pad|>"),
+        vision_start_token_id=special("<|vision_start|>"),
+        vision_end_token_id=special("<|vision_end|>"),
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def make_connector(**changes: Any) -> EditTokenConnector:
+    """Six queries, four frames of at most 32 x 32."""
+    config: dict[str, Any] = {
+        "num_queries": 6,
+        "llm_width": LLM_WIDTH,
+        "width": WIDTH,
+        "max_frames": 4,
+        "max_pixels": 32 * 32,
+        "system_prompt": "edit the dog",
+        "zero_init": False,
+    }
+    return EditTokenConnector(**{**config, **changes}).eval()
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
+    """One layer of umT5's encoder."""
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_WIDTH,
+        d_kv=8,
+        d_ff=64,
+        num_layers=1,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def make_pipeline(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> RVEDiTPipeline:
+    """The whole editor with fresh weights: windows of 9 frames every 4, frames of about 32 x 32."""
+    torch.manual_seed(seed)
+    pipeline = RVEDiTPipeline(
+        transformer=make_transformer(),
+        connector=make_connector(),
+        mllm=make_mllm(tokenizer),
+        text_encoder=make_text_encoder(tokenizer),
+        vae=make_vae(),
+        tokenizer=tokenizer,
+        mllm_tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        max_text_length=12,
+        window_frames=9,
+        window_stride=4,
+        min_area=32 * 32,
+        max_area=48 * 48,
+        default_steps=2,
+        default_guidance=1.0,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def random_clip(num_frames: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Blocky noise that moves: survives resizing, and no two frames are equal."""
+    rng = np.random.default_rng([seed, num_frames, height, width])
+    coarse = rng.integers(0, 256, (num_frames, -(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(CORPUS, vocabulary=300)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_tokenizer: PreTrainedTokenizerFast) -> RVEDiTPipeline:
+    return make_pipeline(tiny_tokenizer)
+
+
+@pytest.fixture
+def tiny_encoder(tiny_tokenizer: PreTrainedTokenizerFast) -> EditTokenEncoder:
+    torch.manual_seed(0)
+    mllm, connector = make_mllm(tiny_tokenizer), make_connector()
+    torch.nn.init.normal_(connector.queries)
+    return EditTokenEncoder(mllm, tiny_tokenizer, connector)
+
+
+@pytest.fixture
+def count_calls() -> Any:
+    """`count_calls(module)` gives a list that grows by one at every forward call of the module."""
+    handles = []
+
+    def watch(module: torch.nn.Module) -> list[Any]:
+        calls: list[Any] = []
+        handles.append(module.register_forward_hook(lambda _, args, output: calls.append((args, output))))
+        return calls
+
+    yield watch
+    for handle in handles:
+        handle.remove()
+
+
+WatchCalls = Callable[[torch.nn.Module], list[Any]]

@@ -1,0 +1,113 @@
+"""The procedural world: deterministic, honest splits, known targets."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rvedit.data import grammar
+from rvedit.data.playground import SPLITS, edit_mask, render, sample_triplet, stylize
+from rvedit.errors import UserError
+from rvedit.records import Category
+
+
+def clips(triplet, num_frames=5, size=64):
+    return render(triplet.source, num_frames, size, size), render(triplet.target, num_frames, size, size)
+
+
+def test_equal_arguments_give_equal_triplets():
+    a, b = sample_triplet(3, 17), sample_triplet(3, 17)
+    assert a == b
+    assert np.array_equal(clips(a)[1], clips(b)[1])
+    assert sample_triplet(4, 17) != a
+    assert sample_triplet(3, 17, "test") != a
+
+
+def test_every_edit_is_visible():
+    for index in range(60):
+        triplet = sample_triplet(0, index)
+        source, target = clips(triplet)
+        assert edit_mask(source, target).mean() > 0.005, triplet
+
+
+@pytest.mark.parametrize("category", [Category.CHANGE, Category.REMOVE, Category.ADD])
+def test_local_edits_leave_most_of_the_frame_alone(category):
+    triplets = [t for t in (sample_triplet(0, i) for i in range(80)) if t.category == category]
+    assert len(triplets) > 8
+    for triplet in triplets:
+        assert edit_mask(*clips(triplet)).mean() < 0.4
+
+
+def test_categories_are_balanced():
+    categories = [sample_triplet(0, index).category for index in range(400)]
+    assert all(60 < categories.count(category) < 140 for category in Category)
+
+
+def test_things_and_words_agree():
+    for index in range(200):
+        triplet = sample_triplet(1, index)
+        before, after = ({t.noun for t in s.things} for s in (triplet.source, triplet.target))
+        if triplet.category == Category.REMOVE:
+            (noun,) = before - after
+            assert noun in triplet.instruction
+            assert noun not in triplet.target_caption
+        elif triplet.category == Category.ADD:
+            (noun,) = after - before
+            assert noun in triplet.instruction
+            assert noun in triplet.target_caption
+            assert any(place in triplet.instruction for place in grammar.PLACES)
+
+
+def test_held_out_phrasings_are_not_in_training():
+    def matches(template, text):
+        pattern = re.sub(r"\\{\w+\\}", ".+", re.escape(template))
+        return re.fullmatch(pattern, text) is not None
+
+    unseen = [templates[-1] for templates in grammar.PHRASINGS.values()]
+    train = [sample_triplet(0, index).instruction for index in range(500)]
+    test = [sample_triplet(0, index, "test_phrasing").instruction for index in range(100)]
+    assert not any(matches(template, text) for text in train for template in unseen)
+    assert all(any(matches(template, text) for template in unseen) for text in test)
+
+
+def test_held_out_pairs_appear_in_their_split_alone():
+    def pairs(triplet):
+        return {(t.noun, t.color) for s in (triplet.source, triplet.target) for t in s.things}
+
+    for split in SPLITS:
+        for index in range(200):
+            held = pairs(sample_triplet(0, index, split)) & grammar.HELD_OUT_PAIRS
+            assert bool(held) == (split == "test_pair"), (split, index)
+
+
+def test_frames_continue_where_a_clip_ended():
+    scene = sample_triplet(0, 1).source
+    whole = render(scene, 8, 48, 48)
+    assert np.array_equal(whole[3:], render(scene, 5, 48, 48, first_frame=3))
+
+
+def test_things_stay_in_a_long_clip():
+    triplet = next(t for t in (sample_triplet(0, i) for i in range(99)) if t.category == Category.REMOVE)
+    source, target = (render(s, 1, 64, 64, first_frame=500) for s in (triplet.source, triplet.target))
+    assert edit_mask(source, target).mean() > 0.005
+
+
+@pytest.mark.parametrize("style", grammar.STYLES)
+def test_styles_change_every_part_and_keep_the_shape(style):
+    frames = render(sample_triplet(0, 0).source, 2, 37, 53)
+    styled = stylize(frames, style)
+    assert styled.shape == frames.shape
+    assert styled.dtype == np.uint8
+    assert np.abs(styled.astype(int) - frames).mean() > 4
+
+
+def test_inverting_twice_is_the_identity():
+    frames = render(sample_triplet(0, 0).source, 2, 32, 32)
+    assert np.array_equal(stylize(stylize(frames, "inverted"), "inverted"), frames)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="split is 'dev': choose one of train, test"):
+        sample_triplet(0, 0, "dev")
+    with pytest.raises(UserError, match="style is 'cubist': choose one of black and white"):
+        stylize(np.zeros((1, 4, 4, 3), np.uint8), "cubist")

@@ -1,0 +1,138 @@
+"""Windows over a long clip: nothing lost, nothing twice, little held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
+
+plans = st.integers(1, 6).flatmap(
+    lambda groups: st.builds(
+        WindowPlan, st.just(4 * groups + 1), st.integers(1, groups).map(lambda shift: 4 * shift)
+    )
+)
+
+
+def numbered(count: int) -> Iterator[np.ndarray]:
+    """Frames that carry their number."""
+    for number in range(count):
+        yield np.full((2, 3, 3), number, np.uint8)
+
+
+@given(count=st.integers(1, 100), plan=plans)
+def test_every_frame_comes_out_once_and_in_order(count: int, plan: WindowPlan) -> None:
+    emitted = [
+        int(frame[0, 0, 0])
+        for window in split(numbered(count), plan)
+        for frame in window.frames[window.first_new : window.end]
+    ]
+    assert emitted == list(range(count))
+
+
+@given(count=st.integers(1, 100), plan=plans)
+def test_windows_have_the_vaes_lengths_and_consecutive_frames(count: int, plan: WindowPlan) -> None:
+    for number, window in enumerate(split(numbered(count), plan)):
+        assert window.index == number
+        assert len(window.frames) % 4 == 1
+        assert len(window.frames) <= plan.length
+        start = number * plan.stride
+        expected = [min(start + offset, count - 1) for offset in range(len(window.frames))]
+        assert window.frames[:, 0, 0, 0].tolist() == expected
+
+
+@given(count=st.integers(1, 100), plan=plans)
+def test_count_tells_how_many_windows_there_will_be(count: int, plan: WindowPlan) -> None:
+    windows = list(split(numbered(count), plan))
+    assert len(windows) == plan.count(count)
+    if len(windows) > 1:
+        assert {len(window.frames) for window in windows} == {plan.length}
+    else:
+        padding = len(windows[0].frames) - count
+        assert 0 <= padding < 4
+
+
+@given(count=st.integers(1, 60), plan=plans)
+def test_at_most_one_window_and_one_frame_are_read_ahead(count: int, plan: WindowPlan) -> None:
+    read = 0
+
+    def counting() -> Iterator[np.ndarray]:
+        nonlocal read
+        for frame in numbered(count):
+            read += 1
+            yield frame
+
+    for window in split(counting(), plan):
+        assert read <= window.index * plan.stride + plan.length + 1
+
+
+def test_no_frames_give_no_windows() -> None:
+    assert list(split(numbered(0), WindowPlan(9, 4))) == []
+
+
+@pytest.mark.parametrize(("length", "stride"), [(8, 4), (9, 3), (9, 0), (9, -4), (9, 12), (1, 4)])
+def test_plans_off_the_vaes_grid_are_refused(length: int, stride: int) -> None:
+    with pytest.raises(ValueError, match=rf"window of {length} frames every {stride}"):
+        WindowPlan(length, stride)
+
+
+@given(plan=plans, values=st.tuples(st.floats(-2, 2), st.floats(-2, 2)))
+def test_fading_is_a_weighted_mean_that_moves_steadily_to_the_current_window(
+    plan: WindowPlan, values: tuple[float, float]
+) -> None:
+    shape = (1, 2, plan.latents, 1, 1)
+    constant = torch.full(shape, values[0])
+    assert_close(cross_fade(constant, constant.clone(), plan), constant)
+    ramp = cross_fade(torch.zeros(shape), torch.ones(shape), plan)[0, 0, 1:, 0, 0]
+    faded = ramp[: plan.overlap]
+    assert (faded > 0).all()
+    assert (faded < 1).all()
+    assert (ramp.diff() >= 0).all()
+    assert (faded.diff() > 0).all()
+    assert_close(faded + faded.flip(0), torch.ones(plan.overlap))
+    assert (ramp[plan.overlap :] == 1).all()
+
+
+@given(plan=plans, index=st.integers(0, 5))
+def test_fading_joins_latents_of_the_same_frames(plan: WindowPlan, index: int) -> None:
+    """Latent j > 0 of a window from frame s covers frames s + 4j - 3 ... s + 4j: labelled by s / 4 + j."""
+
+    def labels(start: int) -> torch.Tensor:
+        return torch.arange(plan.latents, dtype=torch.float32)[None, None, :, None, None] + start / 4
+
+    current = labels((index + 1) * plan.stride)
+    assert_close(cross_fade(labels(index * plan.stride), current, plan), current)
+
+
+def test_fading_leaves_its_arguments_alone() -> None:
+    plan = WindowPlan(13, 4)
+    previous, current = torch.zeros(1, 1, 4, 1, 1), torch.ones(1, 1, 4, 1, 1)
+    cross_fade(previous, current, plan)
+    assert (previous == 0).all()
+    assert (current == 1).all()
+
+
+@given(plan=plans, seed=st.integers(0, 2**31))
+def test_noise_starts_from_the_seed_and_is_shared_where_windows_overlap(plan: WindowPlan, seed: int) -> None:
+    shape = (1, 2, plan.latents, 2, 2)
+    noise = WindowNoise(plan, seed)
+    drawn = [noise.draw(shape) for _ in range(4)]
+    assert torch.equal(drawn[0], torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    for previous, current in pairwise(drawn):
+        assert current.shape == shape
+        assert torch.equal(current[:, :, : plan.latents - plan.shift], previous[:, :, plan.shift :])
+        assert not torch.equal(current[:, :, -1], previous[:, :, -1])
+
+
+def test_noise_of_many_windows_is_standard_normal() -> None:
+    noise = WindowNoise(WindowPlan(9, 4), 0)
+    fresh = torch.cat([noise.draw((1, 16, 3, 16, 16))[:, :, -1] for _ in range(8)])
+    assert abs(fresh.mean()) < 0.02
+    assert abs(fresh.std() - 1) < 0.02
