@@ -18,7 +18,8 @@ nano:  ## train the embedded model again, from nothing
 	rvedit train recipes/nano_vae.yaml
 	rvedit train recipes/nano_first_stage.yaml
 	rvedit train recipes/nano.yaml
-	python -m rvedit.embed runs/nano
+	rvedit train recipes/nano_decoder.yaml
+	python -m rvedit.embed runs/nano runs/nano_decoder
 
 quality:  ## 200 held-out clips
 	python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json

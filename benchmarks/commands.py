@@ -1,6 +1,6 @@
 """Wall-clock seconds of the commands that a new user runs first, as whole processes: start-up included.
 
-    python benchmarks/commands.py --out benchmarks/results/commands.json
+python benchmarks/commands.py --out benchmarks/results/commands.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RVEDIT = [sys.executable, "-c", "from rvedit_cli.main import main; main()"]
 COMMANDS = {
     "rvedit --help": (["--help"], 0.5),
-    "rvedit edit assets/park.mp4": (["edit", str(ROOT / "assets/park.mp4"), "replace the dog with a corgi"], 20.0),
+    "rvedit edit assets/park.mp4": (
+        ["edit", str(ROOT / "assets/park.mp4"), "replace the dog with a corgi"],
+        20.0,
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""A picture of clips: one row per clip, evenly spread frames. `python benchmarks/contact_sheet.py OUT CLIP...`"""
+"""A picture of clips, a row each: `python benchmarks/contact_sheet.py OUT.png CLIP...`"""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def sheet(clips: list[Path], columns: int = 4, width: int = 258) -> Image.Image:
             wanted = set(np.linspace(0, reader.info.num_frames - 1, columns).round().astype(int).tolist())
             height = round(width * reader.info.height / reader.info.width)
             frames = [timed.frame for index, timed in enumerate(reader) if index in wanted]
-        tiles = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.LANCZOS)) for f in frames]
+        tiles = [
+            np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.LANCZOS)) for f in frames
+        ]
         rows.append(np.concatenate(tiles, axis=1))
     return Image.fromarray(np.concatenate([row for row in rows if row.shape[1] == rows[0].shape[1]], axis=0))
 

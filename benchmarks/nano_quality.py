@@ -1,6 +1,6 @@
 """How well a model edits held-out playground clips, against copying the source and the VAE's ceiling.
 
-    python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
+python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def summarize(rows):
         return float(np.mean(values)) if values else None
 
     success = float(np.mean([row["gain"] > SUCCESS_GAIN for row in rows]))
-    return {"clips": len(rows), "success": success, **{k: mean(k) for k in ("gain", "preservation", "flicker")}}
+    return {
+        "clips": len(rows),
+        "success": success,
+        **{k: mean(k) for k in ("gain", "preservation", "flicker")},
+    }
 
 
 def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditSettings):

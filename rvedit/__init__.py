@@ -10,7 +10,6 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# diffusers finds the classes named in a model_index.json here.
 _HOMES = {
     "RVEDiTPipeline": "rvedit.pipeline",
     "EditSettings": "rvedit.pipeline",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
 from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
@@ -62,6 +62,8 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPip
     config = json.loads(index.read_text(encoding="utf-8"))
     if config.get("_class_name") != "RVEDiTPipeline":
         raise UserError(f"{folder}: a checkpoint of {config.get('_class_name')}, not of RVEDiTPipeline")
+    for name in ("tokenizer", "mllm_tokenizer", "scheduler"):
+        _require_folder(folder, name)
     settings = {key: value for key, value in config.items() if key in NANO_PIPELINE}
     return RVEDiTPipeline(
         **{name: load_module(name, folder / name, dtype) for name in MODULE_CLASSES},
@@ -74,16 +76,15 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPip
 
 def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Read one module; keys that do not fit are an error that names them."""
-    if not folder.is_dir():
-        raise UserError(f"{folder.parent}: not a whole checkpoint of rvedit: the folder {name}/ is missing")
+    _require_folder(folder.parent, name)
+    cls = MODULE_CLASSES[name]
+    # transformers names the keys of wrong shape only when it is told to let them pass; diffusers always does.
+    options = {"ignore_mismatched_sizes": True} if issubclass(cls, PreTrainedModel) else {}
     try:
-        module, info = MODULE_CLASSES[name].from_pretrained(
-            folder, torch_dtype=dtype, output_loading_info=True
-        )
+        module, info = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{folder}: cannot be loaded as {name}: {str(error).strip().splitlines()[0]}"
-        ) from None
+        reason = str(error).strip().splitlines()[0].split(". If you want")[0]
+        raise UserError(f"{folder}: cannot be loaded as {name}: {reason}") from None
     problems = []
     for kind in ("missing", "unexpected", "mismatched"):
         keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{kind}_keys", ()))
@@ -92,3 +93,8 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
     if problems:
         raise UserError(f"{folder}: the checkpoint's keys do not fit {name}: {'; '.join(problems)}")
     return module.eval()
+
+
+def _require_folder(checkpoint: Path, name: str) -> None:
+    if not (checkpoint / name).is_dir():
+        raise UserError(f"{checkpoint}: not a whole checkpoint of rvedit: the folder {name}/ is missing")

@@ -28,6 +28,9 @@ class ModelRecipe(_Section):
         None, ge=0, description="L_s of Eq. 3, in blocks; none: half of the blocks; 0: everything everywhere"
     )
     init_from: str | None = Field(None, description="folder of a run or a pipeline to start from")
+    frozen: tuple[str, ...] = Field(
+        (), description="parts that are not trained, by the beginning of their name"
+    )
     vae_from: str | None = Field(None, description="folder of the VAE's run; none: the one of init_from")
 
 

@@ -9,13 +9,7 @@ from __future__ import annotations
 
 from jaxtyping import install_import_hook
 
-MODEL_MODULES = (
-    "cross_attention", "edit_tokens", "latents", "routing", "text_tokens", "transformer", "visual_tokens"
-)  # fmt: skip
-install_import_hook(
-    [*(f"rvedit.model.{name}" for name in MODEL_MODULES), "rvedit.objective", "rvedit.windows"],
-    "beartype.beartype",
-)
+install_import_hook(["rvedit.model", "rvedit.objective", "rvedit.windows"], "beartype.beartype")
 
 from collections.abc import Callable
 from typing import Any

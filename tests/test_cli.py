@@ -81,7 +81,18 @@ def test_json_and_seed(tmp_path, short):
     results = []
     for name, seed in (("a.mp4", 1), ("b.mp4", 1), ("c.mp4", 2)):
         done = rvedit(
-            "edit", short, INSTRUCTION, "-o", name, "--seed", seed, "--steps", 2, "--json", cwd=tmp_path, check=0
+            "edit",
+            short,
+            INSTRUCTION,
+            "-o",
+            name,
+            "--seed",
+            seed,
+            "--steps",
+            2,
+            "--json",
+            cwd=tmp_path,
+            check=0,
         )
         results.append(json.loads(done.stdout))
         assert done.stderr == ""
@@ -154,10 +165,17 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, short, arguments, say
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    subprocess.run(
-        [sys.executable, "-c", "import sys; d = open(sys.argv[1], 'rb').read(); open(sys.argv[2], 'wb').write(d[: len(d) * 6 // 10])",
-         str(PARK), str(tmp_path / "cut.mp4")], check=True,
-    )  # fmt: skip
+    with (
+        av.open(str(PARK)) as source,
+        av.open(str(tmp_path / "cut.mp4"), "w", options={"movflags": "faststart"}) as container,
+    ):
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    whole = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     done = rvedit("edit", *arguments, cwd=tmp_path, HF_HUB_OFFLINE="1", check=2)
     lines = done.stderr.strip().splitlines()
@@ -169,7 +187,14 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, short, arguments, say
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
-    command = [sys.executable, "-c", "from rvedit_cli.main import main; main()", "edit", str(PARK), INSTRUCTION]
+    command = [
+        sys.executable,
+        "-c",
+        "from rvedit_cli.main import main; main()",
+        "edit",
+        str(PARK),
+        INSTRUCTION,
+    ]
     process = subprocess.Popen(
         [*command, "--steps", "300", "--compare"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
@@ -201,7 +226,9 @@ def test_help_is_instant_because_torch_stays_unloaded(tmp_path):
         "heavy = {'torch', 'transformers', 'diffusers', 'av', 'numpy', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "edit" in done.stdout
 
@@ -227,8 +254,12 @@ def test_prepare_playground_is_deterministic_and_resumes(tmp_path):
 
 
 def test_prepare_refuses_nonsense(tmp_path):
-    assert "choose one of train" in rvedit(
-        "prepare", "playground", "--out", "x", "--split", "dev", cwd=tmp_path, check=2
-    ).stderr
-    assert "--count 0" in rvedit("prepare", "playground", "--out", "x", "--count", 0, cwd=tmp_path, check=2).stderr
+    assert (
+        "choose one of train"
+        in rvedit("prepare", "playground", "--out", "x", "--split", "dev", cwd=tmp_path, check=2).stderr
+    )
+    assert (
+        "--count 0"
+        in rvedit("prepare", "playground", "--out", "x", "--count", 0, cwd=tmp_path, check=2).stderr
+    )
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CORPUS, WatchCalls, random_clip
-from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -209,8 +209,8 @@ def test_from_pretrained_reads_it_too(tiny_pipeline: RVEDiTPipeline, saved: Path
     assert_same_editor(RVEDiTPipeline.from_pretrained(saved), tiny_pipeline)
 
 
-def test_diffusers_itself_reads_it(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:
-    loaded = DiffusionPipeline.from_pretrained(saved)
+def test_it_loads_as_pipelines_of_diffusers_do(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:
+    loaded = RVEDiTPipeline.from_pretrained(saved)
     assert type(loaded) is RVEDiTPipeline
     assert_same_editor(loaded, tiny_pipeline)
 

@@ -28,7 +28,9 @@ def test_every_field_says_what_it_is():
 
 
 def test_later_layers_win(tmp_path):
-    (tmp_path / "parent.yaml").write_text("steps: 10\nbatch_size: 3\noptimizer: {learning_rate: 0.1, weight_decay: 0.5}\n")
+    (tmp_path / "parent.yaml").write_text(
+        "steps: 10\nbatch_size: 3\noptimizer: {learning_rate: 0.1, weight_decay: 0.5}\n"
+    )
     (tmp_path / "child.yaml").write_text("extends: parent.yaml\nsteps: 20\noptimizer: {learning_rate: 0.2}\n")
     (tmp_path / "over.yaml").write_text("steps: 30\n")
     child = load_recipe(tmp_path / "child.yaml")

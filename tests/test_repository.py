@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def tracked():
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip("not a git checkout")
     return [name for name in done.stdout.split("\0") if name]
@@ -22,7 +24,9 @@ def test_every_path_of_the_readme_exists():
     top = {p.name for p in ROOT.iterdir()}
     words = set(re.findall(r"[\w./-]+", text))
     # Whatever begins with a top-level name is a path; runs/ and outputs are made by the reader.
-    paths = {w.rstrip("./") for w in words if "/" in w and w.split("/")[0] in top and not w.startswith("runs/")}
+    paths = {
+        w.rstrip("./") for w in words if "/" in w and w.split("/")[0] in top and not w.startswith("runs/")
+    }
     assert len(paths) > 5
     missing = sorted(p for p in paths if not (ROOT / p).exists())
     assert not missing

@@ -24,7 +24,14 @@ from rvedit.training.step import sample_depth
 from rvedit.workflows.train import train
 
 GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
-SMALL = ["data.height=32", "data.width=32", "data.num_frames=5", "data.workers=0", "batch_size=2", "precision=fp32"]
+SMALL = [
+    "data.height=32",
+    "data.width=32",
+    "data.num_frames=5",
+    "data.workers=0",
+    "batch_size=2",
+    "precision=fp32",
+]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +97,10 @@ def test_a_killed_run_resumes_exactly(recipe_of, tmp_path, optimizer):
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     assert losses_of(tmp_path, "killed") == losses_of(tmp_path, "whole")
-    for file in ("transformer/diffusion_pytorch_model.safetensors", "connector/diffusion_pytorch_model.safetensors"):
+    for file in (
+        "transformer/diffusion_pytorch_model.safetensors",
+        "connector/diffusion_pytorch_model.safetensors",
+    ):
         a, b = (safe_open(tmp_path / run / file, "pt") for run in ("killed", "whole"))
         assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in a.keys())  # noqa: SIM118
 
@@ -101,7 +111,9 @@ def test_alignment_leaves_no_trace_in_the_checkpoint(recipe_of, tmp_path):
         _, recipe = recipe_of(f"weight{weight}", f"alignment.weight={weight}", "steps=1")
         list(train(recipe, tmp_path, "cpu"))
         folder = tmp_path / recipe.name
-        files = sorted(p.relative_to(folder) for p in folder.rglob("*.safetensors") if "checkpoints" not in p.parts)
+        files = sorted(
+            p.relative_to(folder) for p in folder.rglob("*.safetensors") if "checkpoints" not in p.parts
+        )
         keys[weight] = {str(f): sorted(safe_open(folder / f, "pt").keys()) for f in files}
     assert len(keys[0.75]) == 5
     assert keys[0.0] == keys[0.75]
@@ -111,7 +123,7 @@ def test_an_edited_recipe_is_not_mixed_into_a_run(recipe_of, tmp_path):
     _, recipe = recipe_of("mine", "steps=2")
     list(train(recipe, tmp_path, "cpu"))
     _, other = recipe_of("mine", "steps=2", "alignment.weight=0.1")
-    with pytest.raises(UserError, match="another alignment.*--fresh"):
+    with pytest.raises(UserError, match=r"another alignment.*--fresh"):
         list(train(other, tmp_path, "cpu"))
     assert list(train(other, tmp_path, "cpu", fresh=True))
 
@@ -126,7 +138,7 @@ def test_the_resolved_recipe_and_versions_are_kept(recipe_of, tmp_path):
 def test_weights_of_the_5b_are_asked_for_before_anything_is_built(tmp_path):
     path = tmp_path / "big.yaml"
     path.write_text("model: {preset: wan2.2-5b}\n")
-    with pytest.raises(UserError, match="weights are not here.*nano"):
+    with pytest.raises(UserError, match=r"weights are not here.*nano"):
         list(train(load_recipe(path), tmp_path, "cpu"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,6 +14,7 @@ from rvedit.model.routing import Conditioning
 from rvedit.model.text_tokens import encode_text
 
 
+@runtime_checkable
 class Conditioner(Protocol):
     """What the three token groups are made with."""
 

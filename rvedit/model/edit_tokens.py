@@ -2,7 +2,9 @@
 
 Kiwi-Edit's scheme on transformers' own Qwen2.5-VL: the prompt closes with K placeholder tokens whose
 embeddings are replaced by learned queries; the last K hidden states, through a connector into the
-transformer's width, are X_e. These positions attend causally over the frames and the instruction.
+transformer's width, are X_e. These positions attend causally over the frames and the instruction. As in
+Kiwi-Edit they are the last K of the whole sequence, which the template closes with two tokens of its own, so
+the first two queries act through the others alone.
 """
 
 from __future__ import annotations

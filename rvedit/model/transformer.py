@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import ModelMixin, WanTransformer3DModel  # noqa: F401 (diffusers looks ModelMixin up here)
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from jaxtyping import Float
@@ -39,7 +40,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
     @register_to_config
     def __init__(
         self,
-        patch_size: tuple[int, int, int] = (1, 2, 2),
+        patch_size: Sequence[int] = (1, 2, 2),
         num_attention_heads: int = 24,
         attention_head_dim: int = 128,
         in_channels: int = 48,
@@ -77,8 +78,10 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             pos_embed_seq_len=pos_embed_seq_len,
         )
         width = num_attention_heads * attention_head_dim
-        self.source_embedder = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
-        self.visual_embedder = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+        p_t, p_h, p_w = patch_size
+        patch = (p_t, p_h, p_w)
+        self.source_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
+        self.visual_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
         for block in self.blocks:
             block.attn2.set_processor(RoutedCrossAttnProcessor())
 

@@ -1,7 +1,8 @@
 """Reference-anchored attention alignment (section 4.3, Eqs. 4-5), in memory linear in S.
 
-The S x S matrix of similarities is never kept. One pass over chunks of rows collects the log-sum-exp of
-every row and every column, which is the loss; the backward pass recomputes each chunk and has the gradient.
+The S x S matrix of similarities is never kept, nor are normalised copies of the traces. One pass over tiles
+collects the log-sum-exp of every row and every column, which is the loss; the backward pass recomputes each
+tile and has the gradient, which is all of size S x d that is allocated.
 """
 
 from __future__ import annotations
@@ -27,42 +28,57 @@ def alignment_loss(
     Row i of the editing branch's trace is pulled to row i of the reference's, and pushed from the other
     S - 1 rows, in both directions. The reference is detached: it is a fixed anchor. At uniform features the
     loss is ln S. (The printed second term normalises over exp(a_j . a_i); it is read as exp(a_j . a*_i), the
-    only reading that is symmetric as the text says.)
+    only reading that is symmetric as the text says.) Computed in fp32, or in fp64 if `trace` is.
 
-    `chunk` rows of similarities are held at a time: chunk x S values.
+    Tiles of chunk x chunk similarities are held, one per clip.
     """
-    rows = F.normalize(trace if trace.dtype == torch.float64 else trace.float(), dim=-1)
-    columns = F.normalize(reference_trace.detach().to(rows.dtype), dim=-1)
-    losses = [_StreamedInfoNCE.apply(a, b, temperature, chunk) for a, b in zip(rows, columns, strict=True)]
-    return torch.stack(losses).mean()
+    loss: Tensor = _StreamedInfoNCE.apply(trace, reference_trace.detach(), temperature, chunk)
+    return loss
 
 
 class _StreamedInfoNCE(torch.autograd.Function):
-    """Eq. 5 for one clip; l_ij = a_i . a*_j / tau."""
+    """Eq. 5; l_ij = a_i . a*_j / tau, where a_i and a*_j are rows of unit length."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, temperature: float, chunk: int) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):
-            row_lse = rows.new_empty(len(rows))
-            column_lse = rows.new_full((len(rows),), -torch.inf)
-            for start in range(0, len(rows), chunk):
-                logits = rows[start : start + chunk] @ columns.T / temperature
-                row_lse[start : start + chunk] = logits.logsumexp(dim=1)
-                column_lse = torch.logaddexp(column_lse, logits.logsumexp(dim=0))
-            positives = (rows * columns).sum(dim=1) / temperature
-        ctx.save_for_backward(rows, columns, row_lse, column_lse)
-        ctx.temperature, ctx.chunk = temperature, chunk
+    def forward(ctx: Any, trace: Tensor, reference: Tensor, temperature: float, chunk: int) -> Tensor:
+        precision = torch.promote_types(trace.dtype, torch.float32)
+        row_lse = trace.new_full(trace.shape[:2], -torch.inf, dtype=precision)
+        column_lse, positives = row_lse.clone(), torch.empty_like(row_lse)
+        spans = [slice(start, start + chunk) for start in range(0, trace.shape[1], chunk)]
+        with torch.autocast(trace.device.type, enabled=False):
+            for i in spans:
+                rows = F.normalize(trace[:, i].to(precision), dim=-1)
+                for j in spans:
+                    columns = F.normalize(reference[:, j].to(precision), dim=-1)
+                    logits = rows @ columns.mT / temperature
+                    row_lse[:, i] = torch.logaddexp(row_lse[:, i], logits.logsumexp(dim=2))
+                    column_lse[:, j] = torch.logaddexp(column_lse[:, j], logits.logsumexp(dim=1))
+                    if i == j:
+                        positives[:, i] = logits.diagonal(dim1=1, dim2=2)
+        ctx.save_for_backward(trace, reference, row_lse, column_lse)
+        ctx.temperature, ctx.spans = temperature, spans
         return (0.5 * (row_lse + column_lse) - positives).mean()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        """dL/dl_ij = (softmax over j + softmax over i - 2 [i = j]) / 2S, then dl_ij/da_i = a*_j / tau."""
-        rows, columns, row_lse, column_lse = ctx.saved_tensors
-        gradient = torch.empty_like(rows)
-        with torch.autocast(rows.device.type, enabled=False):
-            for start in range(0, len(rows), ctx.chunk):
-                span = slice(start, start + ctx.chunk)
-                logits = rows[span] @ columns.T / ctx.temperature
-                weights = (logits - row_lse[span, None]).exp_() + logits.sub_(column_lse).exp_()
-                gradient[span] = weights @ columns - 2 * columns[span]
-        return gradient * (grad_outputs[0] / (2 * len(rows) * ctx.temperature)), None, None, None
+        """dL/dl_ij = (softmax over j + softmax over i - 2 [i = j]) / 2bS, then dl_ij/da_i = a*_j / tau."""
+        trace, reference, row_lse, column_lse = ctx.saved_tensors
+        gradient = torch.empty_like(trace)
+        scale = grad_outputs[0] / (2 * row_lse.numel() * ctx.temperature)
+        with torch.autocast(trace.device.type, enabled=False):
+            for i in ctx.spans:
+                rows = trace[:, i].to(row_lse.dtype)
+                length = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+                rows = rows / length
+                to_rows = torch.zeros_like(rows)
+                for j in ctx.spans:
+                    columns = F.normalize(reference[:, j].to(rows.dtype), dim=-1)
+                    logits = rows @ columns.mT / ctx.temperature
+                    weights = (logits - row_lse[:, i, None]).exp_()
+                    weights += logits.sub_(column_lse[:, None, j]).exp_()
+                    if i == j:
+                        weights.diagonal(dim1=1, dim2=2).sub_(2)
+                    to_rows.baddbmm_(weights, columns)
+                along = (rows * to_rows).sum(dim=-1, keepdim=True)  # what the unit length takes away
+                gradient[:, i] = (to_rows - rows * along) * (scale / length)
+        return gradient, None, None, None

@@ -19,7 +19,7 @@ from rvedit.errors import UserError
 from rvedit.model.presets import NANO_CONNECTOR
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.recipes import DataRecipe, Recipe
-from rvedit.training.loop import per_step
+from rvedit.training.loop import freeze, per_step
 from rvedit.training.step import Premise, TripletBatch, training_losses
 from rvedit.video_tensors import resize_frames, to_model_range
 
@@ -117,6 +117,7 @@ class EditorTask:
         if device.type == "cpu":
             _use_plain_attention(self.pipeline)
         self.model = nn.ModuleDict(trained)
+        freeze(self.model, recipe.model.frozen)
 
     def batches(self, first_step: int) -> Iterator[TripletBatch]:
         """Yield minibatches on the CPU."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from rvedit.errors import UserError
 from rvedit.recipes import OptimizerRecipe, Recipe
 from rvedit.training.optimizers import NamedOptimizer
 from rvedit.training.state import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -86,6 +87,17 @@ def fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool = True) -
         average.copy_to(trained.values())
     task.model.eval()
     task.export(folder)
+
+
+def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Leave out of training the parameters whose names begin with one of `frozen`; each must exist."""
+    for beginning in frozen:
+        parameters = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+        if not parameters:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"model.frozen names {beginning}: no part begins so: the parts are {parts}")
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 class _Log:

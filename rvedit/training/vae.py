@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from rvedit.data.playground import render, sample_triplet
 from rvedit.model.presets import NANO_VAE
 from rvedit.recipes import DataRecipe, Recipe
-from rvedit.training.loop import per_step
+from rvedit.training.loop import freeze, per_step
 from rvedit.video_tensors import to_model_range
 
 
@@ -48,6 +48,7 @@ class VAETask:
             self.model = AutoencoderKLWan.from_pretrained(recipe.model.init_from, subfolder="vae").to(device)
         else:
             self.model = AutoencoderKLWan(**NANO_VAE).to(device)
+        freeze(self.model, recipe.model.frozen)
 
     def batches(self, first_step: int) -> Iterator[Tensor]:
         """Yield clips (b, 3, t, h, w)."""
@@ -82,6 +83,9 @@ class VAETask:
         One scale for all channels, not one each: whitening would blow up the channels that carry little,
         and the transformer would spend its loss on detail that nobody sees.
         """
+        if not any(p.requires_grad for p in self.model.encoder.parameters()):  # the latents are as they were
+            self.model.save_pretrained(folder / "vae")
+            return
         batches = self.batches(first_step=10**9)
         with torch.no_grad():
             latents = torch.cat(
