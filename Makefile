@@ -5,6 +5,7 @@ check:  ## style, types, layers
 	ruff format --check .
 	mypy
 	lint-imports
+	pytest tests/test_repository.py
 
 test:
 	pytest

@@ -18,7 +18,7 @@ from rvedit.data.playground import Split, edit_mask, render, sample_triplet
 from rvedit.editors import load_editor
 from rvedit.judge.measures import SUCCESS_GAIN, edit_gain, flicker, preservation
 from rvedit.model.latents import decode, encode
-from rvedit.pipeline import EditSettings
+from rvedit.records import EditSettings
 from rvedit.video_tensors import to_frames, to_model_range
 
 SEED = 1_000_003  # of the evaluation; training uses other seeds and another split

@@ -12,11 +12,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RVEDiTPipeline": "rvedit.pipeline",
-    "EditSettings": "rvedit.pipeline",
+    "EditSettings": "rvedit.records",
+    "load_editor": "rvedit.editors",
     "RoutedWanTransformer3DModel": "rvedit.model.transformer",
     "EditTokenConnector": "rvedit.model.edit_tokens",
 }
-__all__ = ["EditSettings", "EditTokenConnector", "RVEDiTPipeline", "RoutedWanTransformer3DModel"]
+__all__ = [
+    "EditSettings",
+    "EditTokenConnector",
+    "RVEDiTPipeline",
+    "RoutedWanTransformer3DModel",
+    "load_editor",
+]
 
 
 def __getattr__(name: str) -> Any:

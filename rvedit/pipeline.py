@@ -20,28 +20,9 @@ from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
 from rvedit.model.latents import decode, encode
 from rvedit.model.routing import Conditioning
 from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
 from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
-
-
-@dataclass(frozen=True)
-class EditSettings:
-    """How an edit is sampled; what is none is the model's own default."""
-
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 0
-    reuse_key_values: bool = True
-    """Project X_e, X_v and X_l to keys and values once per window, not once per step."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an edit stands; all count from 1."""
-
-    window: int
-    step: int
-    num_steps: int
 
 
 @dataclass(frozen=True)

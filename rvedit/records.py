@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -12,3 +13,23 @@ class Category(str, Enum):
     REMOVE = "remove"
     ADD = "add"
     STYLE = "style"
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """How an edit is sampled; what is none is the model's own default."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    reuse_key_values: bool = True
+    """Project X_e, X_v and X_l to keys and values once per window, not once per step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an edit stands; all count from 1."""
+
+    window: int
+    step: int
+    num_steps: int

@@ -12,7 +12,7 @@ import typer
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.pipeline import Progress
+    from rvedit.records import Progress
 
 NANO_NOTE = (
     "note: nano, the embedded model, knows a toy world only; for real footage name real weights with --model "
@@ -70,7 +70,7 @@ def edit(
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         from rvedit.editors import load_editor
-        from rvedit.pipeline import EditSettings
+        from rvedit.records import EditSettings
 
         console.quiet_libraries()
         if model is None and not as_json:

@@ -55,6 +55,7 @@ def main() -> None:
             raise
         console.say(f"rvedit: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.say("rvedit: interrupted; nothing half-written is left")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # how typer ends on Ctrl-C
+            console.say("rvedit: interrupted; nothing half-written is left")
+        raise

@@ -226,3 +226,9 @@ def test_zero_init_starts_from_zero_tokens_and_learns_its_last_layer() -> None:
     assert (given == 0).all()
     (given - 1).square().sum().backward()
     assert connector.connector[2].weight.grad.abs().sum() > 0
+
+
+def test_capitals_and_full_stops_are_read_as_the_plain_words(tiny_tokenizer) -> None:
+    plain = tiny_tokenizer("replace the dog with a corgi").input_ids
+    assert tiny_tokenizer("Replace the DOG with a corgi.").input_ids == plain
+    assert tiny_tokenizer("replace the dog with a cat").input_ids != plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from rvedit.pipeline import EditSettings, Progress
+from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames
 
 

@@ -10,7 +10,8 @@ import torch
 
 from rvedit.checkpoints import load_pipeline
 from rvedit.errors import UserError
-from rvedit.pipeline import EditSettings, Progress, RVEDiTPipeline
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -23,7 +23,7 @@ from rvedit.training.loop import freeze, per_step
 from rvedit.training.step import Premise, TripletBatch, training_losses
 from rvedit.video_tensors import resize_frames, to_model_range
 
-CORPUS_SIZE = 20_000
+CORPUS_SIZE = 3_000
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ class EditorTask:
                 f"model.preset is {model.preset}: its weights are not here: "
                 "train at nano size with --set model.preset=nano"
             )
+        for key in ("init_from", "vae_from"):
+            folder = getattr(model, key)
+            if folder and not Path(folder).is_dir():
+                raise UserError(f"model.{key} is {folder}: no such folder: train the recipe of that name first")
         if model.init_from:
             self.pipeline = load_pipeline(Path(model.init_from))
             if model.routing_depth is not None:

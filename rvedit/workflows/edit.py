@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rvedit.editors import Editor
 from rvedit.errors import UserError
-from rvedit.pipeline import EditSettings, Progress
+from rvedit.records import EditSettings, Progress
 from rvedit.video import OUTPUT_SUFFIXES, Frame, TimedFrame, VideoReader, VideoWriter, side_by_side
+
+if TYPE_CHECKING:  # torch is not imported before the files are known to be in order
+    from rvedit.editors import Editor
 
 
 @dataclass(frozen=True)
