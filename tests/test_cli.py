@@ -70,8 +70,8 @@ def test_the_readmes_edit(tmp_path):
     assert "nano" in done.stderr
     assert "--model" in done.stderr
     assert "\x1b" not in done.stderr  # no progress bar where there is no terminal
-    dog, tree = PARK_SCENE.things
-    corgi = render(replace(PARK_SCENE, things=(replace(dog, noun="corgi"), tree)), len(before), 128, 128)
+    (dog,) = PARK_SCENE.things
+    corgi = render(replace(PARK_SCENE, things=(replace(dog, noun="corgi"),)), len(before), 128, 128)
     region = edit_mask(before, corgi, threshold=24)  # above what the encoder of the clip changes
     assert edit_gain(before, after, corgi, region) > SUCCESS_GAIN
     assert preservation(after, corgi, region) > 20

@@ -16,10 +16,7 @@ PARK = Scene(
     horizon=0.6,
     pan=0.01,
     hills_phase=1.0,
-    things=(
-        Thing("dog", x=0.29, y=0.71, radius=0.22, drift=0.01, bob=0.015),
-        Thing("tree", x=0.72, y=0.3, radius=0.22, drift=0.0, bob=0.0),
-    ),
+    things=(Thing("dog", x=0.3, y=0.7, radius=0.24, drift=0.01, bob=0.015),),
 )
 NUM_FRAMES = 33
 SIZE = 128

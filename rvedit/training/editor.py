@@ -98,7 +98,9 @@ class EditorTask:
         for key in ("init_from", "vae_from"):
             folder = getattr(model, key)
             if folder and not Path(folder).is_dir():
-                raise UserError(f"model.{key} is {folder}: no such folder: train the recipe of that name first")
+                raise UserError(
+                    f"model.{key} is {folder}: no such folder: train the recipe of that name first"
+                )
         if model.init_from:
             self.pipeline = load_pipeline(Path(model.init_from))
             if model.routing_depth is not None:
