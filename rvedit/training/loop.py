@@ -48,7 +48,14 @@ def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
 
 def fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool = True) -> Iterator[dict[str, float]]:
     """Train up to `recipe.steps`, yielding each step's scalars; weights, state and log go to `folder`."""
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # CPUs crawl through denormal numbers
+    try:
+        yield from _fit(task, recipe, folder, resume)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool) -> Iterator[dict[str, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = NamedOptimizer(task.model, recipe.optimizer)
     trained = optimizer.trained
