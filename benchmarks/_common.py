@@ -111,7 +111,8 @@ def write_json(args: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Write what was measured, on what and how, to `--out` if it is given."""
     if args.out is None:
         return
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "device")}
+    # Without the paths of the machine.
+    settings = {k: v for k, v in vars(args).items() if k != "device" and not isinstance(v, Path)}
     about = {"device": device_name(args.device), "torch": torch.__version__, "settings": settings}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({**about, **results}, indent=1, default=str) + "\n", encoding="utf-8")
