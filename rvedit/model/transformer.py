@@ -33,8 +33,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
     Beside Wan's configuration:
         routing_depth: L_s, in blocks; blocks 1 ... L_s read X_e alone.
         source_position: whether the source's tokens, as they are added to the noisy tokens, carry their place
-            in the frame. Rotary embeddings tell distances alone, and a small model trained from scratch does
-            not find "the top left" from them; pretrained backbones are left as they are.
+            in the frame. Rotary embeddings tell distances alone, so nano, trained from scratch, is told
+            where "the top left" is; pretrained backbones are left as they are.
     """
 
     @register_to_config
