@@ -16,11 +16,11 @@ demo:  ## the README's clip and picture
 	python benchmarks/contact_sheet.py assets/park_compare.png /tmp/park_edited_compare.mp4
 
 nano:  ## train the embedded model again, from nothing
+	rvedit train recipes/nano_vae_stills.yaml
 	rvedit train recipes/nano_vae.yaml
 	rvedit train recipes/nano_first_stage.yaml
 	rvedit train recipes/nano.yaml
-	rvedit train recipes/nano_decoder.yaml
-	python -m rvedit.embed runs/nano runs/nano_decoder
+	python -m rvedit.embed runs/nano
 
 quality:  ## 200 held-out clips
 	python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json

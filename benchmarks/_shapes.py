@@ -1,12 +1,7 @@
-"""Sizes to measure at, what they should cost, and inputs of random numbers.
-
-Costs count matrix products alone, 2 m n k each: no patch embedding, no modulation, no norms.
-"""
+"""Sizes to measure at, and inputs of random numbers. What they should cost is in `rvedit.model.flops`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
+from rvedit.model.flops import (  # noqa: F401 (for the benchmarks beside)
+    Shape,
+    alignment_flops,
+    context_lengths,
+    forward_flops,
+    training_flops,
+)
 from rvedit.model.presets import WAN22_5B_TRANSFORMER
 from rvedit.model.routing import Conditioning
 from rvedit.model.transformer import RoutedWanTransformer3DModel
@@ -22,43 +24,6 @@ from rvedit.training.step import Premise, TripletBatch, sample_depth
 
 CONTEXTS = ("text only", "full", "routed")
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A transformer and the clip that it edits."""
-
-    config: dict[str, Any]
-    """Of `RoutedWanTransformer3DModel`."""
-    grid: tuple[int, int, int]
-    """Latent frames, rows and columns."""
-    edit_tokens: int
-    """K."""
-    text_tokens: int
-
-    @property
-    def latents(self) -> tuple[int, int, int, int, int]:
-        """b c f h w of one clip."""
-        return (1, self.config["in_channels"], *self.grid)
-
-    @property
-    def width(self) -> int:
-        """The transformer's d."""
-        return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
-
-    @property
-    def blocks(self) -> int:
-        """The transformer's L."""
-        return int(self.config["num_layers"])
-
-    @property
-    def sequence(self) -> int:
-        """S, the video's tokens."""
-        size = 1
-        for length, patch in zip(self.grid, self.config["patch_size"], strict=True):
-            size *= length // patch
-        return size
-
 
 FULL = Shape(WAN22_5B_TRANSFORMER, grid=(21, 44, 80), edit_tokens=512, text_tokens=512)
 """81 x 704 x 1280 in the 5B: S = 18,480."""
@@ -80,58 +45,6 @@ def scaled_down(width: int, blocks: int, grid: tuple[int, int, int], tokens: int
 
 SMALL = scaled_down(256, 8, (4, 24, 32), 32)
 """Width 256, 8 blocks, S = 768."""
-
-
-# What it should cost.
-
-
-def context_lengths(shape: Shape, context: str) -> list[int]:
-    """Tokens that each block reads (Eq. 3), for one of CONTEXTS."""
-    if context == "text only":
-        return [shape.text_tokens] * shape.blocks
-    everything = shape.edit_tokens + shape.sequence + shape.text_tokens
-    shallow = shape.config["routing_depth"] if context == "routed" else 0
-    return [shape.edit_tokens] * shallow + [everything] * (shape.blocks - shallow)
-
-
-def forward_flops(
-    shape: Shape, lengths: Sequence[int], reuse: bool = False, stop_at: int | None = None
-) -> float:
-    """FLOPs of a forward pass of one clip.
-
-    A block: self-attention 4 S^2 d and its projections 8 S d^2; cross-attention 4 S C d, its queries and
-    output 4 S d^2, its keys and values 4 C d^2 (none with `reuse`); feed-forward 4 S d f. A pass that stops
-    at block `stop_at` ends before that block's feed-forward.
-    """
-    s, d, f = shape.sequence, shape.width, shape.config["ffn_dim"]
-    total = 0.0
-    for depth, c in enumerate(lengths, start=1):
-        total += 4 * s * s * d + 8 * s * d * d + 4 * s * c * d + 4 * s * d * d + 4 * c * d * d * (not reuse)
-        if depth == stop_at:
-            break
-        total += 4 * s * d * f
-    return total
-
-
-def alignment_flops(sequence: int, width: int) -> float:
-    """Eq. 5 with its gradient: the similarities twice, once more times a*."""
-    return 6.0 * sequence**2 * width
-
-
-def training_flops(
-    shape: Shape, depths: Sequence[int] = (), checkpointing: bool = True, context: str = "routed"
-) -> float:
-    """A training step, aligned at one of `depths` (their mean), or not aligned.
-
-    The backward pass costs two forward passes; with checkpointing, one more to have the activations again.
-    The reference branch costs one that stops at the depth.
-    """
-    lengths = context_lengths(shape, context)
-    total = (3 + checkpointing) * forward_flops(shape, lengths)
-    if depths:
-        reference = [forward_flops(shape, lengths, stop_at=depth) for depth in depths]
-        total += sum(reference) / len(reference) + alignment_flops(shape.sequence, shape.width)
-    return total
 
 
 def sample_of_depths(blocks: int, number: int) -> list[int]:

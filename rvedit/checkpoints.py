@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
 from rvedit.errors import UserError
@@ -54,6 +57,33 @@ def build_nano(
     )
 
 
+def find_checkpoint(name: str, option: str = "--model") -> Path:
+    """The folder of a checkpoint: `nano`, a folder, a run's folder, or a hub id, which is fetched.
+
+    `option` is how the user said it, for the error.
+    """
+    if name == "nano":
+        return Path(str(files("rvedit") / "nano"))
+    folder = Path(name).expanduser()
+    if (folder / "model" / "model_index.json").is_file() or (folder / "model" / "vae").is_dir():
+        return folder / "model"
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith(("/", ".", "~", "runs/")):
+        raise UserError(
+            f"{option} {name}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{option} {name}: not a folder here, and not to be had from the hub: {reason}"
+        ) from None
+
+
 def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
     """Read a folder that `RVEDiTPipeline.save_pretrained` wrote; keys that do not fit are a UserError."""
     index = folder / "model_index.json"
@@ -93,6 +123,31 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
     if problems:
         raise UserError(f"{folder}: the checkpoint's keys do not fit {name}: {'; '.join(problems)}")
     return module.eval()
+
+
+def with_weights(module: Any, state: Mapping[str, Tensor]) -> Any:
+    """A module of the same config as `module`, holding the tensors of `state` themselves."""
+    with init_empty_weights():
+        config = module.config
+        fresh = (
+            type(module)(config) if isinstance(module, PreTrainedModel) else type(module).from_config(config)
+        )
+    fresh.load_state_dict(state, assign=True)
+    if isinstance(fresh, PreTrainedModel):
+        fresh.tie_weights()
+    return fresh
+
+
+def with_vae(pipeline: RVEDiTPipeline, vae: AutoencoderKLWan) -> RVEDiTPipeline:
+    """Nano on another VAE: what meets the latents starts fresh, all other weights are taken over."""
+    old = pipeline.transformer
+    depth = old.config.routing_depth
+    transformer = RoutedWanTransformer3DModel(**{**NANO_TRANSFORMER, "routing_depth": depth})
+    state = transformer.state_dict()
+    fitting = {k: v for k, v in old.state_dict().items() if k in state and v.shape == state[k].shape}
+    transformer.load_state_dict({**state, **fitting})
+    pipeline.register_modules(transformer=transformer, vae=vae)
+    return pipeline
 
 
 def _require_folder(checkpoint: Path, name: str) -> None:

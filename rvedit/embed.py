@@ -1,7 +1,4 @@
-"""Put a run's weights into the package as the embedded nano, in bf16.
-
-`python -m rvedit.embed runs/nano runs/nano_decoder` takes the VAE of a second run, whose encoder is the same.
-"""
+"""Put a run's weights into the package as the embedded nano, in bf16: `python -m rvedit.embed runs/nano`."""
 
 from __future__ import annotations
 
@@ -11,19 +8,16 @@ from pathlib import Path
 
 import torch
 
-from rvedit.checkpoints import load_module, load_pipeline
+from rvedit.checkpoints import find_checkpoint, load_pipeline
 
 
-def embed(run: Path, package: Path, vae_run: Path | None = None) -> None:
-    """Write the pipeline of a run, with the VAE of another one if given, to `package/nano`."""
-    pipeline = load_pipeline(run, torch.bfloat16)
-    if vae_run is not None:
-        pipeline.vae = load_module("vae", vae_run / "vae", torch.bfloat16)
+def embed(run: str, package: Path) -> None:
+    """Write the pipeline of a run to `package/nano`."""
+    pipeline = load_pipeline(find_checkpoint(run), torch.bfloat16)
     folder = package / "nano"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    run, *others = map(Path, sys.argv[1:])
-    embed(run, Path(__file__).parent, *others)
+    embed(sys.argv[1], Path(__file__).parent)

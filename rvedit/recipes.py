@@ -6,9 +6,10 @@ only what differs from the one it extends; an unknown key or a wrong type is ref
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,19 +28,29 @@ class ModelRecipe(_Section):
     routing_depth: int | None = Field(
         None, ge=0, description="L_s of Eq. 3, in blocks; none: half of the blocks; 0: everything everywhere"
     )
-    init_from: str | None = Field(None, description="folder of a run or a pipeline to start from")
+    init_from: str | None = Field(
+        None, description="folder of a run or a pipeline to start from; nano: the embedded one"
+    )
+    vae_from: str | None = Field(None, description="folder of the VAE's run; none: the one of init_from")
     frozen: tuple[str, ...] = Field(
         (), description="parts that are not trained, by the beginning of their name"
     )
-    vae_from: str | None = Field(None, description="folder of the VAE's run; none: the one of init_from")
+    lora_rank: int = Field(
+        0, ge=0, description="train the MLLM's language tower by adapters of this rank; 0: its weights"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keep the blocks' inputs alone and compute the rest again in the backward pass"
+    )
 
 
 class DataRecipe(_Section):
     """Which triplets are seen."""
 
-    source: Literal["playground"] = Field("playground", description="where triplets come from")
-    seed: int = Field(0, description="seed of the procedural world")
-    count: int = Field(120_000, gt=0, description="triplets in an epoch")
+    source: Literal["playground", "manifest"] = Field("playground", description="where triplets come from")
+    manifest: str | None = Field(None, description="file of `rvedit prepare`, for source: manifest")
+    cache: str | None = Field(None, description="folder of `rvedit prepare cache`: latents instead of pixels")
+    seed: int = Field(0, description="seed of the procedural world, and of the order of a manifest")
+    count: int = Field(120_000, gt=0, description="triplets in an epoch of the playground")
     height: int = Field(704, gt=0, description="pixels")
     width: int = Field(1280, gt=0, description="pixels")
     num_frames: int = Field(81, gt=0, description="frames of a clip, 4k+1")
@@ -48,7 +59,10 @@ class DataRecipe(_Section):
     instruction_dropout: float = Field(
         0.0, ge=0, le=1, description="share of samples with an empty instruction, for guidance"
     )
-    workers: int = Field(1, ge=0, description="processes that prepare batches")
+    caption_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of samples whose reference branch reads an empty caption"
+    )
+    workers: int = Field(1, ge=0, description="processes that prepare batches, for each training process")
 
 
 class OptimizerRecipe(_Section):
@@ -80,6 +94,31 @@ class AlignmentRecipe(_Section):
     own_noise: bool = Field(False, description="the reference branch draws its own noise")
 
 
+class ValidationRecipe(_Section):
+    """Edits of fixed clips while training goes on."""
+
+    every: int = Field(0, ge=0, description="optimizer steps from one to the next; 0: none")
+    count: int = Field(4, gt=0, description="clips")
+    num_inference_steps: int | None = Field(None, gt=0, description="none: the model's own")
+
+
+class AxisScores(_Section):
+    """A category's row of Table 3."""
+
+    ic: float = Field(description="instruction compliance, 1-100")
+    cf: float = Field(description="consistency and detail fidelity, 1-100")
+    vq: float = Field(description="visual quality, 1-100")
+
+
+class PaperRow(_Section):
+    """What the paper reports for this configuration, under its Qwen judge; no part of the training."""
+
+    label: str = Field(description="the row's name in the paper")
+    tables: tuple[str, ...] = Field(description="where it stands, such as 2a")
+    table2: dict[str, float] | None = Field(None, description="overall and per category; none: no such row")
+    table3: dict[str, AxisScores] | None = Field(None, description="per category and axis; none: no such row")
+
+
 class Recipe(_Section):
     """One training run."""
 
@@ -92,12 +131,27 @@ class Recipe(_Section):
     alignment: AlignmentRecipe = AlignmentRecipe()
     kl_weight: float = Field(0.02, ge=0, description="of the VAE's loss: scale of the L1 error per value")
     steps: int = Field(15_000, gt=0, description="optimizer steps")
-    batch_size: int = Field(8, gt=0, description="clips per optimizer step")
+    batch_size: int = Field(8, gt=0, description="clips per optimizer step, of all processes together")
+    accumulation: int = Field(1, gt=0, description="parts of a batch that a process works off in turn")
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="several processes: whole copies of the model, or shards of it"
+    )
     seed: int = Field(0, description="of weights, order, times and noise")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast; weights stay fp32")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="bf16: autocast, on devices that compute it fast; weights stay fp32"
+    )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights per step; 0: none")
+    max_skipped: int = Field(
+        20, ge=0, description="updates that may be skipped for a loss or gradient that is not finite"
+    )
+    validation: ValidationRecipe = ValidationRecipe()
+    paper: PaperRow | None = Field(None, description="the paper's figures for this configuration")
     checkpoint_every: int = Field(500, gt=0, description="optimizer steps")
     log_every: int = Field(50, gt=0, description="optimizer steps")
+
+
+NUM_BLOCKS = {"nano": 8, "wan2.2-5b": 30}
+"""L of each preset."""
 
 
 def load_recipe(
@@ -110,13 +164,20 @@ def load_recipe(
     path = Path(path)
     values = {"name": path.stem, **_read(path)}
     for overlay in overlays:
-        values = _merge(values, _read(Path(overlay)))
+        values = _overlay(values, Path(overlay))
     for assignment in assignments:
         values = _merge(values, _parse_assignment(assignment))
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(path, error)) from None
+    blocks = NUM_BLOCKS[recipe.model.preset]
+    if (recipe.model.routing_depth or 0) > blocks:
+        raise UserError(
+            f"{path}: model.routing_depth is {recipe.model.routing_depth}: {recipe.model.preset} has "
+            f"{blocks} blocks: give 0 ... {blocks}"
+        )
+    return recipe
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -145,6 +206,22 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _overlay(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Lay a recipe over another; one that changes the size of the model keeps the routing's proportion."""
+    above = _read(path)
+    merged = _merge(values, above)
+    before, after = (v.get("model") or {} for v in (values, merged))
+    large, small = (NUM_BLOCKS.get(m.get("preset", "wan2.2-5b"), 0) for m in (before, after))
+    depth = before.get("routing_depth")
+    if "routing_depth" not in (above.get("model") or {}) and isinstance(depth, int) and large and small:
+        scaled = round(depth * small / large)
+        if scaled != depth:
+            note = f"routing_depth {depth} of {large} blocks becomes {scaled} of {small}"
+            warnings.warn(f"{path}: {note}", stacklevel=2)
+            merged["model"] = {**after, "routing_depth": scaled}
+    return merged
+
+
 def _parse_assignment(assignment: str) -> dict[str, Any]:
     key, separator, text = assignment.partition("=")
     if not separator or not key:
@@ -165,5 +242,12 @@ def _explain(path: Path, error: ValidationError) -> str:
         return f"{path}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
     section: Any = Recipe
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        section = _section_of(section.model_fields[part].annotation)
+    if not hasattr(section, "model_fields"):
+        return f"{path}: unknown key {key}"
     return f"{path}: unknown key {key}: choose one of {', '.join(section.model_fields)}"
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section in `Section | None`."""
+    return next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from rvedit.errors import UserError
+from rvedit.errors import Interrupted, UserError
 from rvedit_cli import console
+from rvedit_cli.caption import caption
 from rvedit_cli.edit import edit
 from rvedit_cli.prepare import prepare
 from rvedit_cli.train import train
@@ -19,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 app.command()(edit)
+app.command()(caption)
 app.command()(train)
 app.add_typer(prepare, name="prepare")
 
@@ -55,6 +57,9 @@ def main() -> None:
             raise
         console.say(f"rvedit: {error}")
         sys.exit(2)
+    except Interrupted as stop:
+        console.say(f"rvedit: {stop}")
+        sys.exit(stop.code)
     except SystemExit as stop:
         if stop.code == 130:  # how typer ends on Ctrl-C
             console.say("rvedit: interrupted; nothing half-written is left")

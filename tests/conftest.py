@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["rvedit.model", "rvedit.objective", "rvedit.windows"], "beartype.beartype")
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
 from rvedit.model.nano_tokenizer import train_tokenizer
 from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.pipeline import RVEDiTPipeline
+from rvedit.recipes import Recipe, load_recipe
+from rvedit.workflows.train import train
 
 # A slow or loaded machine is no failure; nothing is written beside the tests.
 settings.register_profile("rvedit", deadline=None, database=None, max_examples=60)
@@ -219,6 +223,49 @@ def count_calls() -> Any:
     yield watch
     for handle in handles:
         handle.remove()
+
+
+# Small training runs.
+
+SMALL = [
+    "data.height=32",
+    "data.width=32",
+    "data.num_frames=5",
+    "data.workers=0",
+    "batch_size=2",
+    "precision=fp32",
+]
+
+
+@pytest.fixture(scope="session")
+def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a tiny VAE."""
+    runs = tmp_path_factory.mktemp("runs")
+    recipe = runs / "tiny_vae.yaml"
+    recipe.write_text("task: vae\nmodel: {preset: nano}\nsteps: 2\n")
+    list(train(load_recipe(recipe, assignments=SMALL), runs, "cpu"))
+    return runs / "tiny_vae"
+
+
+@pytest.fixture
+def recipe_of(tmp_path: Path, vae_run: Path) -> Callable[..., tuple[Path, Recipe]]:
+    """`recipe_of(name, *assignments)` gives the path of a small recipe, and the recipe."""
+
+    def build(name: str, *assignments: str) -> tuple[Path, Recipe]:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            f"model: {{preset: nano, routing_depth: 4, vae_from: {vae_run}}}\n"
+            "optimizer: {name: adamw, learning_rate: 1.0e-3}\nsteps: 6\ncheckpoint_every: 2\n"
+        )
+        return path, load_recipe(path, assignments=[*SMALL, *assignments])
+
+    return build
+
+
+def losses_of(runs: Path, name: str) -> list[float]:
+    """The losses that a run logged."""
+    lines = (runs / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
 
 
 WatchCalls = Callable[[torch.nn.Module], list[Any]]

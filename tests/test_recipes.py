@@ -1,13 +1,20 @@
 """Recipes: precedence, and errors that name file, key and remedy."""
 
+import warnings
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rvedit.errors import UserError
-from rvedit.recipes import Recipe, load_recipe
+from rvedit.model.presets import NANO_TRANSFORMER, WAN22_5B_TRANSFORMER
+from rvedit.recipes import NUM_BLOCKS, Recipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "recipes"
+OVERLAY = FOLDER / "nano_scale.yaml"
+# data.yaml is a mix of data sets, for `rvedit prepare mix`.
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path not in (OVERLAY, FOLDER / "data.yaml"))
+PAPER = [path for path in RECIPES if load_recipe(path).paper]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -19,12 +26,65 @@ def test_every_field_says_what_it_is():
     def sections(model):
         yield model
         for field in model.model_fields.values():
-            if hasattr(field.annotation, "model_fields"):
-                yield from sections(field.annotation)
+            for annotation in (field.annotation, *get_args(field.annotation)):
+                if hasattr(annotation, "model_fields"):
+                    yield from sections(annotation)
 
     for section in sections(Recipe):
         for name, field in section.model_fields.items():
             assert field.description or hasattr(field.annotation, "model_fields"), (section, name)
+
+
+def test_the_blocks_that_recipes_know_are_those_of_the_presets():
+    assert {
+        "nano": NANO_TRANSFORMER["num_layers"],
+        "wan2.2-5b": WAN22_5B_TRANSFORMER["num_layers"],
+    } == NUM_BLOCKS
+
+
+def test_every_row_of_the_papers_tables_has_a_recipe():
+    rows = {table: set() for table in ("2a", "2b", "2c", "3")}
+    for path in PAPER:
+        recipe = load_recipe(path)
+        for table in set(recipe.paper.tables) & rows.keys():
+            rows[table].add((recipe.model.routing_depth, recipe.alignment.weight))
+    assert rows["2a"] == {(30, 0.75), (15, 0.0), (0, 0.0)}
+    assert rows["2b"] == {(8, 0.75), (15, 0.75), (17, 0.75), (25, 0.75), (30, 0.75)}
+    assert rows["2c"] == {(15, weight) for weight in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    assert {(8, 0.75), (22, 0.75), (30, 0.75), (0, 0.0)} < rows["3"]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_figures_are_consistent_in_themselves(path):
+    """Overall is the mean over categories and a category that over axes, as far as the paper keeps to it."""
+    paper = load_recipe(path).paper
+    if paper.table2:
+        categories = {k: v for k, v in paper.table2.items() if k != "overall"}
+        assert len(categories) == 4
+        assert abs(sum(categories.values()) / 4 - paper.table2["overall"]) < 0.07
+    if paper.table2 and paper.table3:
+        for name, axes in paper.table3.items():
+            assert abs((axes.ic + axes.cf + axes.vq) / 3 - paper.table2[name]) < 0.04, name
+
+
+@pytest.mark.parametrize(("depth", "scaled"), [(0, 0), (8, 2), (15, 4), (22, 6), (25, 7), (30, 8)])
+def test_the_nano_overlay_scales_the_routing_depth_and_says_so(tmp_path, depth, scaled):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {{preset: wan2.2-5b, routing_depth: {depth}}}\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        recipe = load_recipe(path, [OVERLAY])
+    assert (recipe.model.preset, recipe.model.routing_depth) == ("nano", scaled)
+    said = [str(w.message) for w in caught if "routing_depth" in str(w.message)]
+    assert bool(said) == (depth != scaled)
+    assert all(f"{depth} of 30 blocks becomes {scaled} of 8" in line for line in said)
+
+
+def test_more_blocks_than_there_are(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("model: {preset: nano, routing_depth: 9}\n")
+    with pytest.raises(UserError, match=r"deep.yaml: model.routing_depth is 9: nano has 8 blocks"):
+        load_recipe(path)
 
 
 def test_later_layers_win(tmp_path):

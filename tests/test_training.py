@@ -5,60 +5,36 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, losses_of, make_mllm
+from peft import LoraConfig, LoraModel
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
+from test_recipes import OVERLAY, PAPER
 
+from rvedit.editors import load_editor
 from rvedit.errors import UserError
 from rvedit.recipes import OptimizerRecipe, load_recipe
+from rvedit.training.editor import LANGUAGE_LAYERS, merge_adapters
 from rvedit.training.loop import rate_fraction
 from rvedit.training.optimizers import NamedOptimizer
+from rvedit.training.state import latest_checkpoint
 from rvedit.training.step import sample_depth
+from rvedit.video import VideoReader
 from rvedit.workflows.train import train
 
 GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
-SMALL = [
-    "data.height=32",
-    "data.width=32",
-    "data.num_frames=5",
-    "data.workers=0",
-    "batch_size=2",
-    "precision=fp32",
-]
-
-
-@pytest.fixture(scope="session")
-def vae_run(tmp_path_factory):
-    runs = tmp_path_factory.mktemp("runs")
-    recipe = runs / "tiny_vae.yaml"
-    recipe.write_text("task: vae\nmodel: {preset: nano}\nsteps: 2\n")
-    list(train(load_recipe(recipe, assignments=SMALL), runs, "cpu"))
-    return runs / "tiny_vae"
-
-
-@pytest.fixture
-def recipe_of(tmp_path, vae_run):
-    def build(name, *assignments):
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(
-            f"model: {{preset: nano, routing_depth: 4, vae_from: {vae_run}}}\n"
-            "optimizer: {name: adamw, learning_rate: 1.0e-3}\nsteps: 6\ncheckpoint_every: 2\n"
-        )
-        return path, load_recipe(path, assignments=[*SMALL, *assignments])
-
-    return build
-
-
-def losses_of(runs, name):
-    lines = (runs / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
 
 
 def test_golden_run(recipe_of, tmp_path):
@@ -101,7 +77,7 @@ def test_a_killed_run_resumes_exactly(recipe_of, tmp_path, optimizer):
         "transformer/diffusion_pytorch_model.safetensors",
         "connector/diffusion_pytorch_model.safetensors",
     ):
-        a, b = (safe_open(tmp_path / run / file, "pt") for run in ("killed", "whole"))
+        a, b = (safe_open(tmp_path / run / "model" / file, "pt") for run in ("killed", "whole"))
         assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in a.keys())  # noqa: SIM118
 
 
@@ -138,7 +114,7 @@ def test_the_resolved_recipe_and_versions_are_kept(recipe_of, tmp_path):
 def test_weights_of_the_5b_are_asked_for_before_anything_is_built(tmp_path):
     path = tmp_path / "big.yaml"
     path.write_text("model: {preset: wan2.2-5b}\n")
-    with pytest.raises(UserError, match=r"weights are not here.*nano"):
+    with pytest.raises(UserError, match=r"weights of wan2.2-5b are not here.*nano"):
         list(train(load_recipe(path), tmp_path, "cpu"))
 
 
@@ -171,3 +147,174 @@ def test_muon_takes_matrices_and_adamw_the_rest():
     kernel = model["b"].weight - before["b.weight"]
     singular = torch.linalg.svdvals(kernel.reshape(4, -1))
     assert singular.max() / singular.min() < 3  # an orthogonalised step: all directions alike
+
+
+def command_of(path, tmp_path, *assignments):
+    command = [sys.executable, "-m", "rvedit_cli", "train", str(path), "--runs", str(tmp_path)]
+    command += ["--device", "cpu"]
+    return command + [part for value in (*SMALL, *assignments) for part in ("--set", value)]
+
+
+def wait_for_steps(log, count, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{count} steps were not seen")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_cleanly(recipe_of, tmp_path, number, code):
+    path, _ = recipe_of("stopped", "steps=200", "checkpoint_every=1000")
+    command = command_of(path, tmp_path, "steps=200", "checkpoint_every=1000", "data.workers=1")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(tmp_path / "stopped" / "metrics.jsonl", 3, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    steps = len(losses_of(tmp_path, "stopped"))
+    assert f"stopped after step {steps}, which is saved: the same command goes on" in errors
+    assert latest_checkpoint(tmp_path / "stopped").name == f"step_{steps:08d}"
+
+
+def test_ten_kills_at_random_moments(recipe_of, tmp_path):
+    options = ("steps=24", "checkpoint_every=3", "data.workers=0", "ema_decay=0.9")
+    path, recipe = recipe_of("whole", *options)
+    list(train(recipe, tmp_path, "cpu"))
+    command = command_of(path, tmp_path, *options, "name=killed")
+    rng = np.random.default_rng(0)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    for kill in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_steps(log, min(2 * kill + 1, 20), process)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert losses_of(tmp_path, "killed") == losses_of(tmp_path, "whole")
+
+
+def test_a_torn_checkpoint_is_passed_over(recipe_of, tmp_path):
+    _, recipe = recipe_of("torn", "steps=4")
+    whole = list(train(recipe, tmp_path, "cpu"))
+    newest = latest_checkpoint(tmp_path / "torn")
+    assert newest.name == "step_00000004"
+    file = newest / "optimizer-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert latest_checkpoint(tmp_path / "torn").name == "step_00000002"
+    again = list(train(recipe, tmp_path, "cpu"))
+    assert [s["step"] for s in again] == [2, 3]
+    assert [s["loss"] for s in again] == [s["loss"] for s in whole[2:]]
+
+
+def test_losses_that_are_not_finite_are_skipped_and_counted(recipe_of, tmp_path, monkeypatch):
+    from rvedit.training import editor
+
+    original = editor.training_losses
+    bad = {1, 3, 4}
+
+    def sometimes_not_finite(*args):
+        losses = original(*args)
+        return {k: v * float("nan") if args[-1] in bad else v for k, v in losses.items()}
+
+    monkeypatch.setattr(editor, "training_losses", sometimes_not_finite)
+    _, recipe = recipe_of("rough", "max_skipped=3")
+    steps = list(train(recipe, tmp_path, "cpu"))
+    assert [s["skipped"] for s in steps] == [0, 1, 1, 2, 3, 3]
+    weights = load_file(tmp_path / "rough" / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+    _, strict = recipe_of("strict", "max_skipped=1")
+    with pytest.raises(UserError, match=r"not finite in 2 steps, the last of them 3: lower optimizer.learn"):
+        list(train(strict, tmp_path, "cpu"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(recipe_of, tmp_path):
+    """The limit on a file's size stands in for the disk: the error comes from the same write."""
+    path, recipe = recipe_of("full", "steps=2")
+    list(train(recipe, tmp_path, "cpu"))
+    before = latest_checkpoint(tmp_path / "full")
+    limited = f"ulimit -f 2000; exec {shlex.join(command_of(path, tmp_path, 'steps=4', 'name=full'))}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "the checkpoint could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert latest_checkpoint(tmp_path / "full") == before
+    assert not list((tmp_path / "full" / "checkpoints").glob("*.part"))
+
+
+def test_adapters_are_trained_and_merged(recipe_of, tmp_path):
+    options = ("model.lora_rank=4", "model.frozen=[text_encoder, mllm.model.visual]", "steps=3")
+    _, recipe = recipe_of("adapted", *options, "optimizer.learning_rate=1e-2")
+    list(train(recipe, tmp_path, "cpu"))
+    _, plain = recipe_of("start", "steps=1", "optimizer.learning_rate=1e-9")
+    list(train(plain, tmp_path, "cpu"))
+    adapted, start = (
+        load_file(tmp_path / run / "model" / "mllm" / "model.safetensors") for run in ("adapted", "start")
+    )
+    assert adapted.keys() == start.keys()
+    moved = {k for k, v in adapted.items() if not torch.allclose(v, start[k], atol=1e-6)}
+    assert moved
+    assert all(any(f".{layer}." in key for layer in LANGUAGE_LAYERS) for key in moved)
+    for key in moved:
+        if key.endswith("q_proj.weight"):
+            assert torch.linalg.matrix_rank(adapted[key] - start[key], rtol=1e-3) <= 4
+
+
+def test_merging_adapters_is_pefts_own_merge(tiny_tokenizer):
+    torch.manual_seed(0)
+    tower = make_mllm(tiny_tokenizer).model.language_model
+    adapters = LoraModel(tower, LoraConfig(r=3, lora_alpha=6, target_modules=LANGUAGE_LAYERS), "default")
+    for name, parameter in tower.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    merged = merge_adapters(dict(tower.state_dict()), adapters)
+    expected = adapters.merge_and_unload().state_dict()
+    assert merged.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(merged[key], value, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_and_accumulation_change_no_loss(recipe_of, tmp_path):
+    runs = {
+        "plain": (),
+        "checkpointed": ("model.gradient_checkpointing=true",),
+        "accumulated": ("accumulation=2",),
+    }
+    losses = {}
+    for name, options in runs.items():
+        _, recipe = recipe_of(name, "steps=4", *options)
+        list(train(recipe, tmp_path, "cpu"))
+        losses[name] = losses_of(tmp_path, name)
+    assert losses["checkpointed"] == pytest.approx(losses["plain"], rel=1e-5)
+    assert losses["accumulated"] == pytest.approx(losses["plain"], rel=1e-4)
+
+
+def test_validation_edits_and_logs_are_written(recipe_of, tmp_path):
+    options = ("validation.every=2", "validation.count=2", "validation.num_inference_steps=1", "steps=4")
+    _, recipe = recipe_of("shown", *options)
+    steps = list(train(recipe, tmp_path, "cpu"))
+    folder = tmp_path / "shown"
+    for step in (2, 4):
+        picture = Image.open(folder / "validation" / f"step_{step:08d}.png")
+        assert picture.size == (6 * 32, 2 * 32)
+        with VideoReader(folder / "validation" / f"step_{step:08d}" / "0.mp4") as reader:
+            assert (reader.info.num_frames, reader.info.width, reader.info.height) == (5, 66, 32)
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert {"loss_fm", "loss_align", "rate", "clips_per_second", "memory_gb", "waited"} <= steps[0].keys()
+    editor = load_editor(str(folder), "cpu")  # the run's folder edits at once
+    assert editor.pipeline.transformer.config.routing_depth == 4
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_every_recipe_of_the_paper_trains_at_nano_size(path, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        recipe = load_recipe(path, [OVERLAY], [*SMALL, "steps=20", "checkpoint_every=20", "seed=3"])
+    steps = list(train(recipe, tmp_path, "cpu"))
+    assert len(steps) == 20
+    assert all(np.isfinite(s["loss"]) for s in steps)
+    assert ("loss_align" in steps[0]) == bool(recipe.alignment.weight)
+    editor = load_editor(str(tmp_path / recipe.name), "cpu")
+    assert editor.pipeline.transformer.config.routing_depth == recipe.model.routing_depth

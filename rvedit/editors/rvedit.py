@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 
-from rvedit.checkpoints import load_pipeline
+from rvedit.checkpoints import find_checkpoint, load_pipeline
 from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings, Progress
@@ -48,7 +46,7 @@ def load_editor(model: str = "nano", device: str | None = None, dtype: str | Non
     kind = dtype or ("fp32" if place.type == "cpu" else "bf16")
     if kind not in DTYPES:
         raise UserError(f"--dtype {kind}: choose one of {', '.join(DTYPES)}")
-    pipeline = load_pipeline(_folder(model), DTYPES[kind])
+    pipeline = load_pipeline(find_checkpoint(model), DTYPES[kind])
     pipeline.to(place)
     return RVEDiTEditor(pipeline, model)
 
@@ -61,24 +59,3 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine or this build of torch has no CUDA: try --device cpu")
     return device
-
-
-def _folder(model: str) -> Path:
-    if model == "nano":
-        return Path(str(files("rvedit") / "nano"))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
-        raise UserError(
-            f"--model {model}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"--model {model}: not a folder here, and not to be had from the hub: {reason}"
-        ) from None

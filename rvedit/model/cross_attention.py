@@ -16,6 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+class Trace:
+    """A place for A^(i): the output of a cross-attention, before the residual sum.
+
+    No dataclass: FSDP2 hands a block copies of the dataclasses that it is called with.
+    """
+
+    value: Float[Tensor, "b s d"] | None = None
+
+
 @dataclass
 class BlockContext:
     """What one block reads in its cross-attention, and what is kept about it."""
@@ -26,10 +35,8 @@ class BlockContext:
     """Keep the projected keys and values for the next step: the tokens do not depend on the step."""
     key_value: tuple[Tensor, Tensor] | None = None
     """Kept keys and values, each (b, c, heads, head_dim)."""
-    record: bool = False
-    """Keep the trace of the next call."""
-    trace: Float[Tensor, "b s d"] | None = None
-    """A^(i): the output of the cross-attention, before the residual sum."""
+    trace: Trace | None = None
+    """Where to keep A^(i), if it is wanted."""
 
 
 class RoutedCrossAttnProcessor:
@@ -55,8 +62,8 @@ class RoutedCrossAttnProcessor:
         attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         output = attn.to_out[0](rearrange(attended, "b s h d -> b s (h d)").type_as(query))
         output = attn.to_out[1](output)
-        if context.record:
-            context.trace = output
+        if context.trace is not None:
+            context.trace.value = output
         return output
 
     @staticmethod

@@ -89,6 +89,14 @@ class EditTokenEncoder:
             return frames
         return frames[np.round(np.linspace(0, len(frames) - 1, count)).astype(int)]
 
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns, in pixels, that the LLM sees of frames of a size."""
+        vision = self.mllm.config.vision_config
+        grid = vision.patch_size * vision.spatial_merge_size
+        limit = self.connector.config.max_pixels
+        rows, columns = smart_resize(height, width, grid, min_pixels=grid**2, max_pixels=limit)
+        return int(rows), int(columns)
+
     def __call__(
         self, frames: Sequence[UInt8[np.ndarray, "n h w 3"]], instructions: Sequence[str]
     ) -> Float[Tensor, "b k d"]:
@@ -135,8 +143,7 @@ class EditTokenEncoder:
         vision = self.mllm.config.vision_config
         patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         _, count, height, width, _ = clips.shape
-        limit = self.connector.config.max_pixels
-        size = smart_resize(height, width, patch * merge, min_pixels=(patch * merge) ** 2, max_pixels=limit)
+        size = self.seen_size(height, width)
         pixels = rearrange(torch.from_numpy(clips), "b n h w c -> (b n) c h w").float()
         if size != (height, width):
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)

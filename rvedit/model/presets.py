@@ -6,21 +6,22 @@ from typing import Any
 
 from transformers import Qwen2_5_VLConfig, UMT5Config
 
+NANO_LATENTS = 24
 NANO_VAE: dict[str, Any] = {
-    "base_dim": 32,
-    "decoder_base_dim": 32,
-    "z_dim": 48,
+    "base_dim": 16,
+    "decoder_base_dim": 24,
+    "z_dim": NANO_LATENTS,
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "temperal_downsample": [True, True],
     "is_residual": True,
-    "in_channels": 48,
-    "out_channels": 48,
-    "patch_size": 4,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
     "scale_factor_temporal": 4,
-    "scale_factor_spatial": 16,
-    "latents_mean": [0.0] * 48,
-    "latents_std": [1.0] * 48,
+    "scale_factor_spatial": 8,
+    "latents_mean": [0.0] * NANO_LATENTS,
+    "latents_std": [1.0] * NANO_LATENTS,
 }
 
 NANO_WIDTH = 256
@@ -28,11 +29,11 @@ NANO_LLM_WIDTH = 192
 NANO_TEXT_WIDTH = 192
 
 NANO_TRANSFORMER: dict[str, Any] = {
-    "patch_size": (1, 1, 1),
+    "patch_size": (1, 2, 2),
     "num_attention_heads": 8,
     "attention_head_dim": 32,
-    "in_channels": 48,
-    "out_channels": 48,
+    "in_channels": NANO_LATENTS,
+    "out_channels": NANO_LATENTS,
     "text_dim": NANO_TEXT_WIDTH,
     "freq_dim": 256,
     "ffn_dim": 1024,

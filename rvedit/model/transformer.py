@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import ModelMixin, WanTransformer3DModel  # noqa: F401 (diffusers looks ModelMixin up here)
@@ -12,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rvedit.model.cross_attention import BlockContext, RoutedCrossAttnProcessor, block_trace
+from rvedit.model.cross_attention import BlockContext, RoutedCrossAttnProcessor, Trace, block_trace
 from rvedit.model.routing import Conditioning, route
 from rvedit.model.visual_tokens import flatten_tokens, position_embedding
 
@@ -144,10 +145,13 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             tokens = tokens + conditioning.source_tokens * sigma
         temb, timestep_proj = self._embed_time(timestep, tokens.dtype)
 
+        trace = Trace()
         for depth, (block, context) in enumerate(zip(self.blocks, contexts, strict=True), start=1):
             if depth == trace_depth and stop_at_trace:
-                return RoutedOutput(None, block_trace(block, tokens, context, timestep_proj, rotary_emb))
-            context.record = depth == trace_depth
+                # A sharded block brings its own method, which puts its weights together first.
+                run = getattr(block, "trace", None) or partial(block_trace, block)
+                return RoutedOutput(None, run(tokens, context, timestep_proj, rotary_emb))
+            context.trace = trace if depth == trace_depth else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, context, timestep_proj, rotary_emb)
             else:
@@ -161,7 +165,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)",
             f=grid[0], h=grid[1], w=grid[2], pt=p_t, ph=p_h, pw=p_w,
         )  # fmt: skip
-        return RoutedOutput(sample, contexts[trace_depth - 1].trace if trace_depth else None)
+        return RoutedOutput(sample, trace.value)
 
     def _embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The time embedding (b, d) and its six modulations (b, 6, d)."""

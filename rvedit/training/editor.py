@@ -1,156 +1,186 @@
-"""The editor's training task: triplets of the playground, the step, and what is written at the end."""
+"""The editor's training task: triplets, the step of Algorithm 1, and what is written at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from rvedit.checkpoints import MODULE_CLASSES, build_nano, load_pipeline
-from rvedit.data.playground import render, sample_triplet
+from rvedit.checkpoints import (
+    MODULE_CLASSES,
+    build_nano,
+    find_checkpoint,
+    load_pipeline,
+    with_vae,
+    with_weights,
+)
+from rvedit.data.playground import sample_triplet
 from rvedit.errors import UserError
-from rvedit.model.presets import NANO_CONNECTOR
+from rvedit.model.causal_convolution import cheapen_single_frames
 from rvedit.pipeline import RVEDiTPipeline
-from rvedit.recipes import DataRecipe, Recipe
-from rvedit.training.loop import freeze, per_step
-from rvedit.training.step import Premise, TripletBatch, training_losses
-from rvedit.video_tensors import resize_frames, to_model_range
+from rvedit.recipes import ModelRecipe, Recipe
+from rvedit.records import EditSettings
+from rvedit.training.data import Sight, collate, editor_samples, load
+from rvedit.training.distributed import Processes, whole_state
+from rvedit.training.loop import freeze
+from rvedit.training.step import TripletBatch, training_losses
+from rvedit.training.validation import show_edits, validation_clips
+from rvedit.video import temporary_sibling
+from rvedit.video_tensors import Frames
 
 CORPUS_SIZE = 3_000
+LANGUAGE_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-@dataclass(frozen=True)
-class _Sample:
-    source: Tensor
-    target: Tensor
-    source_frames: Any
-    target_frames: Any
-    instruction: str
-    caption: str
+class EditorObjective(nn.Module):
+    """Eq. 6 as a module over all that is trained, so that DDP and FSDP2 see every use of its weights."""
 
+    pipeline: RVEDiTPipeline
 
-class PlaygroundSamples(Dataset[_Sample]):
-    """Triplet number i as tensors, and the frames that the LLM sees of it."""
-
-    def __init__(self, recipe: DataRecipe, batch_size: int, llm_frames: int, llm_side: int):
+    def __init__(self, pipeline: RVEDiTPipeline, recipe: Recipe):
+        super().__init__()
+        for name in MODULE_CLASSES:
+            if name != "vae":
+                setattr(self, name, getattr(pipeline, name))
+        # Not a child: the VAE is frozen, and neither wrapped nor saved in checkpoints.
+        object.__setattr__(self, "pipeline", pipeline)
         self.recipe = recipe
-        self.batch_size = batch_size
-        self.llm_frames = llm_frames
-        self.llm_side = llm_side
 
-    def __getitem__(self, index: int) -> _Sample:
-        data = self.recipe
-        # Whole batches are stills or clips, so that they stack.
-        still = np.random.default_rng([data.seed, index // self.batch_size, 1]).random() < data.still_share
-        rng = np.random.default_rng([data.seed, index, 2])
-        triplet = sample_triplet(data.seed, index % data.count)
-        start = int(rng.integers(24))
-        count = 1 if still else data.num_frames
-        source, target = (
-            render(scene, count, data.height, data.width, start) for scene in (triplet.source, triplet.target)
-        )
-        seen = np.unique(np.linspace(0, count - 1, self.llm_frames).round().astype(int))
-        side = (self.llm_side, self.llm_side)
-        return _Sample(
-            source=to_model_range(source),
-            target=to_model_range(target),
-            source_frames=resize_frames(source[seen], *side),
-            target_frames=resize_frames(target[seen], *side),
-            instruction="" if rng.random() < data.instruction_dropout else triplet.instruction,
-            caption=triplet.target_caption,
-        )
+    def forward(self, batch: TripletBatch, step: int) -> dict[str, Tensor]:
+        """The losses of a minibatch."""
+        recipe = self.recipe
+        return training_losses(self.pipeline, batch, recipe.flow, recipe.alignment, recipe.seed, step)
 
-
-def collate(samples: list[_Sample]) -> TripletBatch:
-    """Samples of one shape -> a minibatch."""
-    editing = Premise(
-        clips=torch.stack([s.source for s in samples]),
-        frames=[s.source_frames for s in samples],
-        texts=[s.instruction for s in samples],
-    )
-    reference = Premise(
-        clips=torch.stack([s.target for s in samples]),
-        frames=[s.target_frames for s in samples],
-        texts=[s.caption for s in samples],
-    )
-    return TripletBatch(editing, reference)
+    def edit(self, frames: Frames, instruction: str, settings: EditSettings) -> Frames:
+        """An edit with the weights as they are now."""
+        edited: Frames = self.pipeline(frames, instruction, settings)
+        return edited
 
 
 class EditorTask:
     """Trains transformer, connector, multimodal LLM and text encoder; the VAE is frozen."""
 
-    def __init__(self, recipe: Recipe, device: torch.device):
+    def __init__(self, recipe: Recipe, processes: Processes):
         self.recipe = recipe
-        self.device = device
-        model = recipe.model
-        if model.preset != "nano":
-            raise UserError(
-                f"model.preset is {model.preset}: its weights are not here: "
-                "train at nano size with --set model.preset=nano"
-            )
-        for key in ("init_from", "vae_from"):
-            folder = getattr(model, key)
-            if folder and not Path(folder).is_dir():
-                raise UserError(
-                    f"model.{key} is {folder}: no such folder: train the recipe of that name first"
-                )
-        if model.init_from:
-            self.pipeline = load_pipeline(Path(model.init_from))
-            if model.routing_depth is not None:
-                self.pipeline.transformer.register_to_config(routing_depth=model.routing_depth)
-        elif model.vae_from:
-            vae = AutoencoderKLWan.from_pretrained(model.vae_from, subfolder="vae")
-            self.pipeline = build_nano(
-                corpus(recipe.data.seed), vae, model.routing_depth, recipe.flow.shift, recipe.seed
-            )
-        else:
-            raise UserError("model.vae_from is not set: give the folder of a VAE's run, or model.init_from")
-        trained = {name: getattr(self.pipeline, name).to(device) for name in MODULE_CLASSES}
-        trained.pop("vae").requires_grad_(False)
+        self.processes = processes
+        self.pipeline = _starting_point(recipe)
         transformer = self.pipeline.transformer
+        self.objective = EditorObjective(self.pipeline, recipe)
+        self.pipeline.vae.requires_grad_(False).to(processes.device)
+        cheapen_single_frames(self.pipeline.vae)
         # Parts that no block reads get no gradient, and the optimizer need not carry them.
         deep = transformer.config.routing_depth < len(transformer.blocks)
-        self.pipeline.text_encoder.requires_grad_(deep)
-        transformer.visual_embedder.requires_grad_(deep)
-        transformer.condition_embedder.text_embedder.requires_grad_(deep)
-        if device.type == "cpu":
+        for part in (
+            self.pipeline.text_encoder,
+            transformer.visual_embedder,
+            transformer.condition_embedder.text_embedder,
+        ):
+            part.requires_grad_(deep)
+        freeze(self.objective, recipe.model.frozen)
+        self.adapters = _adapt_language(self.pipeline, recipe.model) if recipe.model.lora_rank else None
+        if recipe.model.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if processes.device.type == "cpu":
             _use_plain_attention(self.pipeline)
-        self.model = nn.ModuleDict(trained)
-        freeze(self.model, recipe.model.frozen)
+        encoder = self.pipeline.edit_token_encoder
+        seen = encoder.seen_size(recipe.data.height, recipe.data.width)
+        self.samples = editor_samples(recipe, Sight(encoder.connector.config.max_frames, *seen))
+        self.shown = validation_clips(recipe) if recipe.validation.every else []
 
-    def batches(self, first_step: int) -> Iterator[TripletBatch]:
-        """Yield minibatches on the CPU."""
-        data, size = self.recipe.data, self.recipe.batch_size
-        side = round(NANO_CONNECTOR["max_pixels"] ** 0.5)
-        loader: DataLoader[_Sample] = DataLoader(
-            PlaygroundSamples(data, size, self.pipeline.connector.config.max_frames, side),
-            batch_sampler=per_step(first_step, size),
-            num_workers=data.workers,
-            collate_fn=collate,
-        )
-        return iter(loader)
+    def batches(self, numbers: Iterable[list[int]]) -> Iterator[TripletBatch]:
+        """Yield minibatches on the device."""
+        for batch in load(self.samples, numbers, self.recipe.data.workers, collate):
+            yield batch.to(self.processes.device)
 
-    def losses(self, batch: TripletBatch, step: int) -> dict[str, Tensor]:
-        """Eq. 6."""
-        editing, reference = (
-            Premise(side.clips.to(self.device), side.frames, side.texts)
-            for side in (batch.editing, batch.reference)
-        )
-        recipe = self.recipe
-        return training_losses(
-            self.pipeline, TripletBatch(editing, reference), recipe.flow, recipe.alignment, recipe.seed, step
-        )
+    def validate(self, step: int, folder: Path) -> None:
+        """Write edits of fixed clips, as clips and as a contact sheet."""
+        settings = EditSettings(num_inference_steps=self.recipe.validation.num_inference_steps)
+        with torch.autocast(self.processes.device.type, enabled=False):
+            edits = [self.objective.edit(clip.source, clip.instruction, settings) for clip in self.shown]
+        if self.processes.is_main:
+            show_edits(folder / "validation", step, self.shown, edits)
 
     def export(self, folder: Path) -> None:
-        """Write the pipeline, to edit with or to train on from."""
-        self.pipeline.save_pretrained(folder)
+        """Write the pipeline, to edit with or to train on from; adapters are merged into their weights."""
+        pipeline = self.pipeline
+        if self.adapters or self.recipe.parallel == "fsdp2":
+            parts = {}
+            for name, module in self.objective.named_children():
+                state = whole_state(module, keep=self.processes.is_main)
+                if self.processes.is_main:
+                    parts[name] = with_weights(module, merge_adapters(state, self.adapters))
+            if self.processes.is_main:
+                settings = {k: v for k, v in pipeline.config.items() if k not in pipeline.components}
+                settings = {k: v for k, v in settings.items() if not k.startswith("_")}
+                pipeline = RVEDiTPipeline(**{**pipeline.components, **parts}, **settings)
+        if self.processes.is_main:
+            part = temporary_sibling(folder)
+            pipeline.save_pretrained(part)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+
+
+def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
+    """The pipeline to train, on the CPU."""
+    model = recipe.model
+    vae = None
+    if model.vae_from:
+        vae = AutoencoderKLWan.from_pretrained(
+            find_checkpoint(model.vae_from, "model.vae_from"), subfolder="vae"
+        )
+    if model.init_from:
+        pipeline = load_pipeline(find_checkpoint(model.init_from, "model.init_from"))
+        if vae is not None:
+            torch.manual_seed(recipe.seed)
+            pipeline = with_vae(pipeline, vae)
+    elif vae is not None and model.preset == "nano":
+        words = corpus(recipe.data.seed)
+        pipeline = build_nano(words, vae, model.routing_depth, recipe.flow.shift, recipe.seed)
+    elif model.preset == "nano":
+        raise UserError("model.vae_from is not set: give the folder of a VAE's run, or model.init_from")
+    else:
+        raise UserError(
+            f"model.init_from is not set, and the weights of {model.preset} are not here: give the folder of "
+            "a pipeline, or train at nano size with --overlay recipes/nano_scale.yaml"
+        )
+    transformer = pipeline.transformer
+    if model.routing_depth is not None:
+        if model.routing_depth > len(transformer.blocks):
+            raise UserError(
+                f"model.routing_depth is {model.routing_depth}: the model in {model.init_from} has "
+                f"{len(transformer.blocks)} blocks"
+            )
+        transformer.register_to_config(routing_depth=model.routing_depth)
+    return pipeline
+
+
+def _adapt_language(pipeline: RVEDiTPipeline, model: ModelRecipe) -> LoraModel:
+    """Low-rank adapters in the language tower, whose own weights are frozen (section 5)."""
+    tower = pipeline.mllm.model.language_model
+    tower.requires_grad_(False)
+    config = LoraConfig(r=model.lora_rank, lora_alpha=model.lora_rank, target_modules=LANGUAGE_LAYERS)
+    return LoraModel(tower, config, "default")
+
+
+def merge_adapters(state: dict[str, Tensor], adapters: LoraModel | None) -> dict[str, Tensor]:
+    """W + s B A for every adapted layer of a state, and the names that the layers had before."""
+    if adapters is None:
+        return state
+    rank = adapters.peft_config["default"]
+    merged = {}
+    for name, tensor in state.items():
+        stem, dot, kind = name.partition(".base_layer.")
+        if dot and kind == "weight":
+            down, up = (state[f"{stem}.lora_{side}.default.weight"] for side in "AB")
+            tensor = tensor + (rank.lora_alpha / rank.r) * up @ down
+        if ".lora_" not in name:
+            merged[f"{stem}.{kind}" if dot else name] = tensor
+    return merged
 
 
 def _use_plain_attention(pipeline: RVEDiTPipeline) -> None:

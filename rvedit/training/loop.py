@@ -1,42 +1,49 @@
 """The loop around any training task: schedule, averaging, checkpoints, log.
 
-Nothing random is carried from step to step: data, times and noise are functions of (seed, step), so a run
-killed at any moment and resumed has the very losses of the uninterrupted one.
+Nothing random is carried from step to step: data, times and noise are functions of a sample's number in the
+run, so a run killed at any moment and resumed has the very losses of the uninterrupted one, on the same
+number of processes or another.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from rvedit.errors import UserError
-from rvedit.recipes import OptimizerRecipe, Recipe
+from rvedit.errors import Interrupted, UserError
+from rvedit.recipes import DataRecipe, OptimizerRecipe, Recipe
+from rvedit.training.distributed import Processes, whole
+from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
-from rvedit.training.state import latest_checkpoint, load_checkpoint, save_checkpoint
+from rvedit.training.state import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 
 
 class TrainingTask(Protocol):
     """What the loop trains."""
 
     @property
-    def model(self) -> nn.Module:
-        """All that is trained or carried along."""
+    def objective(self) -> nn.Module:
+        """All that is trained; called with (batch, step) it gives scalars to log, and `loss` among them."""
 
-    def batches(self, first_step: int) -> Iterator[Any]:
-        """Yield the batch of each step from `first_step` on."""
+    def batches(self, numbers: Iterable[list[int]]) -> Iterator[Any]:
+        """Yield the minibatch of each list of sample numbers."""
 
-    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """Scalars of one step; `loss` is the one to descend."""
+    def validate(self, step: int, folder: Path) -> None:
+        """Show what the model can do by now; all processes call it, the first one writes."""
 
     def export(self, folder: Path) -> None:
-        """Write the trained parts as others load them."""
+        """Write the trained parts as others load them; all processes call it, the first one writes."""
 
 
 def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
@@ -46,54 +53,138 @@ def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
     return min(1.0, rise, fall)
 
 
-def fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool = True) -> Iterator[dict[str, float]]:
-    """Train up to `recipe.steps`, yielding each step's scalars; weights, state and log go to `folder`."""
+def fit(
+    task: TrainingTask, recipe: Recipe, folder: Path, processes: Processes, resume: bool = True
+) -> Iterator[dict[str, float]]:
+    """Train up to `recipe.steps`, yielding each step's scalars; weights, state and log go to `folder`.
+
+    On SIGTERM or Ctrl-C the step is finished, a checkpoint saved and `Interrupted` raised.
+    """
     torch.set_flush_denormal(True)  # CPUs crawl through denormal numbers
     try:
-        yield from _fit(task, recipe, folder, resume)
+        with _stop_signals() as stops:
+            yield from _fit(task, recipe, folder, processes, resume, stops)
     finally:
         torch.set_flush_denormal(False)
 
 
-def _fit(task: TrainingTask, recipe: Recipe, folder: Path, resume: bool) -> Iterator[dict[str, float]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    optimizer = NamedOptimizer(task.model, recipe.optimizer)
+def _fit(
+    task: TrainingTask,
+    recipe: Recipe,
+    folder: Path,
+    processes: Processes,
+    resume: bool,
+    stops: list[int],
+) -> Iterator[dict[str, float]]:
+    model = processes.wrap(task.objective)
+    optimizer = NamedOptimizer(task.objective, recipe.optimizer)
     trained = optimizer.trained
-    average = EMAModel(trained.values(), decay=recipe.ema_decay) if recipe.ema_decay else None
-    first_step = 0
+    average = None
+    if recipe.ema_decay:
+        average = EMAModel(trained.values(), decay=recipe.ema_decay, foreach=recipe.parallel == "ddp")
+    state = RunState(0)
     checkpoint = latest_checkpoint(folder) if resume else None
     if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, optimizer, average)
-    task.model.train()
-    log = _Log(folder / "metrics.jsonl", first_step)
-    device = next(iter(trained.values())).device
-    batches = task.batches(first_step)
-    for step in range(first_step, recipe.steps):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            losses = task.losses(next(batches), step)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)
+        state = load_checkpoint(checkpoint, optimizer, average)
+    model.train()
+    log = RunLog(folder, state.step) if processes.is_main else None
+    batches = task.batches(sample_numbers(recipe, state.step, processes))
+    bf16 = recipe.precision == "bf16" and computes_bf16(processes.device)
+    while state.step < recipe.steps:
+        step, started = state.step, time.perf_counter()
+        losses: dict[str, float] = {}
+        waited = 0.0
+        for part in range(recipe.accumulation):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            last = part == recipe.accumulation - 1
+            with processes.gradients(model, synchronize=last):
+                with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
+                    scalars: dict[str, Tensor] = model(batch, step)
+                (scalars["loss"] / recipe.accumulation).backward()
+            for name, value in scalars.items():
+                losses[name] = losses.get(name, 0.0) + float(value.detach()) / recipe.accumulation
+        norm = float(whole(nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)))
+        losses = processes.mean(losses)
         fraction = rate_fraction(recipe.optimizer, step, recipe.steps)
-        optimizer.step(fraction)
-        if average is not None:
-            average.step(trained.values())
-        scalars = {name: float(value.detach()) for name, value in losses.items()}
-        scalars |= {
+        sound = math.isfinite(losses["loss"]) and math.isfinite(norm)
+        if sound:
+            optimizer.step(fraction)
+            if average is not None:
+                average.step(trained.values())
+        else:
+            optimizer.clear()
+        state = RunState(step + 1, state.skipped + (not sound))
+        seconds = time.perf_counter() - started
+        record = {
+            **losses,
             "step": step,
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "rate": fraction,
-            "seconds": time.perf_counter() - started,
+            "skipped": state.skipped,
+            "seconds": seconds,
+            "waited": waited,
+            "clips_per_second": recipe.batch_size / seconds,
+            "memory_gb": _peak_memory(processes.device) / 1e9,
         }
-        log.write(scalars)
-        done = step + 1
-        if done % recipe.checkpoint_every == 0 or done == recipe.steps:
-            save_checkpoint(folder, done, optimizer, average)
-        yield scalars
+        if log:
+            log.write(record)
+        stop = processes.any(bool(stops))
+        done = state.step == recipe.steps
+        if state.skipped > recipe.max_skipped:
+            raise UserError(
+                f"{folder}: the loss was not finite in {state.skipped} steps, the last of them {step}: lower "
+                "optimizer.learning_rate, or allow more with --set max_skipped=N"
+            )
+        if stop or done or state.step % recipe.checkpoint_every == 0:
+            save_checkpoint(folder, state, optimizer, average, processes)
+        yield {**record, "rank": processes.rank}
+        if recipe.validation.every and (done or state.step % recipe.validation.every == 0):
+            model.eval()
+            task.validate(state.step, folder)
+            model.train()
+        if stop and not done:
+            line = f"{folder}: stopped after step {state.step}, which is saved: the same command goes on"
+            raise Interrupted(line, 128 + (stops or [signal.SIGTERM])[0])
     if average is not None:
         average.copy_to(trained.values())
-    task.model.eval()
-    task.export(folder)
+    model.eval()
+    task.export(folder / "model")
+    processes.wait()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Within it SIGTERM and Ctrl-C are noted, not obeyed; a second one is obeyed at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread: whoever called from there minds the signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the allocator's peak, on a CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
@@ -107,21 +198,34 @@ def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-class _Log:
-    """One JSON line per step; on resume, lines of steps that are run again are dropped."""
-
-    def __init__(self, path: Path, first_step: int):
-        kept = path.read_text().splitlines()[:first_step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a", buffering=1)
-
-    def write(self, scalars: dict[str, float]) -> None:
-        self.file.write(json.dumps(scalars) + "\n")
+def is_still(data: DataRecipe, step: int) -> bool:
+    """Whether a step's batch is of stills: whole batches are, or are not, so that their samples stack."""
+    return np.random.default_rng([data.seed, step, 1]).random() < data.still_share
 
 
-def per_step(first_step: int, batch_size: int) -> Iterable[list[int]]:
-    """Sample numbers of each step: a pure function of the step, so that the step alone resumes the order."""
-    step = first_step
-    while True:
-        yield list(range(step * batch_size, (step + 1) * batch_size))
-        step += 1
+def computes_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32: on CPUs without instructions for it, it is a hundred times slower."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def sample_numbers(recipe: Recipe, first_step: int, processes: Processes) -> Iterable[list[int]]:
+    """The sample numbers of each minibatch of this process, in order.
+
+    Step s of the run sees samples s B ... (s + 1) B - 1, which its minibatches share: a pure function of
+    the step, so that the step alone resumes the order.
+    """
+    minibatches = processes.count * recipe.accumulation
+    size, rest = divmod(recipe.batch_size, minibatches)
+    if rest:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}: it must be a multiple of processes x accumulation, "
+            f"{processes.count} x {recipe.accumulation}"
+        )
+    return _numbers(recipe, first_step, processes, size)
+
+
+def _numbers(recipe: Recipe, first_step: int, processes: Processes, size: int) -> Iterator[list[int]]:
+    for step in range(first_step, recipe.steps):
+        for part in range(recipe.accumulation):
+            first = step * recipe.batch_size + (part * processes.count + processes.rank) * size
+            yield list(range(first, first + size))

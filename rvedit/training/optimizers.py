@@ -6,14 +6,72 @@ convolutional layers take orthogonalised steps, everything else stays with AdamW
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from rvedit.errors import UserError
 from rvedit.recipes import OptimizerRecipe
+from rvedit.training.distributed import place_like
 
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
+
+
+def orthogonalize(matrices: Float[Tensor, "n r c"], steps: int = 5) -> Float[Tensor, "n r c"]:
+    """Push all singular values to about 1, by the Newton-Schulz iteration of Jordan et al. (Muon, 2024).
+
+    In bf16 where the device computes it fast; many CPUs only emulate it, a hundred times slower than fp32.
+    """
+    fast_bf16 = matrices.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    x = matrices.bfloat16() if fast_bf16 else matrices
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices; a step has the root mean square of an AdamW step.
+
+    The update is torch.optim.Muon's with `match_rms_adamw`, which computes in bf16 on every device; matrices
+    of one shape are taken together here, which is what makes many small ones fast.
+    """
+
+    def __init__(
+        self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of every matrix that has a gradient."""
+        for group in self.param_groups:
+            shapes = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    shapes[matrix.shape].append(matrix)
+            for (rows, columns), matrices in shapes.items():
+                update = orthogonalize(torch.stack([self._momentum(m, group["momentum"]) for m in matrices]))
+                update = update * (0.2 * max(rows, columns) ** 0.5 * group["lr"])
+                for matrix, change in zip(matrices, update, strict=True):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change)
+
+    def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+        """The gradient averaged, Nesterov's way."""
+        gradient = matrix.grad
+        assert gradient is not None
+        buffer = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
 
 
 class NamedOptimizer:
@@ -22,6 +80,12 @@ class NamedOptimizer:
     def __init__(self, model: nn.Module, recipe: OptimizerRecipe):
         self.recipe = recipe
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        sharded = any(isinstance(p, DTensor) for p in self.trained.values())
+        if recipe.name == "muon" and sharded:
+            raise UserError(
+                "optimizer.name is muon, which needs whole matrices: use --set parallel=ddp, or "
+                "--set optimizer.name=adamw"
+            )
         kernels = self._kernels(model) if recipe.name == "muon" else {}
         # Muon takes matrices: a convolution's kernel is seen as (out, in * kernel), sharing its memory.
         self.matrices = {n: nn.Parameter(p.detach().view(len(p), -1)) for n, p in kernels.items()}
@@ -32,20 +96,20 @@ class NamedOptimizer:
             {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+            torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=not sharded)
         ]
         if self.matrices:
-            muon = torch.optim.Muon(
-                list(self.matrices.values()),
-                lr=recipe.matrix_learning_rate,
-                weight_decay=recipe.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            muon = Muon(list(self.matrices.values()), recipe.matrix_learning_rate, recipe.weight_decay)
             self.optimizers.append(muon)
 
     def _kernels(self, model: nn.Module) -> dict[str, nn.Parameter]:
         names = {f"{n}.weight".lstrip(".") for n, m in model.named_modules() if isinstance(m, MATRIX_LAYERS)}
         return {n: p for n, p in self.trained.items() if n in names}
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in (*self.trained.values(), *self.matrices.values()):
+            parameter.grad = None
 
     def step(self, fraction: float) -> None:
         """Descend the model's gradients at a fraction of the peak rates, then clear them."""
@@ -57,8 +121,7 @@ class NamedOptimizer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * fraction
             optimizer.step()
-        for parameter in (*self.trained.values(), *self.matrices.values()):
-            parameter.grad = None
+        self.clear()
 
     def named_state(self) -> dict[str, Tensor]:
         """Every moment, under `parameter/moment`."""
@@ -75,5 +138,5 @@ class NamedOptimizer:
         for key, value in state.items():
             name, _, moment = key.rpartition("/")
             parameter = self.stepped[name]
-            device = "cpu" if moment == "step" else parameter.device
-            owners[id(parameter)].state[parameter][moment] = value.to(device)
+            placed = value if moment == "step" else place_like(value, parameter)
+            owners[id(parameter)].state[parameter][moment] = placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,11 +23,18 @@ from rvedit.recipes import AlignmentRecipe, FlowRecipe
 class Premise:
     """One side of a triplet, as a branch is conditioned on it: (v, l) or (v*, l*)."""
 
-    clips: Float[Tensor, "b 3 t h w"]
-    """Pixels in [-1, 1]."""
+    clips: Float[Tensor, "b 3 t h w"] | None
+    """Pixels in [-1, 1]; none where the latents are given."""
     frames: Sequence[UInt8[np.ndarray, "n y x 3"]]
     """What the multimodal LLM sees of each clip."""
     texts: Sequence[str]
+    latents: Float[Tensor, "b c f y x"] | None = None
+    """Clean and normalised, from a cache."""
+
+    def to(self, device: torch.device) -> Premise:
+        """The same with its tensors on a device."""
+        clips, latents = (None if x is None else x.to(device) for x in (self.clips, self.latents))
+        return replace(self, clips=clips, latents=latents)
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,34 @@ class TripletBatch:
     """(v, l): the source and the instruction."""
     reference: Premise
     """(v*, l*): the true edit and its caption."""
+    numbers: Sequence[int] = ()
+    """Each sample's number in the run, from which its time and its noise are drawn; none: 0, 1, ..."""
+
+    def to(self, device: torch.device) -> TripletBatch:
+        """The same with its tensors on a device."""
+        return replace(self, editing=self.editing.to(device), reference=self.reference.to(device))
 
 
 def sample_depth(seed: int, step: int, num_layers: int) -> int:
     """A block 1 ... L, uniformly (Alg. 1, line 9); equal on every rank, and known before the forward pass."""
     return int(np.random.default_rng([seed, step, 9]).integers(1, num_layers + 1))
+
+
+def draw(
+    seed: int, numbers: Sequence[int], shape: Sequence[int]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c f y x"], Float[Tensor, "b c f y x"]]:
+    """A time in [0, 1), the noise, and other noise for a reference branch of its own, of each sample.
+
+    Functions of the sample's number in the run: however samples are spread over processes, they are the same.
+    """
+    drawn = []
+    for number in numbers:
+        state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        time = torch.rand((), generator=generator)
+        drawn.append((time, *(torch.randn(tuple(shape), generator=generator) for _ in range(2))))
+    times, noise, other_noise = (torch.stack(column) for column in zip(*drawn, strict=True))
+    return times, noise, other_noise
 
 
 def training_losses(
@@ -59,14 +89,10 @@ def training_losses(
     differ by their conditioning alone; it needs no gradient and stops at the sampled block.
     """
     transformer = models.transformer
-    device = batch.editing.clips.device
-    with torch.no_grad():
-        source = encode(models.vae, batch.editing.clips)
-        target = encode(models.vae, batch.reference.clips)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    uniform = torch.rand(len(target), generator=generator)
-    noise = torch.randn(target.shape, generator=generator).to(device)
-    t = shift_time(uniform, flow.shift).to(device)
+    source, target = (_latents(models, side) for side in (batch.editing, batch.reference))
+    numbers = batch.numbers or range(len(target))
+    t, noise, other_noise = (x.to(target.device) for x in draw(seed, numbers, target.shape[1:]))
+    t = shift_time(t, flow.shift)
     noisy = interpolate(target, noise, t)
 
     depth = sample_depth(seed, step, len(transformer.blocks)) if alignment.weight else None
@@ -77,13 +103,22 @@ def training_losses(
     if depth is not None:
         with torch.no_grad():
             if alignment.own_noise:
-                noisy = interpolate(target, torch.randn(target.shape, generator=generator).to(device), t)
+                noisy = interpolate(target, other_noise, t)
             reference = _condition(models, target, batch.reference)
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
         losses["loss_align"] = alignment_loss(output.trace, anchor, alignment.temperature)
         losses["loss"] = losses["loss_fm"] + alignment.weight * losses["loss_align"]
     return losses
+
+
+@torch.no_grad()
+def _latents(models: RVEDiTPipeline, premise: Premise) -> Tensor:
+    """A side's clean latents, given or encoded."""
+    if premise.latents is not None:
+        return premise.latents
+    assert premise.clips is not None
+    return encode(models.vae, premise.clips)
 
 
 def _condition(models: RVEDiTPipeline, latents: Tensor, premise: Premise) -> Conditioning:

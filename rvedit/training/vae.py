@@ -2,73 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from rvedit.checkpoints import find_checkpoint
 from rvedit.data.playground import render, sample_triplet
+from rvedit.model.causal_convolution import cheapen_single_frames, start_as_image_autoencoder
 from rvedit.model.presets import NANO_VAE
 from rvedit.recipes import DataRecipe, Recipe
-from rvedit.training.loop import freeze, per_step
+from rvedit.training.data import load
+from rvedit.training.distributed import Processes
+from rvedit.training.loop import freeze, is_still
+from rvedit.training.step import draw
+from rvedit.video import temporary_sibling
 from rvedit.video_tensors import to_model_range
 
+STATISTICS_BATCHES = 16
 
-class ClipCrops(Dataset[Tensor]):
-    """Random crops of source and target clips: (3, t, crop, crop) in [-1, 1]."""
 
-    def __init__(self, recipe: DataRecipe):
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips (b, 3, t, h, w) in [-1, 1], and their numbers in the run."""
+
+    clips: Tensor
+    numbers: list[int]
+
+    @staticmethod
+    def collate(samples: list[tuple[int, Tensor]]) -> ClipBatch:
+        """Crops of one shape -> a minibatch."""
+        numbers, clips = zip(*samples, strict=True)
+        return ClipBatch(torch.stack(clips), list(numbers))
+
+
+class ClipCrops(Dataset[tuple[int, Tensor]]):
+    """Random crops of source and target clips: (3, t, crop, crop) in [-1, 1], after their number."""
+
+    def __init__(self, recipe: DataRecipe, batch_size: int):
         self.recipe = recipe
+        self.batch_size = batch_size
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
         data = self.recipe
+        still = is_still(data, index // self.batch_size)
         rng = np.random.default_rng([data.seed, index])
         triplet = sample_triplet(data.seed, index % data.count)
         scene = triplet.target if rng.random() < 0.6 else triplet.source
-        frames = render(scene, data.num_frames, data.height, data.width, first_frame=int(rng.integers(24)))
+        count = 1 if still else data.num_frames
+        frames = render(scene, count, data.height, data.width, first_frame=int(rng.integers(24)))
         if data.crop:
             top, left = (int(rng.integers(n - data.crop + 1)) for n in (data.height, data.width))
             frames = frames[:, top : top + data.crop, left : left + data.crop]
-        return to_model_range(frames)
+        return index, to_model_range(frames)
 
 
-class VAETask:
-    """Trains `AutoencoderKLWan` on playground clips."""
+class VAEObjective(nn.Module):
+    """The evidence lower bound as a module, so that DDP sees every use of the weights."""
 
-    def __init__(self, recipe: Recipe, device: torch.device):
-        torch.manual_seed(recipe.seed)
+    def __init__(self, vae: AutoencoderKLWan, recipe: Recipe):
+        super().__init__()
+        self.vae = vae
         self.recipe = recipe
-        self.device = device
-        if recipe.model.init_from:
-            self.model = AutoencoderKLWan.from_pretrained(recipe.model.init_from, subfolder="vae").to(device)
-        else:
-            self.model = AutoencoderKLWan(**NANO_VAE).to(device)
-        freeze(self.model, recipe.model.frozen)
 
-    def batches(self, first_step: int) -> Iterator[Tensor]:
-        """Yield clips (b, 3, t, h, w)."""
-        data = self.recipe.data
-        loader: DataLoader[Tensor] = DataLoader(
-            ClipCrops(data),
-            batch_sampler=per_step(first_step, self.recipe.batch_size),
-            num_workers=data.workers,
-        )
-        return iter(loader)
-
-    def losses(self, batch: Tensor, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
         """L1 error, and the KL divergence per value scaled by the error's expected size."""
-        clip = batch.to(self.device)
-        posterior = self.model.encode(clip).latent_dist
-        generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + step)
-        latents = posterior.mean + posterior.std * torch.randn(
-            posterior.mean.shape, generator=generator, device=self.device
-        )
-        error = self.model.decode(latents).sample.float() - clip
+        clip = batch.clips
+        posterior = self.vae.encode(clip).latent_dist
+        _, noise, _ = draw(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
+        latents = posterior.mean + posterior.std * noise.to(clip.device)
+        error = self.vae.decode(latents).sample.float() - clip
         divergence = posterior.kl().sum() / clip.numel()
         return {
             "loss": error.abs().mean() + self.recipe.kl_weight * divergence,
@@ -77,22 +88,54 @@ class VAETask:
             "kl": divergence,
         }
 
+
+class VAETask:
+    """Trains `AutoencoderKLWan` on playground clips."""
+
+    def __init__(self, recipe: Recipe, processes: Processes):
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.processes = processes
+        if recipe.model.init_from:
+            folder = find_checkpoint(recipe.model.init_from, "model.init_from")
+            vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
+        else:
+            vae = AutoencoderKLWan(**NANO_VAE)
+            start_as_image_autoencoder(vae)
+        cheapen_single_frames(vae)
+        self.objective = VAEObjective(vae, recipe)
+        freeze(self.objective, recipe.model.frozen)
+
+    def batches(self, numbers: Iterable[list[int]]) -> Iterator[ClipBatch]:
+        """Yield clips (b, 3, t, h, w) on the device."""
+        crops = ClipCrops(self.recipe.data, self.recipe.batch_size)
+        for batch in load(crops, numbers, self.recipe.data.workers, ClipBatch.collate):
+            yield ClipBatch(batch.clips.to(self.processes.device), batch.numbers)
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Nothing: the loss says it all."""
+
     def export(self, folder: Path) -> None:
         """Measure the latents' mean per channel and one common scale, then write `folder/vae`.
 
         One scale for all channels, not one each: whitening would blow up the channels that carry little,
         and the transformer would spend its loss on detail that nobody sees.
         """
-        if not any(p.requires_grad for p in self.model.encoder.parameters()):  # the latents are as they were
-            self.model.save_pretrained(folder / "vae")
+        if not self.processes.is_main:
             return
-        batches = self.batches(first_step=10**9)
-        with torch.no_grad():
-            latents = torch.cat(
-                [self.model.encode(next(batches).to(self.device)).latent_dist.mean for _ in range(16)]
-            )
-        mean = latents.mean(dim=(0, 2, 3, 4))
-        scale = (latents - mean[None, :, None, None, None]).square().mean().sqrt().item()
-        statistics: dict[str, Any] = {"latents_mean": mean.tolist(), "latents_std": [scale] * len(mean)}
-        self.model.register_to_config(**statistics)
-        self.model.save_pretrained(folder / "vae")
+        vae = self.objective.vae
+        if any(p.requires_grad for p in vae.encoder.parameters()):  # else the latents are as they were
+            size = self.recipe.batch_size
+            steps = range(10**7, 10**7 + STATISTICS_BATCHES)  # beyond any run's
+            numbers = [list(range(step * size, (step + 1) * size)) for step in steps]
+            with torch.no_grad():
+                means = [vae.encode(batch.clips).latent_dist.mean for batch in self.batches(numbers)]
+            values = torch.cat([rearrange(m, "b c f y x -> (b f y x) c") for m in means])
+            mean = values.mean(dim=0)
+            scale = (values - mean).square().mean().sqrt().item()
+            statistics: dict[str, Any] = {"latents_mean": mean.tolist(), "latents_std": [scale] * len(mean)}
+            vae.register_to_config(**statistics)
+        part = temporary_sibling(folder)
+        vae.save_pretrained(part / "vae")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)

@@ -6,14 +6,16 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from av.error import FFmpegError
+from numpy.typing import NDArray
 
 from rvedit.errors import UserError
-from rvedit.video.clip import Frame, VideoInfo
+from rvedit.video.clip import BT709, LIMITED, Frame, VideoInfo
 from rvedit.video.sinks import CODECS, ContainerSink, PictureSink
 
 _IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -151,3 +153,26 @@ def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
             raise UserError(f"{path}: is the input itself; choose another output")
         if not overwrite:
             raise UserError(f"{path}: exists already; pass --overwrite or choose another output")
+
+
+def write_clip(path: Path, frames: NDArray[np.uint8], frame_rate: int) -> None:
+    """Write frames (t, h, w, 3) as a clip of constant rate, of high quality, over one that is there."""
+    count, height, width, _ = frames.shape
+    info = VideoInfo(
+        path=Path("frames in memory"),
+        kind="video",
+        width=width,
+        height=height,
+        num_frames=count,
+        frame_rate=Fraction(frame_rate),
+        time_base=Fraction(1, frame_rate),
+        duration=count / frame_rate,
+        color_range=LIMITED,
+        colorspace=BT709,
+        color_primaries=BT709,
+        color_trc=BT709,
+        pix_fmt="yuv420p",
+    )
+    with VideoWriter(path, like=info, crf=10, preset="veryfast", overwrite=True) as writer:
+        for pts, frame in enumerate(frames):
+            writer.write(frame, pts, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -13,11 +14,18 @@ import yaml
 
 from rvedit.errors import UserError
 from rvedit.recipes import Recipe
+from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorTask
 from rvedit.training.loop import TrainingTask, fit
+from rvedit.training.plan import why_it_cannot_run
 from rvedit.training.state import latest_checkpoint
 from rvedit.training.vae import VAETask
 
+# What may change when a run goes on: how long and how fast, how work is spread, what is written on the way.
+FREE = {
+    *("steps", "optimizer", "accumulation", "parallel", "max_skipped"),
+    *("checkpoint_every", "log_every", "validation", "paper"),
+}
 RECORDED = ("rvedit", "torch", "diffusers", "transformers")
 
 
@@ -26,15 +34,24 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train a recipe in `runs/<name>`, yielding the scalars of each step.
 
-    A run that was interrupted goes on from its last checkpoint, unless `fresh`.
+    A run that was interrupted goes on from its last checkpoint, unless `fresh`. Under `torchrun` or
+    `accelerate launch` every process calls it.
     """
     folder = runs / recipe.name
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cuda = torch.cuda.is_available() and device != "cpu"
+    memory = torch.cuda.get_device_properties(0).total_memory if cuda else 0
+    problem = why_it_cannot_run(recipe, int(os.environ.get("WORLD_SIZE", 1)) if cuda else 0, memory)
+    if problem:
+        raise UserError(problem)
     if not fresh and latest_checkpoint(folder):
         _refuse_other_recipe(recipe, folder)
-    task: TrainingTask = VAETask(recipe, place) if recipe.task == "vae" else EditorTask(recipe, place)
-    _write_record(recipe, folder, place)
-    yield from fit(task, recipe, folder, resume=not fresh)
+    processes = Processes(recipe.parallel, device)
+    task: TrainingTask
+    task = VAETask(recipe, processes) if recipe.task == "vae" else EditorTask(recipe, processes)
+    if processes.is_main:
+        _write_record(recipe, folder, processes)
+    processes.wait()
+    yield from fit(task, recipe, folder, processes, resume=not fresh)
 
 
 def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
@@ -42,10 +59,9 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
     record = folder / "recipe.yaml"
     if not record.is_file():
         return
-    free = {"steps", "checkpoint_every", "log_every", "optimizer"}
     before = yaml.safe_load(record.read_text(encoding="utf-8"))
     now = recipe.model_dump(mode="json")
-    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{folder}: the run there was begun with another {changed[0]}: "
@@ -53,16 +69,18 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _write_record(recipe: Recipe, folder: Path, device: torch.device) -> None:
+def _write_record(recipe: Recipe, folder: Path, processes: Processes) -> None:
     """The resolved recipe, the versions and the revision that a run was made with."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    cuda = processes.device.type == "cuda"
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
     record = {
         "revision": _revision(),
         "python": platform.python_version(),
         "device": name,
+        "processes": processes.count,
         **{package: version(package) for package in RECORDED},
     }
     (folder / "versions.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")

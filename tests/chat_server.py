@@ -1,0 +1,206 @@
+"""A stand-in for an OpenAI-compatible endpoint, on 127.0.0.1, that misbehaves as it is told."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "Qwen/Qwen3-VL-8B-Instruct"
+LONGEST_HANG = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: which pictures, how often they were asked about before, and its place among all."""
+
+    digest: str
+    tries: int
+    number: int
+    body: dict[str, Any]
+
+
+def caption_of(digest: str) -> str:
+    return f"A clip whose pictures hash to {digest[:16]}."
+
+
+class ChatServer:
+    """Serves while its `with` block runs.
+
+    `behave` names what a request meets: ok, empty, blank, refusal, think, only-think, quoted, length,
+    no-choice, cut-json, truncated, reset, hang, or a status such as 500; "429:1" has a Retry-After of one
+    second, "429:date" a date two seconds off.
+    """
+
+    def __init__(
+        self,
+        behave: Callable[[Asked], str] = lambda asked: "ok",
+        latency: float = 0.0,
+        models: Sequence[str] | None = (MODEL,),
+        key: str | None = None,
+        served_as: str | None = None,
+    ) -> None:
+        self.behave, self.latency, self.models, self.key = behave, latency, models, key
+        self.served_as = served_as
+        self.asked: list[Asked] = []
+        self.answered: Counter[str] = Counter()
+        self.arrivals: list[float] = []
+        self.headers: list[dict[str, str]] = []
+        self.probes = 0
+        self.in_flight = self.most_in_flight = 0
+        self.stop = threading.Event()
+        self.lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = _Server(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> ChatServer:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def times_answered(self) -> Counter[str]:
+        with self.lock:
+            return Counter(self.answered)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Whoever asked may go at any time, and some are killed."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: ChatServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if not self._admitted():
+            return
+        if self.owner.models is None:
+            self._send(404, {"error": {"message": "Not Found"}})
+        else:
+            self._send(200, {"object": "list", "data": [{"id": name} for name in self.owner.models]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._admitted():
+            return
+        owner = self.owner
+        pictures = [
+            base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
+            for part in body["messages"][-1]["content"]
+            if part["type"] == "image_url"
+        ]
+        digest = hashlib.sha256(b"".join(pictures)).hexdigest()
+        with owner.lock:
+            if body["max_tokens"] == 1:
+                owner.probes += 1
+                asked = Asked(digest, 0, -1, body)
+            else:
+                tries = sum(a.digest == digest for a in owner.asked)
+                asked = Asked(digest, tries, len(owner.asked), body)
+                owner.asked.append(asked)
+                owner.arrivals.append(time.monotonic())
+            owner.in_flight += 1
+            owner.most_in_flight = max(owner.most_in_flight, owner.in_flight)
+        try:
+            owner.stop.wait(owner.latency)
+            action = "ok" if asked.number < 0 and owner.models else owner.behave(asked)
+        finally:
+            with owner.lock:
+                owner.in_flight -= 1
+        self._act(action, asked)
+
+    def _admitted(self) -> bool:
+        with self.owner.lock:
+            self.owner.headers.append(dict(self.headers))
+        if self.owner.key and self.headers["Authorization"] != f"Bearer {self.owner.key}":
+            said = self.headers["Authorization"]  # some servers repeat what they were sent
+            self._send(401, {"error": {"message": f"Incorrect API key provided: {said}"}})
+            return False
+        return True
+
+    def _act(self, action: str, asked: Asked) -> None:
+        status, _, wait = action.partition(":")
+        if action == "hang":
+            self.owner.stop.wait(LONGEST_HANG)
+            self.close_connection = True
+        elif action == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+        elif status.isdigit():
+            after = formatdate(time.time() + 2, usegmt=True) if wait == "date" else wait
+            said = {"error": {"message": f"told to fail {self.headers['Authorization']}", "code": None}}
+            self._send(int(status), said, {"Retry-After": after} if wait else {})
+        else:
+            self._reply(action, asked)
+
+    def _reply(self, action: str, asked: Asked) -> None:
+        caption = caption_of(asked.digest)
+        texts = {
+            "empty": "",
+            "blank": " \n ",
+            "refusal": "I'm sorry, but I can't help with that.",
+            "think": f"<think>\nLet me see.\n</think>\n\n{caption}",
+            "only-think": "<think>Let me see",
+            "quoted": f'**Caption:** "{caption}"',
+            "length": f"{caption} It goes on and",
+        }
+        reply = {
+            "id": f"reply-{asked.number}",
+            "model": self.owner.served_as or asked.body["model"],
+            "choices": [
+                {
+                    "message": {"role": "assistant", "content": texts.get(action, caption)},
+                    "finish_reason": "length" if action in ("length", "only-think") else "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+        }
+        if action == "no-choice":
+            reply = {"error": {"message": "upstream is busy", "code": 502}}
+        data = json.dumps(reply).encode()
+        if action == "cut-json":
+            data = data[: len(data) // 2]
+        with self.owner.lock:
+            if asked.number >= 0 and action not in ("no-choice", "cut-json", "truncated"):
+                self.owner.answered[asked.digest] += 1
+        self._send(200, data, cut=action == "truncated")
+
+    def _send(
+        self, status: int, body: Any, headers: dict[str, str] | None = None, *, cut: bool = False
+    ) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        except OSError:  # whoever asked has gone
+            self.close_connection = True
+        if cut:
+            self.close_connection = True
