@@ -2,8 +2,8 @@
 
     python benchmarks/training_throughput.py --out benchmarks/results/training_throughput.json
 
-The same steps three times: clips rendered on the spot, decoded from a manifest's files, and read from a cache of
-latents. Each run's first steps are not counted. A run is a whole one, in its own process, so the worker that
+The same steps three times: clips rendered on the spot, decoded from a manifest's files, and read from a cache
+of latents. Each run's first steps are not counted. A run is a whole one, in its own process, so the worker that
 prepares batches shares the cores with training, as it does for users.
 """
 

@@ -28,7 +28,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and disk; start nothing.")
     ] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of the dry run.")] = 8,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of the dry run; by default as many as suit.")
+    ] = None,
     gpu_memory: Annotated[float, typer.Option(min=1, help="GB of each of them.")] = 80,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each logged step, or the dry run, as JSON.")

@@ -1,16 +1,17 @@
-"""The dry run's figures against models, against operations counted on real tensors, and against what is published."""
+"""The dry run's figures against models, operations counted on real tensors, and what is published."""
 
 from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_mllm, make_text_encoder, make_transformer, make_vae
+from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig, LoraModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,10 +80,17 @@ def test_recipe_chooses_what_is_trained() -> None:
 # FLOPs.
 
 
+@pytest.fixture
+def plain_attention() -> Iterator[None]:
+    """As matrix products, which are counted."""
+    with attention_backend("_native_math"):
+        yield
+
+
+@pytest.mark.usefixtures("plain_attention")
 def test_transformers_flops_are_those_counted() -> None:
     torch.manual_seed(0)
     transformer = make_transformer(num_layers=3, routing_depth=1, ffn_dim=256)
-    transformer.set_attention_backend("_native_math")  # as matrix products, so that they are counted
     shape = Shape(dict(transformer.config), (3, 8, 8), edit_tokens=16, text_tokens=12)
     edit = torch.randn(1, 16, 64)
     text = torch.randn(1, 12, transformer.config.text_dim)
@@ -135,6 +143,7 @@ def test_conditioners_flops_are_those_counted(tiny_tokenizer: PreTrainedTokenize
         language.get_total_flops(), rel=0.02
     )
     encoder = make_text_encoder(tiny_tokenizer)
+    encoder.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as text, torch.no_grad():
         encoder(torch.zeros(1, 40, dtype=torch.long))
     assert flops.text_encoder_flops(encoder.config, 40) == pytest.approx(text.get_total_flops(), rel=0.02)
@@ -188,7 +197,7 @@ def test_block_keeps_what_autograd_keeps(
         kept = memory.saved_bytes(
             lambda: block(tokens, BlockContext(read), time, rotary), torch.nn.ModuleList([block, inputs])
         )
-    # fp32 tokens are a norm's input as they are: they were kept by the block before. Tables of rotation are not ours.
+    # fp32 tokens enter a norm as they are, and are counted already. Tables of rotation are not the block's.
     given = 0 if bf16 else 4 * tokens.numel()
     table = sum(r.nbytes for r in rotary)
     expected = memory.block_bytes(shape, context, bf16) - given + weights_in_bf16(block) * bf16
@@ -391,6 +400,21 @@ def test_alignment_and_cache_show_in_the_flops() -> None:
     assert aligned["MLLM, roughly"] > plain["MLLM, roughly"]
     cached = plan_training(paper("data.cache=somewhere"), 8).compute.per_clip
     assert cached["VAE, both clips"] == 0 < aligned["VAE, both clips"]
+
+
+def test_gpus_are_as_many_as_share_the_batch() -> None:
+    assert plan_training(paper()).gpus == 8
+    assert plan_training(paper("batch_size=12")).gpus == 4
+    assert plan_training(load_recipe(RECIPES / "nano.yaml")).gpus == 1
+
+
+def test_fsdp2_gathers_a_layer_and_what_is_in_none() -> None:
+    models = memory.build_models(paper())
+    gathered = plan_training(paper(), 8).memory.parts["gathered by FSDP2"] / 4
+    tables = {m.weight for m in models.objective.modules() if isinstance(m, torch.nn.Embedding)}
+    embeddings = sum(table.numel() for table in tables)
+    block = sum(p.numel() for p in models.objective["transformer"].blocks[0].parameters())
+    assert 3 * block + embeddings < gathered < 3 * block + embeddings + 0.3e9
 
 
 def test_batch_that_gpus_cannot_share() -> None:

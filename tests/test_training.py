@@ -28,7 +28,7 @@ from rvedit.errors import UserError
 from rvedit.recipes import OptimizerRecipe, load_recipe
 from rvedit.training.editor import LANGUAGE_LAYERS, merge_adapters
 from rvedit.training.loop import rate_fraction
-from rvedit.training.optimizers import NamedOptimizer
+from rvedit.training.optimizers import Muon, NamedOptimizer
 from rvedit.training.state import latest_checkpoint
 from rvedit.training.step import sample_depth
 from rvedit.video import VideoReader
@@ -147,6 +147,24 @@ def test_muon_takes_matrices_and_adamw_the_rest():
     kernel = model["b"].weight - before["b.weight"]
     singular = torch.linalg.svdvals(kernel.reshape(4, -1))
     assert singular.max() / singular.min() < 3  # an orthogonalised step: all directions alike
+
+
+def test_muon_steps_as_torchs_own_does():
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 40), (40, 24), (24, 40))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = (
+        Muon(ours, lr=1e-2, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):  # torch's computes in bf16
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
 
 
 def command_of(path, tmp_path, *assignments):

@@ -21,6 +21,7 @@ from rvedit.video import (
     probe,
     side_by_side,
     temporary_sibling,
+    write_clip,
 )
 
 CODECS = {".avi": "mpeg4", ".webm": "libvpx-vp9", ".gif": "gif"}
@@ -605,3 +606,11 @@ def test_side_by_side(tmp_path):
     assert (both[:, 64:66] == 255).all()
     with pytest.raises(ValueError, match="lines high"):
         side_by_side(a, picture(0, 64, 40))
+
+
+def test_a_clip_is_written_over_one_that_is_there(tmp_path):
+    path = tmp_path / "a.mp4"
+    for count in (3, 5):
+        write_clip(path, np.stack([picture(index) for index in range(count)]), 12)
+        assert probe(path).num_frames == count
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]

@@ -68,9 +68,17 @@ class Tokens:
 class Costs(Protocol):
     """What a plan is made of."""
 
-    groups: tuple[Group, ...]
-    tokens: Tokens | None
-    notes: tuple[str, ...]
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Parameters by part."""
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """Of the largest clip; none where there is no transformer."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the figures assume."""
 
     def flops(self) -> dict[str, float]:
         """Of a training step for one clip, by part, in expectation."""
@@ -115,11 +123,11 @@ class EditorCosts:
     """Transformer, connector, multimodal LLM and text encoder; the VAE is frozen."""
 
     notes = (
-        "FLOPs: matrix products and convolutions; the backward pass as two forward passes, the reference branch "
-        f"at the mean depth; the MLLM roughly, with {WORDS} tokens of text, its and the text encoder's reference "
-        "pass included",
-        "memory: activations by formula for flash attention; without the allocator's fragments and what the VAE "
-        "takes while it encodes",
+        "FLOPs: matrix products and convolutions; the backward pass as two forward passes, the reference "
+        "branch at the mean depth,",
+        f"  the MLLM roughly, with {WORDS} tokens of text; both branches of it and of the text encoder",
+        "memory: activations by formula for flash attention; without the allocator's fragments and what the "
+        "VAE takes while it encodes",
         "disk: latents and text states in bf16, texts padded; checkpoints and model in fp32",
     )
 
@@ -135,20 +143,20 @@ class EditorCosts:
 
     def shape_of(self, frames: int) -> Shape:
         """The transformer and a clip of so many frames."""
-        vae, data, parts = self.models.vae.config, self.recipe.data, self.models.objective
+        vae, data, part = self.models.vae.config, self.recipe.data, self.models.part
         grid = (
             1 + (frames - 1) // vae.scale_factor_temporal,
             data.height // vae.scale_factor_spatial,
             data.width // vae.scale_factor_spatial,
         )
-        config: Mapping[str, Any] = parts["transformer"].config
+        config: Mapping[str, Any] = part("transformer").config
         text = self.models.max_text_length if self.models.reads_text else 0
-        return Shape(dict(config), grid, parts["connector"].config.num_queries, text)
+        return Shape(dict(config), grid, part("connector").config.num_queries, text)
 
     def tokens_of(self, frames: int) -> Tokens:
         """The tokens of a clip of so many frames."""
         shape, data = self.shape_of(frames), self.recipe.data
-        mllm, connector = self.models.objective["mllm"], self.models.objective["connector"]
+        mllm, connector = self.models.part("mllm"), self.models.part("connector")
         vision = mllm.config.vision_config
         size = EditTokenEncoder(mllm, None, connector).seen_size(data.height, data.width)
         rows, columns = (length // vision.patch_size for length in size)
@@ -182,7 +190,7 @@ class EditorCosts:
         )
         aligned, again = recipe.alignment.weight > 0, recipe.model.gradient_checkpointing
         step = step_flops(shape, range(1, shape.blocks + 1) if aligned else (), again)
-        mllm, text_encoder = models.objective["mllm"].config, models.objective["text_encoder"]
+        mllm, text_encoder = models.part("mllm").config, models.part("text_encoder")
         branches = 1 + aligned
         language = branches + self._language_backward() + (again and CHECKPOINTS_LANGUAGE)
         return {
@@ -201,11 +209,11 @@ class EditorCosts:
     def _language_backward(self) -> int:
         """Forward passes that the tower's backward costs: through it to the queries, and for its weights."""
         weights = _trains(self.models.language)
-        through = weights or self.models.adapters or _trains(self.models.objective["connector"])
+        through = weights or self.models.adapters or _trains(self.models.part("connector"))
         return 1 + weights if through else 0
 
     def encode_flops(self, frames: int) -> float:
-        """The convolutions of encoding a clip: its first frame, then four at a time; attention is left out."""
+        """Encoding a clip: its first frame, then four at a time. Convolutions alone; attention adds 0.4%."""
         vae, data = self.models.vae, self.recipe.data
 
         def count(number: int) -> float:
@@ -222,8 +230,9 @@ class EditorCosts:
         models, shape, tokens = self.models, self.shape, self.tokens
         clips, bf16 = clips_at_once(recipe, gpus), recipe.precision == "bf16"
         again = recipe.model.gradient_checkpointing
-        parts, config = models.objective, models.objective["mllm"].config
-        copied, mllm, text = 0 if again else matrices(parts["transformer"]), 0.0, 0.0
+        transformer, text_encoder = models.part("transformer"), models.part("text_encoder")
+        config = models.part("mllm").config
+        copied, mllm, text = 0 if again else matrices(transformer), 0.0, 0.0
         if self._language_backward():
             rank, language_again = recipe.model.lora_rank, again and CHECKPOINTS_LANGUAGE
             mllm += language_bytes(config.text_config, tokens.language, bf16, rank, language_again)
@@ -232,15 +241,15 @@ class EditorCosts:
             pairs, rows, columns = tokens.patches
             mllm += vision_bytes(config.vision_config, pairs * rows * columns, bf16)
             copied += matrices(models.vision)
-        if _trains(parts["text_encoder"]):
-            text += text_encoder_bytes(parts["text_encoder"].config, tokens.text, bf16)
-            copied += matrices(parts["text_encoder"])
+        if _trains(text_encoder):
+            text += text_encoder_bytes(text_encoder.config, tokens.text, bf16)
+            copied += matrices(text_encoder)
         forward, backward = (clips * work for work in work_bytes(shape, again, bf16))
         if again and CACHES_CASTS:
-            forward += BF16 * bf16 * matrices(parts["transformer"], trained=True)
+            forward += BF16 * bf16 * matrices(transformer, trained=True)
         vae = count_parameters("VAE", models.vae).frozen
         return {
-            **held_bytes(recipe, parts, models.adapters, vae, gpus),
+            **held_bytes(recipe, models.objective, models.adapters, vae, gpus),
             "activations, transformer": clips * kept_bytes(shape, again, recipe.alignment.weight > 0, bf16),
             "activations, MLLM": clips * mllm,
             "activations, text encoder": clips * text,
@@ -249,10 +258,10 @@ class EditorCosts:
         }
 
     def disk(self) -> dict[str, float]:
-        """See `Costs.disk`: the cache of all sources and targets, instructions and captions, and what is written."""
+        """See `Costs.disk`; the cache is of all sources and targets, instructions and captions."""
         models, count = self.models, self.recipe.data.count
         latents = torch.Size(self.shape.latents).numel()
-        text = models.max_text_length * models.objective["text_encoder"].config.d_model
+        text = models.max_text_length * models.part("text_encoder").config.d_model
         return {
             "cache, latents": float(2 * BF16 * latents * count),
             "cache, text states": float(2 * BF16 * text * count) if models.reads_text else 0.0,

@@ -26,7 +26,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rvedit.model.cross_attention import block_trace
 
-
 SHARDED_LAYERS = (
     *("WanTransformerBlock", "UMT5Block"),
     *("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"),
@@ -70,7 +69,7 @@ class Processes:
         return wrapped
 
     def _shard(self, objective: nn.Module) -> nn.Module:
-        """FSDP2 over the layers of all parts, the rest as one. Autocast computes in bf16, so what is shared stays fp32.
+        """FSDP2 over the layers of all parts, the rest as one. Shards stay fp32, autocast computes in bf16.
 
         Casting inputs is off: in bf16 the timestep 501.3 would be 502.
         """

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
@@ -34,6 +33,7 @@ from rvedit.model.presets import (
 from rvedit.model.presets_5b import MAX_TEXT_LENGTH, WAN22_VAE, qwen25_vl_3b_config, umt5_xxl_config
 from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.recipes import Recipe
+from rvedit.training.distributed import SHARDED_LAYERS
 from rvedit.training.loop import freeze
 from rvedit.training.optimizers import MATRIX_LAYERS
 
@@ -41,8 +41,6 @@ FP32, BF16 = 4, 2
 """Bytes."""
 
 # What the loop does, as far as memory depends on it: change these with it.
-SHARDED = (WanTransformerBlock,)
-"""Modules that FSDP2 puts together one at a time; the rest is one more unit, which stays together."""
 CHECKPOINTS_LANGUAGE = False
 """Whether `gradient_checkpointing` means the MLLM's language tower too, beside the transformer's blocks."""
 CACHES_CASTS = True
@@ -71,28 +69,31 @@ class EditorModels:
     """Weights of the language tower's adapters, which are not in the modules."""
     max_text_length: int
 
+    def part(self, name: str) -> Any:
+        """A module of `objective`."""
+        return self.objective[name]
+
     @property
     def language(self) -> nn.Module:
         """The MLLM's language tower."""
-        tower: nn.Module = self.objective["mllm"].model.language_model
+        tower: nn.Module = self.part("mllm").model.language_model
         return tower
 
     @property
     def vision(self) -> nn.Module:
         """The MLLM's vision encoder."""
-        encoder: nn.Module = self.objective["mllm"].model.visual
+        encoder: nn.Module = self.part("mllm").model.visual
         return encoder
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """Parameters by part."""
-        parts = self.objective
         modules = {
-            "transformer": parts["transformer"],
-            "connector and queries": parts["connector"],
+            "transformer": self.part("transformer"),
+            "connector and queries": self.part("connector"),
             "MLLM language tower": self.language,
             "MLLM vision encoder": self.vision,
-            "text encoder": parts["text_encoder"],
+            "text encoder": self.part("text_encoder"),
             "VAE": self.vae,
         }
         groups = [count_parameters(name, module) for name, module in modules.items()]
@@ -103,7 +104,7 @@ class EditorModels:
     @property
     def reads_text(self) -> bool:
         """Whether any block reads X_l and X_v (Eq. 3)."""
-        transformer = self.objective["transformer"]
+        transformer = self.part("transformer")
         return bool(transformer.config.routing_depth < len(transformer.blocks))
 
 
@@ -129,7 +130,7 @@ def build_models(recipe: Recipe) -> EditorModels:
         )
     vae = build_vae(recipe).requires_grad_(False)
     length = NANO_PIPELINE["max_text_length"] if nano else MAX_TEXT_LENGTH
-    models = EditorModels(objective, vae, _adapters(objective, recipe.model.lora_rank), length)
+    models = EditorModels(objective, vae, _adapters(objective["mllm"], recipe.model.lora_rank), length)
     _choose_trained(models, recipe)
     return models
 
@@ -144,9 +145,9 @@ def build_vae(recipe: Recipe) -> AutoencoderKLWan:
 
 def _choose_trained(models: EditorModels, recipe: Recipe) -> None:
     """As `EditorTask` does: what no block reads gets no gradient, then the recipe's own choice."""
-    transformer: Any = models.objective["transformer"]
+    transformer = models.part("transformer")
     for part in (
-        models.objective["text_encoder"],
+        models.part("text_encoder"),
         transformer.visual_embedder,
         transformer.condition_embedder.text_embedder,
     ):
@@ -156,9 +157,9 @@ def _choose_trained(models: EditorModels, recipe: Recipe) -> None:
         models.language.requires_grad_(False)
 
 
-def _adapters(objective: nn.ModuleDict, rank: int) -> int:
+def _adapters(mllm: Any, rank: int) -> int:
     """Weights of adapters of a rank: (in + out) x rank for each adapted matrix."""
-    layers = objective["mllm"].model.language_model.named_modules()
+    layers = mllm.model.language_model.named_modules()
     adapted = [m for name, m in layers if name.endswith(ADAPTED) and isinstance(m, nn.Linear)]
     return sum(rank * (m.in_features + m.out_features) for m in adapted)
 
@@ -181,10 +182,10 @@ def matrices(module: nn.Module, trained: bool = False) -> int:
 def block_bytes(shape: Shape, context: int, bf16: bool) -> float:
     """One block of Wan over S tokens of width d, f inside its feed-forward part, reading `context` tokens.
 
-    In bf16: inputs of norms, their outputs before modulation, the queries and keys before and inside their
-    own norm, and the feed-forward part's output stay fp32 (13 tensors of 4 S d: self-attention 6, cross-attention
-    4, feed-forward 3); what enters a matrix or an attention kernel is bf16 (8 of 2 S d, two of 2 S f). Of the
-    context: keys before and inside their norm (8), keys and values (4).
+    In bf16: inputs of norms, their outputs before modulation, queries and keys before and inside their own
+    norm, and the feed-forward part's output stay fp32 (12 tensors of 4 S d: self-attention 6, cross-attention
+    3, feed-forward 3); what enters a matrix, an attention kernel or a gate is bf16 (10 of 2 S d, 2 of 2 S f).
+    Of the context: keys before and inside their norm, 8 C d bytes, keys and values, 4 C d.
     """
     s, d, f = shape.sequence, shape.width, shape.config["ffn_dim"]
     statistics = s * (9 * FP32 + 2 * FP32 * shape.config["num_attention_heads"]) + context * FP32
@@ -201,7 +202,7 @@ def language_bytes(config: Any, tokens: int, bf16: bool, rank: int = 0, checkpoi
     if bf16:
         each = (24 * d + 14 * rank if rank else 30 * d) + 4 * keys + 8 * f
     else:
-        each = (40 * d + 28 * rank if rank else 44 * d) + 8 * keys + 16 * f
+        each = (24 * d + 28 * rank if rank else 32 * d) + 8 * keys + 16 * f
     layer = tokens * (each + statistics)
     if checkpointing:  # a layer's input is the fp32 sum of embeddings and what is added to it
         return float(config.num_hidden_layers * tokens * FP32 * d + layer)
@@ -266,10 +267,10 @@ def saved_bytes(call: Callable[[], Any], module: nn.Module) -> int:
 
 
 def held_bytes(recipe: Recipe, module: nn.Module, extra: int, whole: int, gpus: int) -> dict[str, float]:
-    """Weights, gradients, moments and average of a module and `extra` trained parameters; `whole` frozen ones.
+    """Weights, gradients, moments and their average; `extra` trained parameters and `whole` frozen ones.
 
-    FSDP2 leaves 1/N of everything but `whole` on a GPU and puts one unit together at a time: the unit of all that is
-    no block stays together. DDP copies gradients into buckets.
+    FSDP2 leaves 1/N of everything but `whole` on a GPU and puts one layer together at a time; what is in none
+    of its layers is one more unit, which stays together. DDP copies gradients into buckets.
     """
     part = count_parameters("", module)
     trained = part.trained + extra
@@ -284,11 +285,13 @@ def held_bytes(recipe: Recipe, module: nn.Module, extra: int, whole: int, gpus: 
         "frozen weights": FP32 * (part.frozen / shards + whole),
     }
     if sharded:
-        units = [m for m in module.modules() if isinstance(m, SHARDED)]
-        sizes = [sum(p.numel() for p in unit.parameters()) for unit in units]
-        rest = part.trained + part.frozen + extra - sum(sizes)
-        # Two blocks and the gradient of one; the rest, and the gradients of what is trained there.
-        gathered = 3 * max(sizes, default=0) + rest + max(0, trained - sum(sizes))
+        layers = [m for m in module.modules() if type(m).__name__ in SHARDED_LAYERS]
+        inside = [count_parameters("", layer) for layer in layers]
+        rest = part.trained + part.frozen - sum(layer.trained + layer.frozen for layer in inside)
+        rest += part.trained - sum(layer.trained for layer in inside)  # and its gradients
+        # One layer at work and the next one on its way, and the gradients of one.
+        largest = max((2 * layer.frozen + 3 * layer.trained for layer in inside), default=0)
+        gathered = largest + rest
         parts["gathered by FSDP2"] = float(FP32 * gathered)
     elif gpus > 1:
         parts["buckets of DDP"] = float(FP32 * trained)

@@ -1,4 +1,4 @@
-"""What a recipe will take, without its weights: parameters, FLOPs, memory and disk (`rvedit train --dry-run`)."""
+"""What a recipe will take, without its weights: the dry run of `rvedit train`."""
 
 from __future__ import annotations
 
@@ -73,12 +73,18 @@ class TrainingPlan:
 
 
 def plan_training(
-    recipe: Recipe, gpus: int = 1, gpu_memory: float = GPU_MEMORY, flops_per_second: float = GPU_RATE
+    recipe: Recipe,
+    gpus: int | None = None,
+    gpu_memory: float = GPU_MEMORY,
+    flops_per_second: float = GPU_RATE,
 ) -> TrainingPlan:
     """Plan a run on so many GPUs of so many bytes; nothing is allocated or downloaded.
 
+    Without a number it is one for nano, and for others the most of up to eight that can share the batch.
+
     Raises UserError where the GPUs cannot share the batch, or `model.frozen` names no part.
     """
+    gpus = _usual_gpus(recipe) if gpus is None else gpus
     clips = clips_at_once(recipe, gpus)
     costs: Costs = VAECosts(recipe) if recipe.task == "vae" else EditorCosts(recipe)
     per_clip = costs.flops()
@@ -106,14 +112,13 @@ def plan_training(
 def why_it_cannot_run(recipe: Recipe, gpus_available: int, memory_bytes: float = GPU_MEMORY) -> str | None:
     """Why a recipe cannot be trained here, in one line with the figures and a remedy; none if it can.
 
-    `gpus_available` are those of the run, one for each process; `memory_bytes` is one GPU's. Nano trains on a CPU.
+    `gpus_available` are those of the run, one for each process; `memory_bytes` is one GPU's. Nano trains on a
+    CPU.
     """
     nano = recipe.model.preset == "nano"
     if nano and not gpus_available:
         return None
-    shares = (n for n in (8, 4, 2, 1) if recipe.batch_size % (n * recipe.accumulation) == 0)
-    gpus = gpus_available or next(shares, 1)
-    plan = plan_training(recipe, gpus, memory_bytes)
+    plan = plan_training(recipe, gpus_available or None, memory_bytes or GPU_MEMORY)
     if not nano and not recipe.model.init_from:
         reason = f"the weights of {recipe.model.preset} are not here (model.init_from is not set)"
     elif not gpus_available:
@@ -127,10 +132,16 @@ def why_it_cannot_run(recipe: Recipe, gpus_available: int, memory_bytes: float =
     remedies = plan.memory.remedies or ((NANO_REMEDY,) if not nano else ())
     figures = (
         f"it trains {trained / 1e9:.3g} of {everything / 1e9:.3g} billion parameters and takes "
-        f"{plan.compute.per_step / recipe.batch_size / 1e15:.3g} PFLOP a clip, {plan.memory.total / 1e9:.0f} GB on "
-        f"each of {gpus} GPUs"
+        f"{plan.compute.per_step / recipe.batch_size / 1e15:.3g} PFLOP a clip, "
+        f"{plan.memory.total / 1e9:.0f} GB on each of {plan.gpus} GPUs"
     )
     return f"{recipe.name} cannot be trained here: {reason}; {figures}: {', or '.join(remedies)}"
+
+
+def _usual_gpus(recipe: Recipe) -> int:
+    if recipe.model.preset == "nano":
+        return 1
+    return next((n for n in (8, 4, 2) if recipe.batch_size % (n * recipe.accumulation) == 0), 1)
 
 
 def _memory(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> Memory:
@@ -151,7 +162,7 @@ def _checkpointing(recipe: Recipe, on: bool) -> Recipe:
 
 
 def _remedies(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> tuple[str, ...]:
-    """The settings that make it fit, the fewest first, on these GPUs or on more; and nano, which always fits."""
+    """The settings that make it fit, on these GPUs or on more; and nano, which always fits."""
     settings = []
     if recipe.task == "editor" and not recipe.model.gradient_checkpointing:
         settings.append("model.gradient_checkpointing=true")

@@ -71,8 +71,10 @@ def cache_latents(order: CacheOrder, device: str | None = None) -> Iterator[Cach
             try:
                 pair = read_pair(order.manifest, triplet, order.num_frames, order.height, order.width)
             except UserError as error:
-                where = {"file": str(order.manifest), "row": row, "id": triplet.id}
-                failures.append(Failure(triplet.dataset, "cannot be read", str(error), **where))
+                manifest = str(order.manifest)
+                failures.append(
+                    Failure(triplet.dataset, "cannot be read", str(error), manifest, row, triplet.id)
+                )
                 continue
             with torch.no_grad():
                 source, target = (cached(clip) for clip in pair)
