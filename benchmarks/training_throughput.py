@@ -3,8 +3,8 @@
     python benchmarks/training_throughput.py --out benchmarks/results/training_throughput.json
 
 The same steps three times: clips rendered on the spot, decoded from a manifest's files, and read from a cache
-of latents. Each run's first steps are not counted. A run is a whole one, in its own process, so the worker that
-prepares batches shares the cores with training, as it does for users.
+of latents. Each run's first steps are not counted. A run is a whole one, in its own process, so the worker
+that prepares batches shares the cores with training, as it does for users.
 """
 
 from __future__ import annotations
