@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.attention_dispatch import AttentionBackendName
 from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
 
@@ -184,8 +185,13 @@ def merge_adapters(state: dict[str, Tensor], adapters: LoraModel | None) -> dict
 
 
 def _use_plain_attention(pipeline: RVEDiTPipeline) -> None:
-    """Matrices instead of flash kernels: at nano's sequence lengths their backward is faster on a CPU."""
-    pipeline.transformer.set_attention_backend("_native_math")
+    """Matrices instead of flash kernels: at nano's sequence lengths their backward is faster on a CPU.
+
+    Set at each processor: diffusers' `set_attention_backend` would change all models of the process.
+    """
+    for block in pipeline.transformer.blocks:
+        for attention in (block.attn1, block.attn2):
+            attention.processor._attention_backend = AttentionBackendName._NATIVE_MATH
     pipeline.mllm.set_attn_implementation("eager")
     pipeline.mllm.model.visual.set_attn_implementation("eager")
 
