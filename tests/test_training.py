@@ -329,7 +329,8 @@ def test_validation_edits_and_logs_are_written(recipe_of, tmp_path):
 def test_every_recipe_of_the_paper_trains_at_nano_size(path, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        recipe = load_recipe(path, [OVERLAY], [*SMALL, "steps=20", "checkpoint_every=20", "seed=3"])
+        quick = ("steps=20", "checkpoint_every=20", "optimizer.name=adamw")  # Muon's steps cost most
+        recipe = load_recipe(path, [OVERLAY], [*SMALL, *quick])
     steps = list(train(recipe, tmp_path, "cpu"))
     assert len(steps) == 20
     assert all(np.isfinite(s["loss"]) for s in steps)
