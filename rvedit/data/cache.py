@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rvedit.data.manifest import write_json
 from rvedit.errors import UserError
 from rvedit.records import Triplet
 from rvedit.video import temporary_sibling
@@ -71,7 +71,7 @@ class LatentCache:
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_json(path, asdict(settings))
+            write_json(path, asdict(settings))
         self.settings = settings
         self.shard_of: dict[str, str] = {}
         for listing in sorted(folder.glob("shard-*.json")):
@@ -119,7 +119,7 @@ class LatentCache:
         part = temporary_sibling(shard)
         save_file(tensors, part)
         part.replace(shard)
-        _write_json(shard.with_suffix(".json"), list(clips))  # last: what is listed is there
+        write_json(shard.with_suffix(".json"), list(clips))  # last: what is listed is there
         self.shard_of |= dict.fromkeys(clips, shard.name)
 
 
@@ -130,9 +130,3 @@ def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    part = temporary_sibling(path)
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)

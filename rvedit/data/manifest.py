@@ -115,8 +115,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write one JSON object for people to read, under a temporary name first."""
+def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
+    """Write one JSON value for people to read, under a temporary name first."""
     with _put_in_place(path) as part:
         part.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

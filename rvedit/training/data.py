@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -120,6 +121,7 @@ class ManifestSamples(_Samples):
         super().__init__(recipe, sight)
         self.manifest = manifest
         self.triplets = read_manifest(manifest)
+        self.order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
         missing = sum(t.target_caption is None for t in self.triplets)
         if captions and missing:
             raise UserError(
@@ -130,8 +132,10 @@ class ManifestSamples(_Samples):
     def triplet(self, number: int) -> Triplet:
         """The row of a sample number."""
         epoch, index = divmod(number, len(self.triplets))
-        order = np.random.default_rng([self.data.seed, epoch, 3]).permutation(len(self.triplets))
-        return self.triplets[order[index]]
+        if self.order[0] != epoch:  # drawn once an epoch, not once a sample
+            rng = np.random.default_rng([self.data.seed, epoch, 3])
+            self.order = (epoch, rng.permutation(len(self.triplets)))
+        return self.triplets[self.order[1][index]]
 
     def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`."""
