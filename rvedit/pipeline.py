@@ -175,7 +175,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         self, source: Tensor, frames: Frames, instruction: str, settings: EditSettings
     ) -> _Condition:
         """Alg. 2, lines 1-2."""
-        seen = self.edit_token_encoder.sample_frames(frames)
+        seen = self.edit_token_encoder.sight.sample(frames)
         conditioning = condition(self, source.to(self.transformer.dtype), [seen], [instruction])
         contexts = self.transformer.contexts(conditioning, reuse=True) if settings.reuse_key_values else None
         return _Condition(conditioning, contexts)

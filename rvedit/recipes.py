@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rvedit.errors import UserError
+from rvedit.records import ClipShape
 
 
 class _Section(BaseModel):
@@ -43,6 +44,22 @@ class ModelRecipe(_Section):
     )
 
 
+class Bucket(_Section):
+    """A shape that batches may have."""
+
+    num_frames: int = Field(gt=0, description="frames of a clip, 4k+1; 1: stills")
+    height: int = Field(gt=0, description="pixels")
+    width: int = Field(gt=0, description="pixels")
+    share: float = Field(
+        1.0, gt=0, description="weight of its batches; with a manifest, of each triplet in the bucket"
+    )
+
+    @property
+    def shape(self) -> ClipShape:
+        """Frames and size."""
+        return ClipShape(self.num_frames, self.height, self.width)
+
+
 class DataRecipe(_Section):
     """Which triplets are seen."""
 
@@ -54,6 +71,9 @@ class DataRecipe(_Section):
     height: int = Field(704, gt=0, description="pixels")
     width: int = Field(1280, gt=0, description="pixels")
     num_frames: int = Field(81, gt=0, description="frames of a clip, 4k+1")
+    buckets: tuple[Bucket, ...] = Field(
+        (), description="shapes of batches, instead of num_frames, height and width; none: those alone"
+    )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that see the first frame only")
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels")
     instruction_dropout: float = Field(
@@ -63,6 +83,27 @@ class DataRecipe(_Section):
         0.0, ge=0, le=1, description="share of samples whose reference branch reads an empty caption"
     )
     workers: int = Field(1, ge=0, description="processes that prepare batches, for each training process")
+
+    @property
+    def shapes(self) -> tuple[ClipShape, ...]:
+        """What clips are read as."""
+        return tuple(bucket.shape for bucket in self.buckets) or (
+            ClipShape(self.num_frames, self.height, self.width),
+        )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each shape."""
+        return tuple(bucket.share for bucket in self.buckets) or (1.0,)
+
+    def expected_shapes(self) -> dict[ClipShape, float]:
+        """The share of batches of each shape, as far as it is known without the clips; stills apart."""
+        expected: dict[ClipShape, float] = {}
+        for shape, share in zip(self.shapes, self.shares, strict=True):
+            for seen, part in ((shape.still, self.still_share), (shape, 1 - self.still_share)):
+                if part:
+                    expected[seen] = expected.get(seen, 0.0) + part * share / sum(self.shares)
+        return expected
 
 
 class OptimizerRecipe(_Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -48,6 +48,23 @@ class Triplet:
     def key(self) -> str:
         """Unique over all data sets."""
         return f"{self.dataset}/{self.id}"
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Frames, and pixels of each."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+    @property
+    def still(self) -> ClipShape:
+        """Its first frame."""
+        return replace(self, num_frames=1)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rvedit.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
+    from rvedit.records import ClipShape
     from rvedit.workflows.mix import Mix
     from rvedit.workflows.prepare import Report, Survey
 
@@ -148,6 +150,16 @@ def mix(
     _print_mix(drawn, dry_run, as_json)
 
 
+def _shape(text: str) -> ClipShape:
+    """A shape as users write it."""
+    from rvedit.records import ClipShape
+
+    try:
+        return ClipShape(*(int(number) for number in text.split("x")))
+    except (TypeError, ValueError):
+        raise UserError(f"{text}: not FRAMESxHEIGHTxWIDTH, such as 81x704x1280") from None
+
+
 def _print_survey(survey: Survey, as_json: bool) -> None:
     from collections import Counter
 
@@ -242,20 +254,33 @@ def cache(
     num_frames: Annotated[int, typer.Option(help="Frames of each clip, 4k+1.")] = 81,
     height: Annotated[int, typer.Option(help="Pixels; clips are scaled to cover them and cropped.")] = 704,
     width: Annotated[int, typer.Option(help="Pixels.")] = 1280,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FRAMESxHEIGHTxWIDTH", help="A shape of data.buckets, instead; repeatable."),
+    ] = None,
+    texts: Annotated[bool, typer.Option(help="Encode instructions and captions, too.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default what is there.")] = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Encode the clips' latents once, so that training need not do it in every epoch."""
-    from rvedit.workflows.cache import CacheOrder, cache_latents
+    """Encode the clips' latents and the texts once, so that training need not do it in every epoch."""
+    from rvedit.workflows.cache import CacheOrder, cache_manifest
 
     console.quiet_libraries()
-    order = CacheOrder(manifest, out, model, num_frames, height, width)
+    shapes = [_shape(text) for text in bucket or [f"{num_frames}x{height}x{width}"]]
+    order = CacheOrder(manifest, out, model, tuple(shapes), texts)
+    last = {}
     with console.progress_bar() as bar:
         task = bar.add_task("encoding", total=None, note="")
-        for progress in cache_latents(order, device):
-            bar.update(task, completed=progress.done, total=progress.total, note=f"{progress.failed} failed")
-    report = {"cache": str(out), "cached": progress.done, "failed": progress.failed, "count": progress.total}
-    line = f"{out}: {progress.done} of {progress.total} triplets"
-    if progress.failed:
-        line += f", {progress.failed} failed: see {out / 'cache.failures.jsonl'}"
+        for progress in cache_manifest(order, device):
+            last[progress.what] = progress
+            note = f"{progress.what}, {progress.failed} failed" if progress.failed else progress.what
+            bar.update(task, completed=progress.done, total=progress.total, note=note)
+    clips = last["triplets"]
+    report = {"cache": str(out), "cached": clips.done, "failed": clips.failed, "count": clips.total}
+    line = f"{out}: {clips.done} of {clips.total} triplets"
+    if "texts" in last:
+        report["texts"] = last["texts"].done
+        line += f", {last['texts'].done} texts"
+    if clips.failed:
+        line += f", {clips.failed} failed: see {out / 'cache.failures.jsonl'}"
     typer.echo(json.dumps(report) if as_json else line)

@@ -1,20 +1,33 @@
 """The cache of latents: what training reads from it is what it would have encoded."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import SMALL, losses_of
 
-from rvedit.data.cache import LatentCache
+from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.data.cache import LatentCache, TextCache, fingerprint, texts_of
+from rvedit.data.clips import read_pair
 from rvedit.data.manifest import read_manifest
 from rvedit.errors import UserError
+from rvedit.model.latents import encode
+from rvedit.model.text_tokens import encode_text
 from rvedit.recipes import load_recipe
-from rvedit.workflows.cache import CacheOrder, cache_latents
+from rvedit.records import ClipShape
+from rvedit.training.distributed import Processes
+from rvedit.training.editor import EditorTask
+from rvedit.training.loop import fit
+from rvedit.video_tensors import to_model_range
+from rvedit.workflows.cache import CacheOrder, cache_manifest
 from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 from rvedit.workflows.train import train
 
 SIZE = {"num_frames": 5, "height": 32, "width": 32}
+SHAPE = ClipShape(**SIZE)
+NANO = load_pipeline(find_checkpoint("nano"))
+VAE = fingerprint(NANO.vae.named_parameters())
 
 
 @pytest.fixture
@@ -31,8 +44,10 @@ def recipe_on(tmp_path, name, manifest, *assignments):
 
 
 def test_training_from_the_cache_is_training_from_pixels(tmp_path, manifest):
-    progress = list(cache_latents(CacheOrder(manifest, tmp_path / "cache", **SIZE), "cpu"))
-    assert (progress[-1].done, progress[-1].failed, progress[-1].total) == (3, 0, 3)
+    progress = list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    last = {step.what: step for step in progress}
+    assert (last["triplets"].done, last["triplets"].failed, last["triplets"].total) == (3, 0, 3)
+    assert last["texts"].done == last["texts"].total == len(texts_of(read_manifest(manifest)))
     list(train(recipe_on(tmp_path, "pixels", manifest), tmp_path, "cpu"))
     cached = recipe_on(tmp_path, "cached", manifest, f"data.cache={tmp_path / 'cache'}")
     list(train(cached, tmp_path, "cpu"))
@@ -41,43 +56,41 @@ def test_training_from_the_cache_is_training_from_pixels(tmp_path, manifest):
 
 
 def test_a_second_run_encodes_what_is_missing_alone(tmp_path, manifest):
-    order = CacheOrder(manifest, tmp_path / "cache", **SIZE)
+    order = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,), texts=False)
     target = tmp_path / "triplets" / read_manifest(manifest)[1].target
     moved = target.rename(tmp_path / "away.mp4")
-    last = list(cache_latents(order, "cpu"))[-1]
+    last = list(cache_manifest(order, "cpu"))[-1]
     assert (last.done, last.failed) == (2, 1)
     failure = json.loads((tmp_path / "cache" / "cache.failures.jsonl").read_text())
     assert "is gone" in failure["detail"]
     assert failure["row"] == 2
     with pytest.raises(UserError, match="not cached: run `rvedit prepare cache` again"):
-        LatentCache(order.folder).require(read_manifest(manifest), **SIZE)
+        LatentCache(order.folder).require(read_manifest(manifest), [SHAPE], VAE)
     shards = {p: p.stat().st_mtime_ns for p in order.folder.glob("shard-*")}
     moved.rename(target)
-    last = list(cache_latents(order, "cpu"))[-1]
+    last = list(cache_manifest(order, "cpu"))[-1]
     assert (last.done, last.failed) == (3, 0)
     assert all(p.stat().st_mtime_ns == time for p, time in shards.items())
-    LatentCache(order.folder).require(read_manifest(manifest), **SIZE)
+    LatentCache(order.folder).require(read_manifest(manifest), [SHAPE], VAE)
 
 
 def test_another_size_is_refused(tmp_path, manifest):
-    list(cache_latents(CacheOrder(manifest, tmp_path / "cache", **SIZE), "cpu"))
-    other = CacheOrder(manifest, tmp_path / "cache", **{**SIZE, "num_frames": 1})
-    with pytest.raises(UserError, match=r"another num_frames \(5, not 1\)"):
-        list(cache_latents(other, "cpu"))
-    with pytest.raises(UserError, match="num_frames 5, the recipe has 9"):
-        LatentCache(tmp_path / "cache").require([], 9, 32, 32)
+    list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    other = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE.still,))
+    with pytest.raises(UserError, match=r"another shapes \(.*5x32x32.*, not .*1x32x32"):
+        list(cache_manifest(other, "cpu"))
+    cache = LatentCache(tmp_path / "cache")
+    with pytest.raises(UserError, match="has clips of 5x32x32, the recipe asks for 9x32x32"):
+        cache.require([], [replace(SHAPE, num_frames=9)], VAE)
+    with pytest.raises(UserError, match="another VAE"):
+        cache.require([], [SHAPE], "0123")
 
 
 def test_latents_are_those_of_the_vae(tmp_path, manifest):
-    from rvedit.checkpoints import find_checkpoint, load_pipeline
-    from rvedit.data.clips import read_pair
-    from rvedit.model.latents import encode
-    from rvedit.video_tensors import to_model_range
-
-    list(cache_latents(CacheOrder(manifest, tmp_path / "cache", **SIZE), "cpu"))
+    list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     triplet = read_manifest(manifest)[0]
-    vae = load_pipeline(find_checkpoint("nano")).vae
-    clips = read_pair(manifest, triplet, *SIZE.values())
+    vae = NANO.vae
+    clips = read_pair(manifest, triplet, SHAPE)
     for cached, clip in zip(LatentCache(tmp_path / "cache").read(triplet.key), clips, strict=True):
         with torch.no_grad():
             latents = encode(vae, to_model_range(clip)[None])[0]
@@ -95,3 +108,48 @@ def test_manifests_that_training_cannot_use(tmp_path, manifest):
     rows.write_text(rows.read_text().replace(json.dumps(triplet.instruction), '""'))
     with pytest.raises(UserError, match=r"row 1 .*the instruction is empty"):
         list(train(recipe_on(tmp_path, "empty", rows), tmp_path, "cpu"))
+
+
+FROZEN = ("model.frozen=[text_encoder]", "data.instruction_dropout=0.5")
+
+
+def test_a_frozen_text_encoder_need_not_run(tmp_path, manifest, count_calls):
+    order = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,))
+    list(cache_manifest(order, "cpu"))
+    cached = (f"data.cache={tmp_path / 'cache'}", *FROZEN)
+    runs = {"read": cached, "encoded": cached, "trained": cached[:1]}
+    calls = {}
+    for name, settings in runs.items():
+        if name == "encoded":
+            for path in order.folder.glob("text*"):
+                path.unlink()
+        elif name == "trained":
+            list(cache_manifest(order, "cpu"))
+        processes = Processes("ddp", "cpu")
+        task = EditorTask(recipe_on(tmp_path, name, manifest, *settings), processes)
+        calls[name] = count_calls(task.pipeline.text_encoder)
+        list(fit(task, task.recipe, tmp_path / name, processes))
+    assert not calls["read"]
+    assert calls["encoded"]
+    assert calls["trained"]
+    assert losses_of(tmp_path, "read") == pytest.approx(losses_of(tmp_path, "encoded"), rel=2e-2)
+
+
+def test_texts_are_kept_by_their_words(tmp_path, manifest):
+    order = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,))
+    list(cache_manifest(order, "cpu"))
+    text = read_manifest(manifest)[0].instruction
+    padded = encode_text(NANO.tokenizer, NANO.text_encoder, [text], NANO.config.max_text_length)[0]
+    states = TextCache(order.folder).read(text)
+    assert len(states) == len(NANO.tokenizer(text).input_ids)
+    torch.testing.assert_close(states.float(), padded[: len(states)], rtol=1e-2, atol=1e-2)
+    assert not padded[len(states) :].any()
+
+    rows = manifest.with_suffix(".jsonl")
+    rows.write_text(rows.read_text().replace(json.dumps(text), '"do what was never cached"'))
+    cached = recipe_on(tmp_path, "new", rows, f"data.cache={order.folder}", *FROZEN)
+    with pytest.raises(UserError, match="'do what was never cached' and 0 more texts are not cached"):
+        list(train(cached, tmp_path, "cpu"))
+    last = list(cache_manifest(replace(order, manifest=rows), "cpu"))[-1]
+    assert (last.what, last.done) == ("texts", len(texts_of(read_manifest(rows))))
+    list(train(cached, tmp_path, "cpu"))

@@ -80,7 +80,7 @@ def test_other_sizes_are_resized_as_the_library_does(
 def test_frames_are_spread_evenly_with_the_first_and_the_last(tiny_encoder: EditTokenEncoder) -> None:
     def chosen(count: int) -> list[int]:
         clip = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
-        return tiny_encoder.sample_frames(clip)[:, 0, 0, 0].tolist()
+        return tiny_encoder.sight.sample(clip)[:, 0, 0, 0].tolist()
 
     assert [chosen(count) for count in (1, 3, 4)] == [[0], [0, 1, 2], [0, 1, 2, 3]]
     for count in (5, 9, 81, 200):

@@ -24,6 +24,7 @@ from rvedit.model import flops
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.flops import Shape
 from rvedit.recipes import Recipe, load_recipe
+from rvedit.records import ClipShape
 from rvedit.training import memory
 from rvedit.training.costs import EditorCosts
 from rvedit.training.plan import plan_training, why_it_cannot_run
@@ -167,7 +168,7 @@ def test_encoding_is_linear_in_the_clips_length() -> None:
     clip = torch.empty(1, 3, 17, 128, 128, device="meta")
     with flops.counting_convolutions(costs.models.vae) as calls, torch.no_grad():
         costs.models.vae.encode(clip)
-    assert costs.encode_flops(17) == pytest.approx(sum(calls), rel=1e-9)
+    assert costs.encode_flops(ClipShape(17, 128, 128)) == pytest.approx(sum(calls), rel=1e-9)
 
 
 # Memory.

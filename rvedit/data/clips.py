@@ -10,13 +10,13 @@ import numpy as np
 
 from rvedit.data.manifest import clip_path
 from rvedit.errors import UserError
-from rvedit.records import Triplet
+from rvedit.records import ClipShape, Triplet
 from rvedit.video import Frame, VideoReader
 from rvedit.video_tensors import Frames, resize_frames
 
 
-def read_pair(manifest: Path, triplet: Triplet, num_frames: int, height: int, width: int) -> list[Frames]:
-    """The first frames of source and target, scaled to cover the size and cropped about their middle.
+def read_pair(manifest: Path, triplet: Triplet, shape: ClipShape) -> list[Frames]:
+    """The first frames of source and target, scaled to cover the shape and cropped about their middle.
 
     Raises UserError that names the row where a file is gone, or has too few frames.
     """
@@ -28,10 +28,12 @@ def read_pair(manifest: Path, triplet: Triplet, num_frames: int, height: int, wi
                 f"{manifest}: the {side} of {triplet.key} is gone: {path}: run `rvedit prepare` again"
             )
         with VideoReader(path) as reader:
-            frames = _fitted(islice((timed.frame for timed in reader), num_frames), height, width)
-        if len(frames) < num_frames:
+            frames = _fitted(
+                islice((timed.frame for timed in reader), shape.num_frames), shape.height, shape.width
+            )
+        if len(frames) < shape.num_frames:
             raise UserError(
-                f"{manifest}: the {side} of {triplet.key} has {len(frames)} frames, not {num_frames}: "
+                f"{manifest}: the {side} of {triplet.key} has {len(frames)} frames, not {shape.num_frames}: "
                 "lower data.num_frames, or prepare the data with a higher --min-frames"
             )
         clips.append(frames)

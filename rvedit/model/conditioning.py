@@ -33,14 +33,17 @@ def condition(
     latents: Float[Tensor, "b c f y x"],
     frames: Sequence[UInt8[np.ndarray, "n h w 3"]],
     texts: Sequence[str],
+    states: Float[Tensor, "b m e"] | None = None,
 ) -> Conditioning:
     """X_e, X_v and X_l (Alg. 1, lines 3-4; Alg. 2, line 1) of clips and their words.
 
-    `latents` are the clips' own, clean and normalised; `frames` are what the multimodal LLM sees of them.
+    `latents` are the clips' own, clean and normalised; `frames` are what the multimodal LLM sees of them;
+    `states` are those of the text encoder, where they are known already.
     """
     transformer = models.transformer
     edit_tokens = models.edit_token_encoder(frames, texts)
     if transformer.config.routing_depth == len(transformer.blocks):  # no block would read X_l
         return transformer.condition(edit_tokens, latents)
-    states = encode_text(models.tokenizer, models.text_encoder, texts, models.config.max_text_length)
-    return transformer.condition(edit_tokens, latents, states)
+    if states is None:
+        states = encode_text(models.tokenizer, models.text_encoder, texts, models.config.max_text_length)
+    return transformer.condition(edit_tokens, latents, states.to(edit_tokens.device))

@@ -10,6 +10,7 @@ the first two queries act through the others alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from rvedit.video_tensors import Frames, resize_frames
 
 SYSTEM_PROMPT = (
     "You will be given an image and instruction. Please describe the content of the image in detail based on "
@@ -72,6 +75,34 @@ class EditTokenConnector(ModelMixin, ConfigMixin):
         return tokens
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What the multimodal LLM sees of a clip."""
+
+    max_frames: int
+    grid: int
+    """Rows and columns are multiples of so many pixels."""
+    max_pixels: int
+    """Of each frame."""
+
+    def sample(self, frames: Frames) -> Frames:
+        """At most `max_frames`, evenly spread, first and last among them."""
+        if len(frames) <= self.max_frames:
+            return frames
+        return frames[np.round(np.linspace(0, len(frames) - 1, self.max_frames)).astype(int)]
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns, in pixels, that it sees of frames of a size."""
+        rows, columns = smart_resize(
+            height, width, self.grid, min_pixels=self.grid**2, max_pixels=self.max_pixels
+        )
+        return int(rows), int(columns)
+
+    def __call__(self, clip: Frames) -> Frames:
+        """The frames that it sees, at the size it sees them in."""
+        return resize_frames(self.sample(clip), *self.size(*clip.shape[1:3]))
+
+
 class EditTokenEncoder:
     """g_phi(v, l) of Alg. 1: (frames, instruction) -> X_e. Holds no weights of its own."""
 
@@ -82,20 +113,11 @@ class EditTokenEncoder:
         self.tokenizer = tokenizer
         self.connector = connector
 
-    def sample_frames(self, frames: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
-        """The frames that the LLM sees: at most `max_frames`, evenly spread, first and last among them."""
-        count = self.connector.config.max_frames
-        if len(frames) <= count:
-            return frames
-        return frames[np.round(np.linspace(0, len(frames) - 1, count)).astype(int)]
-
-    def seen_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns, in pixels, that the LLM sees of frames of a size."""
-        vision = self.mllm.config.vision_config
-        grid = vision.patch_size * vision.spatial_merge_size
-        limit = self.connector.config.max_pixels
-        rows, columns = smart_resize(height, width, grid, min_pixels=grid**2, max_pixels=limit)
-        return int(rows), int(columns)
+    @property
+    def sight(self) -> Sight:
+        """What the LLM sees of a clip."""
+        vision, config = self.mllm.config.vision_config, self.connector.config
+        return Sight(config.max_frames, vision.patch_size * vision.spatial_merge_size, config.max_pixels)
 
     def __call__(
         self, frames: Sequence[UInt8[np.ndarray, "n h w 3"]], instructions: Sequence[str]
@@ -143,7 +165,7 @@ class EditTokenEncoder:
         vision = self.mllm.config.vision_config
         patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         _, count, height, width, _ = clips.shape
-        size = self.seen_size(height, width)
+        size = self.sight.size(height, width)
         pixels = rearrange(torch.from_numpy(clips), "b n h w c -> (b n) c h w").float()
         if size != (height, width):
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)

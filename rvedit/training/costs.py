@@ -20,6 +20,7 @@ from rvedit.model.flops import (
     vision_flops,
 )
 from rvedit.recipes import Recipe
+from rvedit.records import ClipShape
 from rvedit.training.loop import freeze
 from rvedit.training.memory import (
     BF16,
@@ -136,31 +137,31 @@ class EditorCosts:
         self.models = build_models(recipe)
         self.groups = self.models.groups
         # Whole batches are stills or clips; the larger ones decide about memory.
-        share = recipe.data.still_share
-        self.kinds = {n: s for n, s in ((1, share), (recipe.data.num_frames, 1 - share)) if s}
-        self.tokens: Tokens = self.tokens_of(max(self.kinds))
-        self.shape = self.shape_of(max(self.kinds))
+        self.kinds = recipe.data.expected_shapes()
+        largest = max(self.kinds, key=lambda clip: self.shape_of(clip).sequence)
+        self.tokens: Tokens = self.tokens_of(largest)
+        self.shape = self.shape_of(largest)
 
-    def shape_of(self, frames: int) -> Shape:
-        """The transformer and a clip of so many frames."""
-        vae, data, part = self.models.vae.config, self.recipe.data, self.models.part
+    def shape_of(self, clip: ClipShape) -> Shape:
+        """The transformer and a clip."""
+        vae, part = self.models.vae.config, self.models.part
         grid = (
-            1 + (frames - 1) // vae.scale_factor_temporal,
-            data.height // vae.scale_factor_spatial,
-            data.width // vae.scale_factor_spatial,
+            1 + (clip.num_frames - 1) // vae.scale_factor_temporal,
+            clip.height // vae.scale_factor_spatial,
+            clip.width // vae.scale_factor_spatial,
         )
         config: Mapping[str, Any] = part("transformer").config
         text = self.models.max_text_length if self.models.reads_text else 0
         return Shape(dict(config), grid, part("connector").config.num_queries, text)
 
-    def tokens_of(self, frames: int) -> Tokens:
-        """The tokens of a clip of so many frames."""
-        shape, data = self.shape_of(frames), self.recipe.data
+    def tokens_of(self, clip: ClipShape) -> Tokens:
+        """The tokens of a clip."""
+        shape = self.shape_of(clip)
         mllm, connector = self.models.part("mllm"), self.models.part("connector")
         vision = mllm.config.vision_config
-        size = EditTokenEncoder(mllm, None, connector).seen_size(data.height, data.width)
+        size = EditTokenEncoder(mllm, None, connector).sight.size(clip.height, clip.width)
         rows, columns = (length // vision.patch_size for length in size)
-        seen = min(frames, connector.config.max_frames)
+        seen = min(clip.num_frames, connector.config.max_frames)
         pairs = -(-seen // vision.temporal_patch_size)
         merged = pairs * rows * columns // vision.spatial_merge_size**2
         return Tokens(
@@ -176,18 +177,14 @@ class EditorCosts:
     def flops(self) -> dict[str, float]:
         """See `Costs.flops`."""
         expected: dict[str, float] = {}
-        for frames, share in self.kinds.items():
-            for name, flops in self._flops(frames).items():
+        for clip, share in self.kinds.items():
+            for name, flops in self._flops(clip).items():
                 expected[name] = expected.get(name, 0.0) + share * flops
         return expected
 
-    def _flops(self, frames: int) -> dict[str, float]:
-        recipe, models, shape, tokens = (
-            self.recipe,
-            self.models,
-            self.shape_of(frames),
-            self.tokens_of(frames),
-        )
+    def _flops(self, clip: ClipShape) -> dict[str, float]:
+        recipe, models = self.recipe, self.models
+        shape, tokens = self.shape_of(clip), self.tokens_of(clip)
         aligned, again = recipe.alignment.weight > 0, recipe.model.gradient_checkpointing
         step = step_flops(shape, range(1, shape.blocks + 1) if aligned else (), again)
         mllm, text_encoder = models.part("mllm").config, models.part("text_encoder")
@@ -203,7 +200,7 @@ class EditorCosts:
             + (branches + 2 * _trains(models.vision)) * vision_flops(mllm.vision_config, tokens.patches),
             "text encoder": (branches + 2 * _trains(text_encoder))
             * text_encoder_flops(text_encoder.config, tokens.text),
-            "VAE, both clips": 0.0 if recipe.data.cache else 2 * self.encode_flops(frames),
+            "VAE, both clips": 0.0 if recipe.data.cache else 2 * self.encode_flops(clip),
         }
 
     def _language_backward(self) -> int:
@@ -212,18 +209,18 @@ class EditorCosts:
         through = weights or self.models.adapters or _trains(self.models.part("connector"))
         return 1 + weights if through else 0
 
-    def encode_flops(self, frames: int) -> float:
+    def encode_flops(self, shape: ClipShape) -> float:
         """Encoding a clip: its first frame, then four at a time. Convolutions alone; attention adds 0.4%."""
-        vae, data = self.models.vae, self.recipe.data
+        vae = self.models.vae
 
         def count(number: int) -> float:
-            clip = torch.empty(1, 3, number, data.height, data.width, device="meta")
+            clip = torch.empty(1, 3, number, shape.height, shape.width, device="meta")
             with torch.no_grad(), counting_convolutions(vae) as calls:
                 vae.encode(clip)
             return sum(calls)
 
         first = count(1)
-        return first + (count(5) - first) * (frames - 1) / 4 if frames > 1 else first
+        return first + (count(5) - first) * (shape.num_frames - 1) / 4 if shape.num_frames > 1 else first
 
     def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
         """See `Costs.memory`."""

@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rvedit.data.cache import LatentCache
+from rvedit.data.cache import LatentCache, TextCache, fingerprint, texts_of
 from rvedit.data.clips import read_pair
 from rvedit.data.manifest import read_manifest
 from rvedit.data.playground import render, sample_triplet
 from rvedit.errors import UserError
-from rvedit.recipes import Recipe
-from rvedit.records import Triplet
-from rvedit.training.loop import is_still
+from rvedit.model.edit_tokens import Sight
+from rvedit.model.text_tokens import pad_texts
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.recipes import DataRecipe, Recipe
+from rvedit.records import ClipShape, Triplet
+from rvedit.training.buckets import BucketOrder, fitting_bucket, is_still
 from rvedit.training.step import Premise, TripletBatch
-from rvedit.video_tensors import Frames, resize_frames, to_model_range
+from rvedit.video_tensors import Frames, to_model_range
 
 Item = TypeVar("Item")
 
@@ -39,6 +42,7 @@ class Side:
     latents: Tensor | None
     seen: Frames
     text: str
+    text_states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,6 @@ class Sample:
     target: Side
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What the multimodal LLM sees of a clip."""
-
-    frames: int
-    """At most so many, evenly spread."""
-    height: int
-    """Pixels."""
-    width: int
-
-    def __call__(self, clip: Frames) -> Frames:
-        """The frames of a clip that it sees."""
-        seen = np.unique(np.linspace(0, len(clip) - 1, self.frames).round().astype(int))
-        return resize_frames(clip[seen], self.height, self.width)
-
-
 class _Samples(Dataset[Sample]):
     """Sample n: a triplet as pixels, some without their words."""
 
@@ -73,6 +61,11 @@ class _Samples(Dataset[Sample]):
         self.recipe = recipe
         self.data = recipe.data
         self.sight = sight
+        self.order = BucketOrder(recipe.data.seed, self.weights())
+
+    def weights(self) -> Sequence[float]:
+        """How often each bucket's turn comes, relative to the others."""
+        return self.data.shares
 
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng([self.data.seed, number, 2])
@@ -83,7 +76,9 @@ class _Samples(Dataset[Sample]):
             "" if drops[0] < self.data.instruction_dropout else instruction,
             "" if drops[1] < self.data.caption_dropout else caption,
         )
-        source, target = (Side(*side, text) for side, text in zip(sides, texts, strict=True))
+        source, target = (
+            Side(*side, text, self.text_states(text)) for side, text in zip(sides, texts, strict=True)
+        )
         return Sample(number, source, target)
 
     def sides(
@@ -92,9 +87,25 @@ class _Samples(Dataset[Sample]):
         """(pixels, latents, frames seen) of source and target, the instruction and the caption."""
         raise NotImplementedError
 
-    def frames_of(self, number: int) -> int:
-        """Frames of a sample: its whole batch is of stills or of clips."""
-        return 1 if is_still(self.data, number // self.recipe.batch_size) else self.data.num_frames
+    @property
+    def know_texts(self) -> bool:
+        """Whether they bring the states of the text encoder along."""
+        return False
+
+    def text_states(self, text: str) -> Tensor | None:
+        """The text encoder's, where they are known already."""
+        return None
+
+    def place(self, number: int) -> tuple[int, int]:
+        """A sample's bucket, and its number among all that are drawn from that bucket."""
+        step, position = divmod(number, self.recipe.batch_size)
+        bucket, turn = self.order[step]
+        return bucket, turn * self.recipe.batch_size + position
+
+    def shape(self, number: int) -> ClipShape:
+        """What a sample is read as; its whole batch is of stills or of clips."""
+        shape = self.data.shapes[self.place(number)[0]]
+        return shape.still if is_still(self.data, number // self.recipe.batch_size) else shape
 
     def as_pixels(self, clips: Iterable[Frames]) -> list[tuple[Tensor, None, Frames]]:
         """The sides of two clips."""
@@ -110,7 +121,8 @@ class PlaygroundSamples(_Samples):
         triplet = sample_triplet(data.seed, number % data.count)
         start = int(rng.integers(24))
         scenes = (triplet.source, triplet.target)
-        clips = [render(s, self.frames_of(number), data.height, data.width, start) for s in scenes]
+        shape = self.shape(number)
+        clips = [render(s, shape.num_frames, shape.height, shape.width, start) for s in scenes]
         return self.as_pixels(clips), triplet.instruction, triplet.target_caption
 
 
@@ -118,10 +130,11 @@ class ManifestSamples(_Samples):
     """The triplets of a manifest, in an order drawn anew for each epoch."""
 
     def __init__(self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool):
-        super().__init__(recipe, sight)
         self.manifest = manifest
         self.triplets = read_manifest(manifest)
-        self.order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self.buckets = _sort_into_buckets(manifest, self.triplets, recipe.data)
+        self.orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        super().__init__(recipe, sight)
         missing = sum(t.target_caption is None for t in self.triplets)
         if captions and missing:
             raise UserError(
@@ -129,35 +142,56 @@ class ManifestSamples(_Samples):
                 "reads: write them with `rvedit caption`, or switch it off with --set alignment.weight=0"
             )
 
+    def weights(self) -> Sequence[float]:
+        """By the triplets in each bucket, so that all are seen equally often where the shares are equal."""
+        return [share * len(rows) for share, rows in zip(self.data.shares, self.buckets, strict=True)]
+
     def triplet(self, number: int) -> Triplet:
         """The row of a sample number."""
-        epoch, index = divmod(number, len(self.triplets))
-        if self.order[0] != epoch:  # drawn once an epoch, not once a sample
-            rng = np.random.default_rng([self.data.seed, epoch, 3])
-            self.order = (epoch, rng.permutation(len(self.triplets)))
-        return self.triplets[self.order[1][index]]
+        bucket, drawn = self.place(number)
+        rows = self.buckets[bucket]
+        epoch, index = divmod(drawn, len(rows))
+        if self.orders.get(bucket, (-1,))[0] != epoch:  # drawn once an epoch, not once a sample
+            rng = np.random.default_rng([self.data.seed, epoch, 3, bucket])
+            self.orders[bucket] = (epoch, rng.permutation(len(rows)))
+        return rows[self.orders[bucket][1][index]]
 
     def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`."""
         triplet = self.triplet(number)
-        data = self.data
-        clips = read_pair(self.manifest, triplet, self.frames_of(number), data.height, data.width)
+        clips = read_pair(self.manifest, triplet, self.shape(number))
         return self.as_pixels(clips), triplet.instruction, triplet.target_caption or ""
 
 
 class CachedSamples(ManifestSamples):
     """The same, with latents from a cache: nothing is decoded or encoded any more."""
 
-    def __init__(self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool, cache: Path):
+    def __init__(
+        self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool, cache: LatentCache, vae: str
+    ):
         super().__init__(recipe, sight, manifest, captions)
-        self.cache = LatentCache(cache)
-        data = recipe.data
-        self.cache.require(self.triplets, data.num_frames, data.height, data.width)
+        self.cache = cache
+        self.texts: TextCache | None = None
+        self.cache.require(self.triplets, recipe.data.shapes, vae)
+
+    def read_texts(self, texts: TextCache, encoder: str) -> None:
+        """Take the states of a frozen text encoder from a cache, too."""
+        texts.require(texts_of(self.triplets), encoder)
+        self.texts = texts
+
+    @property
+    def know_texts(self) -> bool:
+        """See `_Samples`."""
+        return self.texts is not None
+
+    def text_states(self, text: str) -> Tensor | None:
+        """See `_Samples`."""
+        return self.texts.read(text).float() if self.texts else None
 
     def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`; a still is the first latent frame, which the causal VAE encodes alone."""
         triplet = self.triplet(number)
-        count = 1 if self.frames_of(number) == 1 else None
+        count = 1 if self.shape(number).num_frames == 1 else None
         sides = []
         for cached in self.cache.read(triplet.key):
             seen = cached.seen if count is None else cached.seen[:1]
@@ -165,8 +199,26 @@ class CachedSamples(ManifestSamples):
         return sides, triplet.instruction, triplet.target_caption or ""
 
 
-def editor_samples(recipe: Recipe, sight: Sight) -> _Samples:
-    """The samples that a recipe asks for."""
+def _sort_into_buckets(manifest: Path, triplets: list[Triplet], data: DataRecipe) -> list[list[Triplet]]:
+    """The triplets of each bucket; with one alone, all are in it."""
+    shapes = data.shapes
+    if len(shapes) == 1:
+        return [triplets]
+    buckets: list[list[Triplet]] = [[] for _ in shapes]
+    for triplet in triplets:
+        index = fitting_bucket(shapes, triplet)
+        if index is None:
+            raise UserError(
+                f"{manifest}: {triplet.key} has {triplet.num_frames} frames, fewer than any of data.buckets: "
+                "add a shorter bucket, or prepare the data with a higher --min-frames"
+            )
+        buckets[index].append(triplet)
+    return buckets
+
+
+def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> _Samples:
+    """The samples that a recipe asks for, as the models read them."""
+    sight = models.edit_token_encoder.sight
     data = recipe.data
     if data.source == "playground":
         return PlaygroundSamples(recipe, sight)
@@ -174,19 +226,25 @@ def editor_samples(recipe: Recipe, sight: Sight) -> _Samples:
         raise UserError("data.manifest is not set: give the manifest that `rvedit prepare` wrote")
     manifest, captions = Path(data.manifest), bool(recipe.alignment.weight)
     if data.cache:
-        return CachedSamples(recipe, sight, manifest, captions, Path(data.cache))
+        folder = Path(data.cache)
+        vae = fingerprint(models.vae.named_parameters())
+        samples = CachedSamples(recipe, sight, manifest, captions, LatentCache(folder), vae)
+        frozen = not any(p.requires_grad for p in models.text_encoder.parameters())
+        if frozen and TextCache.is_in(folder):
+            samples.read_texts(TextCache(folder), fingerprint(models.text_encoder.named_parameters()))
+        return samples
     return ManifestSamples(recipe, sight, manifest, captions)
 
 
-def collate(samples: list[Sample]) -> TripletBatch:
+def collate(samples: list[Sample], text_length: int) -> TripletBatch:
     """Samples of one shape -> a minibatch."""
     editing, reference = (
-        _premise([getattr(sample, side) for sample in samples]) for side in ("source", "target")
+        _premise([getattr(sample, side) for sample in samples], text_length) for side in ("source", "target")
     )
     return TripletBatch(editing, reference, [sample.number for sample in samples])
 
 
-def _premise(sides: list[Side]) -> Premise:
+def _premise(sides: list[Side], length: int) -> Premise:
     clips, latents = (
         torch.stack(tensors) if tensors else None
         for tensors in (
@@ -194,7 +252,9 @@ def _premise(sides: list[Side]) -> Premise:
             [side.latents for side in sides if side.latents is not None],
         )
     )
-    return Premise(clips, [s.seen for s in sides], [s.text for s in sides], latents)
+    states = [side.text_states for side in sides if side.text_states is not None]
+    texts = pad_texts(states, length) if states else None
+    return Premise(clips, [s.seen for s in sides], [s.text for s in sides], latents, texts)
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from rvedit.model.causal_convolution import cheapen_single_frames
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.recipes import ModelRecipe, Recipe
 from rvedit.records import EditSettings
-from rvedit.training.data import Sight, collate, editor_samples, load
+from rvedit.training.data import collate, editor_samples, load
 from rvedit.training.distributed import Processes, whole_state
 from rvedit.training.loop import freeze
 from rvedit.training.step import TripletBatch, training_losses
@@ -88,14 +89,15 @@ class EditorTask:
             transformer.enable_gradient_checkpointing()
         if processes.device.type == "cpu":
             _use_plain_attention(self.pipeline)
-        encoder = self.pipeline.edit_token_encoder
-        seen = encoder.seen_size(recipe.data.height, recipe.data.width)
-        self.samples = editor_samples(recipe, Sight(encoder.connector.config.max_frames, *seen))
+        self.samples = editor_samples(recipe, self.pipeline)
+        if self.samples.know_texts:
+            del self.objective.text_encoder  # need not go to the device: it is large, and not run
         self.shown = validation_clips(recipe) if recipe.validation.every else []
 
     def batches(self, numbers: Iterable[list[int]]) -> Iterator[TripletBatch]:
         """Yield minibatches on the device."""
-        for batch in load(self.samples, numbers, self.recipe.data.workers, collate):
+        collate_fn = partial(collate, text_length=self.pipeline.config.max_text_length)
+        for batch in load(self.samples, numbers, self.recipe.data.workers, collate_fn):
             yield batch.to(self.processes.device)
 
     def validate(self, step: int, folder: Path) -> None:

@@ -16,13 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from rvedit.errors import Interrupted, UserError
-from rvedit.recipes import DataRecipe, OptimizerRecipe, Recipe
+from rvedit.recipes import OptimizerRecipe, Recipe
 from rvedit.training.distributed import Processes, whole
 from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
@@ -196,11 +195,6 @@ def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
             raise UserError(f"model.frozen names {beginning}: no part begins so: the parts are {parts}")
         for parameter in parameters:
             parameter.requires_grad_(False)
-
-
-def is_still(data: DataRecipe, step: int) -> bool:
-    """Whether a step's batch is of stills: whole batches are, or are not, so that their samples stack."""
-    return np.random.default_rng([data.seed, step, 1]).random() < data.still_share
 
 
 def computes_bf16(device: torch.device) -> bool:

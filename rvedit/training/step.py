@@ -30,11 +30,15 @@ class Premise:
     texts: Sequence[str]
     latents: Float[Tensor, "b c f y x"] | None = None
     """Clean and normalised, from a cache."""
+    text_states: Float[Tensor, "b m c"] | None = None
+    """Of the text encoder, from a cache."""
 
     def to(self, device: torch.device) -> Premise:
         """The same with its tensors on a device."""
-        clips, latents = (None if x is None else x.to(device) for x in (self.clips, self.latents))
-        return replace(self, clips=clips, latents=latents)
+        clips, latents, states = (
+            None if x is None else x.to(device) for x in (self.clips, self.latents, self.text_states)
+        )
+        return replace(self, clips=clips, latents=latents, text_states=states)
 
 
 @dataclass(frozen=True)
@@ -122,4 +126,4 @@ def _latents(models: RVEDiTPipeline, premise: Premise) -> Tensor:
 
 
 def _condition(models: RVEDiTPipeline, latents: Tensor, premise: Premise) -> Conditioning:
-    return condition(models, latents, premise.frames, premise.texts)
+    return condition(models, latents, premise.frames, premise.texts, premise.text_states)

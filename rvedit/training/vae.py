@@ -17,12 +17,14 @@ from torch.utils.data import Dataset
 
 from rvedit.checkpoints import find_checkpoint
 from rvedit.data.playground import render, sample_triplet
+from rvedit.errors import UserError
 from rvedit.model.causal_convolution import cheapen_single_frames, start_as_image_autoencoder
 from rvedit.model.presets import NANO_VAE
 from rvedit.recipes import DataRecipe, Recipe
+from rvedit.training.buckets import is_still
 from rvedit.training.data import load
 from rvedit.training.distributed import Processes
-from rvedit.training.loop import freeze, is_still
+from rvedit.training.loop import freeze
 from rvedit.training.step import draw
 from rvedit.video import temporary_sibling
 from rvedit.video_tensors import to_model_range
@@ -93,6 +95,8 @@ class VAETask:
     """Trains `AutoencoderKLWan` on playground clips."""
 
     def __init__(self, recipe: Recipe, processes: Processes):
+        if recipe.data.buckets:
+            raise UserError("data.buckets is for task: editor; a VAE learns on crops of one size: data.crop")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.processes = processes

@@ -30,7 +30,8 @@ class ShownClip:
 def validation_clips(recipe: Recipe) -> list[ShownClip]:
     """Held-out scenes of the playground, or the first rows of a manifest."""
     data, count = recipe.data, recipe.validation.count
-    size = (data.num_frames, data.height, data.width)
+    shape = data.shapes[0]
+    size = (shape.num_frames, shape.height, shape.width)
     if data.source == "playground":
         triplets = [sample_triplet(data.seed, index, "test") for index in range(count)]
         return [
@@ -40,7 +41,7 @@ def validation_clips(recipe: Recipe) -> list[ShownClip]:
     manifest = Path(str(data.manifest))
     shown = []
     for triplet in read_manifest(manifest)[:count]:
-        source, target = read_pair(manifest, triplet, *size)
+        source, target = read_pair(manifest, triplet, shape)
         shown.append(ShownClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
     return shown
 

@@ -1,4 +1,4 @@
-"""`rvedit prepare cache`: the latents of a manifest's clips, encoded once."""
+"""`rvedit prepare cache`: what training reads of a manifest's clips and words, encoded once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,30 @@ from pathlib import Path
 import torch
 
 from rvedit.checkpoints import find_checkpoint, load_pipeline
-from rvedit.data.cache import SETTINGS, CachedClip, CacheSettings, LatentCache, fingerprint
+from rvedit.data.cache import (
+    SETTINGS,
+    CachedClip,
+    CacheSettings,
+    LatentCache,
+    TextCache,
+    TextSettings,
+    fingerprint,
+    texts_of,
+)
 from rvedit.data.clips import read_pair
 from rvedit.data.manifest import Failure, read_manifest, write_failures
 from rvedit.errors import UserError
 from rvedit.model.latents import encode
-from rvedit.training.data import Sight
+from rvedit.model.text_tokens import encode_text, trim_padding
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import ClipShape, Triplet
+from rvedit.training.buckets import fitting_bucket
 from rvedit.video_tensors import Frames, to_model_range
 
 SHARD = 32
 """Triplets in a shard: the most that an interruption can lose."""
+TEXT_SHARD = 128
+TEXTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -29,47 +43,61 @@ class CacheOrder:
     folder: Path
     model: str = "nano"
     """Whose VAE encodes, and whose multimodal LLM is to see the frames."""
-    num_frames: int = 81
-    height: int = 704
-    width: int = 1280
+    shapes: tuple[ClipShape, ...] = (ClipShape(81, 704, 1280),)
+    """The buckets; a triplet is encoded in the one that fits it."""
+    texts: bool = True
+    """Encode instructions and captions too; training uses them where the text encoder is frozen."""
 
 
 @dataclass(frozen=True)
 class CacheProgress:
-    """How far it is."""
+    """How far it is, of triplets or of texts."""
 
+    what: str
     done: int
     failed: int
     total: int
 
 
-def cache_latents(order: CacheOrder, device: str | None = None) -> Iterator[CacheProgress]:
-    """Encode both clips of every triplet into shards in `order.folder`, yielding after each.
+def cache_manifest(order: CacheOrder, device: str | None = None) -> Iterator[CacheProgress]:
+    """Encode both clips of every triplet, and every text, into shards in `order.folder`, yielding after each.
 
-    Triplets that are in the folder already are left alone; those whose clips cannot be read are listed in
+    What is in the folder already is left alone; triplets whose clips cannot be read are listed in
     `cache.failures.jsonl` there, and tried again the next time.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     triplets = read_manifest(order.manifest)
     pipeline = load_pipeline(find_checkpoint(order.model))
+    yield from _cache_latents(order, triplets, pipeline, place)
+    if order.texts:
+        yield from _cache_texts(order, triplets, pipeline, place)
+
+
+def _cache_latents(
+    order: CacheOrder, triplets: list[Triplet], pipeline: RVEDiTPipeline, place: torch.device
+) -> Iterator[CacheProgress]:
     vae = pipeline.vae.to(place)
-    encoder = pipeline.edit_token_encoder
-    sight = Sight(encoder.connector.config.max_frames, *encoder.seen_size(order.height, order.width))
-    settings = CacheSettings(fingerprint(vae.named_parameters()), order.num_frames, order.height, order.width)
-    cache = LatentCache(order.folder, settings)
-    numbered = enumerate(triplets, start=1)
-    waiting = [(row, triplet) for row, triplet in numbered if triplet.key not in cache.shard_of]
+    sight = pipeline.edit_token_encoder.sight
+    shapes = tuple(str(shape) for shape in order.shapes)
+    cache = LatentCache(order.folder, CacheSettings(fingerprint(vae.named_parameters()), shapes))
+    waiting = [(row, t) for row, t in enumerate(triplets, start=1) if t.key not in cache]
     failures: list[Failure] = []
 
     def cached(clip: Frames) -> CachedClip:
         return CachedClip(encode(vae, to_model_range(clip)[None].to(place))[0].cpu(), sight(clip))
 
-    yield CacheProgress(len(triplets) - len(waiting), 0, len(triplets))
+    def progress(more: int = 0) -> CacheProgress:
+        return CacheProgress("triplets", len(cache) + more, len(failures), len(triplets))
+
+    yield progress()
     for start in range(0, len(waiting), SHARD):
         shard: dict[str, tuple[CachedClip, CachedClip]] = {}
         for row, triplet in waiting[start : start + SHARD]:
+            bucket = fitting_bucket(order.shapes, triplet) if len(order.shapes) > 1 else 0
             try:
-                pair = read_pair(order.manifest, triplet, order.num_frames, order.height, order.width)
+                if bucket is None:
+                    raise UserError(f"its {triplet.num_frames} frames fill none of {', '.join(shapes)}")
+                pair = read_pair(order.manifest, triplet, order.shapes[bucket])
             except UserError as error:
                 manifest = str(order.manifest)
                 failures.append(
@@ -79,7 +107,30 @@ def cache_latents(order: CacheOrder, device: str | None = None) -> Iterator[Cach
             with torch.no_grad():
                 source, target = (cached(clip) for clip in pair)
             shard[triplet.key] = (source, target)
-            yield CacheProgress(len(cache.shard_of) + len(shard), len(failures), len(triplets))
+            yield progress(len(shard))
         if shard:
             cache.add(shard)
+    yield progress()
     write_failures(order.folder / SETTINGS, failures)
+
+
+def _cache_texts(
+    order: CacheOrder, triplets: list[Triplet], pipeline: RVEDiTPipeline, place: torch.device
+) -> Iterator[CacheProgress]:
+    pipeline.vae.to("cpu")
+    encoder = pipeline.text_encoder.to(place)
+    cache = TextCache(order.folder, TextSettings(fingerprint(encoder.named_parameters())))
+    texts = texts_of(triplets)
+    waiting = [text for text in texts if text not in cache]
+    done = len(texts) - len(waiting)
+    shard: dict[str, torch.Tensor] = {}
+    for start in range(0, len(waiting), TEXTS_AT_ONCE):
+        few = waiting[start : start + TEXTS_AT_ONCE]
+        with torch.no_grad():
+            states = encode_text(pipeline.tokenizer, encoder, few, pipeline.config.max_text_length)
+        shard |= {text: trim_padding(rows).cpu() for text, rows in zip(few, states, strict=True)}
+        done += len(few)
+        if len(shard) >= TEXT_SHARD or done == len(texts):
+            cache.add(shard)
+            shard = {}
+        yield CacheProgress("texts", done, 0, len(texts))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from rvedit.errors import UserError
 from rvedit.recipes import Recipe
@@ -59,9 +60,15 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
     record = folder / "recipe.yaml"
     if not record.is_file():
         return
-    before = yaml.safe_load(record.read_text(encoding="utf-8"))
-    now = recipe.model_dump(mode="json")
-    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
+    try:  # keys that came after the run began have their defaults
+        before = Recipe.model_validate(yaml.safe_load(record.read_text(encoding="utf-8")))
+    except ValidationError:
+        raise UserError(
+            f"{record}: not a recipe of this version of rvedit: give another name with --set name=..., or "
+            "start anew with --fresh"
+        ) from None
+    names = [key for key in Recipe.model_fields if key not in FREE]
+    changed = [key for key in names if getattr(before, key) != getattr(recipe, key)]
     if changed:
         raise UserError(
             f"{folder}: the run there was begun with another {changed[0]}: "
