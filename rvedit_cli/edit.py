@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rvedit.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.records import Progress
+    from collections.abc import Callable
+
+    from rvedit.editors import Editor
+    from rvedit.records import EditSettings, Progress
+    from rvedit.workflows.batch import BatchOrder
 
 NANO_NOTE = (
     "note: nano, the embedded model, knows a toy world only; for real footage name real weights with --model "
@@ -22,9 +27,12 @@ NANO_NOTE = (
 
 def edit(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A clip, a still image, or a folder of frames.")
-    ],
-    instruction: Annotated[str, typer.Argument(help='What to do, such as "replace the dog with a corgi".')],
+        Path | None, typer.Argument(metavar="INPUT", help="A clip, a still image, or a folder of frames.")
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Argument(metavar="INSTRUCTION", help='What to do, such as "replace the dog with a corgi".'),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to; by default INPUT_edited here.")
     ] = None,
@@ -49,13 +57,26 @@ def edit(
         str | None, typer.Option(metavar="fp32|bf16|fp16", help="By default fp32 on a CPU, else bf16.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV|MANIFEST", help="Edit all items of a benchmark or manifest, instead of one clip."
+        ),
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Option(help="Of --batch: the folder of edits.")] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Of --batch: this process's share, such as 1/4.")
+    ] = "1/1",
+    limit: Annotated[int | None, typer.Option(min=1, help="Of --batch: the first items only.")] = None,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Edit what decodes of a damaged clip.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Edit a clip by an instruction; the result has the same length, size, timing and sound."""
+    from rvedit.records import EditSettings
     from rvedit.video import VideoReader, VideoWriter
+    from rvedit.workflows.batch import BatchOrder, read_shard
     from rvedit.workflows.edit import (
         checked_instruction,
         comparison_output,
@@ -63,20 +84,28 @@ def edit(
         edit_file,
     )
 
+    chosen = EditSettings(num_inference_steps=steps, guidance_scale=guidance, seed=seed)
+    if batch:
+        if source or output or compare:
+            raise UserError("--batch edits a list: leave out INPUT, --output and --compare, give --out-dir")
+        if not out_dir:
+            raise UserError("--batch: name the folder of edits with --out-dir")
+        _edit_batch(
+            BatchOrder(batch, out_dir, read_shard(shard), limit, overwrite),
+            lambda: _load(model, device, dtype, as_json),
+            chosen,
+            as_json,
+        )
+        return
+    if source is None or instruction is None:
+        raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     # All that can be wrong with the files is said before torch is imported and a model is loaded.
     instruction = checked_instruction(instruction)
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
         output = output or default_output(source)
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
-        from rvedit.editors import load_editor
-        from rvedit.records import EditSettings
-
-        console.quiet_libraries()
-        if model is None and not as_json:
-            console.say(NANO_NOTE)
-        editor = load_editor(model or "nano", device, dtype)
-        settings = EditSettings(num_inference_steps=steps, guidance_scale=guidance, seed=seed)
+        editor = _load(model, device, dtype, as_json)
         with console.progress_bar() as bar:
             windows = editor.windows(reader.info.num_frames)
             task = bar.add_task("editing", total=windows, note="")
@@ -86,7 +115,7 @@ def edit(
                 note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
                 bar.update(task, completed=done, note=note)
 
-            report = edit_file(reader, instruction, output, editor, settings, compare, overwrite, show)
+            report = edit_file(reader, instruction, output, editor, chosen, compare, overwrite, show)
     if as_json:
         fields = {
             "output": os.fspath(report.output),
@@ -103,3 +132,39 @@ def edit(
     typer.echo(f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s")
     if report.comparison:
         typer.echo(f"{report.comparison}: source and edit side by side")
+
+
+def _load(model: str | None, device: str | None, dtype: str | None, as_json: bool) -> Editor:
+    from rvedit.editors import load_editor
+
+    console.quiet_libraries()
+    if model is None and not as_json:
+        console.say(NANO_NOTE)
+    return load_editor(model or "nano", device, dtype)
+
+
+def _edit_batch(order: BatchOrder, load: Callable[[], Editor], settings: EditSettings, as_json: bool) -> None:
+    """Edit a list; ends with 1 where some items failed."""
+    from rvedit.workflows.batch import edit_batch, failures_path, plan_batch
+
+    items = plan_batch(order)
+    with console.progress_bar() as bar:
+        task = bar.add_task("editing", total=len(items), note="")
+        report = edit_batch(
+            order,
+            items,
+            load,
+            settings,
+            lambda done, total, name: bar.update(task, completed=done, total=total, note=name),
+        )
+    if as_json:
+        counts = {"edited": report.edited, "there": report.there, "failures": report.failures}
+        typer.echo(json.dumps({"folder": os.fspath(report.folder), **counts}))
+    else:
+        line = f"{report.folder}: {report.edited} edited, {report.there} there already"
+        if report.failures:
+            name, reason = next(iter(report.failures.items()))
+            line += f", {len(report.failures)} failed, see {failures_path(order)}: {name}: {reason}"
+        typer.echo(line)
+    if report.failures:
+        raise typer.Exit(1)

@@ -13,6 +13,7 @@ from rvedit.errors import Interrupted, UserError
 from rvedit_cli import console
 from rvedit_cli.caption import caption
 from rvedit_cli.edit import edit
+from rvedit_cli.judge import judge
 from rvedit_cli.prepare import prepare
 from rvedit_cli.train import train
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(edit)
 app.command()(caption)
 app.command()(train)
+app.command()(judge)
 app.add_typer(prepare, name="prepare")
 
 

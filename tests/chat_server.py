@@ -49,9 +49,10 @@ class ChatServer:
         models: Sequence[str] | None = (MODEL,),
         key: str | None = None,
         served_as: str | None = None,
+        say: Callable[[Asked], str] = lambda asked: caption_of(asked.digest),
     ) -> None:
         self.behave, self.latency, self.models, self.key = behave, latency, models, key
-        self.served_as = served_as
+        self.served_as, self.say = served_as, say
         self.asked: list[Asked] = []
         self.answered: Counter[str] = Counter()
         self.arrivals: list[float] = []
@@ -158,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(action, asked)
 
     def _reply(self, action: str, asked: Asked) -> None:
-        caption = caption_of(asked.digest)
+        caption = self.owner.say(asked)
         texts = {
             "empty": "",
             "blank": " \n ",

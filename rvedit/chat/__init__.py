@@ -9,7 +9,16 @@ from rvedit.chat.asker import Answer, Asker, lookup
 from rvedit.chat.endpoint import Endpoint, EndpointChat
 from rvedit.chat.frames import Frames, FrameSettings, expected_tokens, grey_picture
 from rvedit.chat.journal import Journal
-from rvedit.chat.messages import BadReplyError, Chat, ChatError, ChatReply, ChatRequest, Jpeg, Sampling
+from rvedit.chat.messages import (
+    BadReplyError,
+    Chat,
+    ChatError,
+    ChatReply,
+    ChatRequest,
+    Jpeg,
+    Sampling,
+    UnreadableError,
+)
 from rvedit.chat.retries import RetryPolicy
 from rvedit.chat.text import plain_text
 
@@ -29,6 +38,7 @@ __all__ = [
     "Jpeg",
     "RetryPolicy",
     "Sampling",
+    "UnreadableError",
     "expected_tokens",
     "grey_picture",
     "lookup",

@@ -10,7 +10,14 @@ from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from rvedit.chat.journal import Journal
-from rvedit.chat.messages import BadReplyError, Chat, ChatError, ChatReply, ChatRequest
+from rvedit.chat.messages import (
+    BadReplyError,
+    Chat,
+    ChatError,
+    ChatReply,
+    ChatRequest,
+    UnreadableError,
+)
 from rvedit.chat.retries import RetryPolicy, with_retries
 
 T = TypeVar("T")
@@ -101,7 +108,7 @@ class Asker:
             record = {"reply": asdict(reply), "transport_retries": retries, "format_retries": number}
             self._journal.put(f"reply:{request.key}", record)
             return answer
-        raise ChatError(f"{reason} (asked {self._format_tries} times)", "request")
+        raise UnreadableError(f"{reason} (asked {self._format_tries} times)", reply)
 
     async def _reply(self, request: ChatRequest) -> tuple[ChatReply, int]:
         if self._stopped:

@@ -86,6 +86,14 @@ class ChatError(Exception):
         self.retry_after = retry_after
 
 
+class UnreadableError(ChatError):
+    """Every try got a reply that does not hold what was asked for; `reply` is the last of them."""
+
+    def __init__(self, reason: str, reply: ChatReply) -> None:
+        super().__init__(reason, "request")
+        self.reply = reply
+
+
 class BadReplyError(Exception):
     """A reply that does not hold what was asked for; the message is the reason."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rvedit.video_tensors import Frames
+from rvedit.data.playground import Frames
 
 Mask = NDArray[np.bool_]
 SUCCESS_GAIN = 0.5

@@ -1,0 +1,43 @@
+"""The pictures that judges see, kept as files by their content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rvedit.chat import Frames, Journal, Jpeg
+from rvedit.judge.request import FRAMES
+from rvedit.video import temporary_sibling
+
+
+class FrameStore:
+    """Five pictures of each clip, in `folder/<sha256>.jpg`; a clip that has not changed is decoded once."""
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self.folder = folder
+        self._frames = Frames(FRAMES, journal)
+
+    def known(self, clip: Path) -> list[Jpeg] | None:
+        """The clip's pictures by their digests alone, where it was read before."""
+        return self._frames.known(clip)
+
+    def read(self, clip: Path) -> list[Jpeg]:
+        """The clip's pictures, from the store or decoded. Raises UserError for a clip that is damaged."""
+        known = self.known(clip)
+        if known is not None:
+            paths = [self.path(frame.sha256) for frame in known]
+            if all(path.is_file() for path in paths):
+                return [Jpeg(f.sha256, path.read_bytes()) for f, path in zip(known, paths, strict=True)]
+        frames = self._frames.read(clip)
+        for frame in frames:
+            path = self.path(frame.sha256)
+            if not path.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                part = temporary_sibling(path)
+                part.write_bytes(frame.data)
+                part.replace(path)
+        self._frames.remember(clip, frames)
+        return frames
+
+    def path(self, digest: str) -> Path:
+        """Where a picture lies."""
+        return self.folder / f"{digest}.jpg"

@@ -1,0 +1,323 @@
+"""Multimodal models as judges, by the paper's protocol: Qwen and Gemini behind one interface."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from rvedit.chat import (
+    Answer,
+    Asker,
+    Chat,
+    ChatError,
+    ChatReply,
+    ChatRequest,
+    Endpoint,
+    EndpointChat,
+    Journal,
+    Jpeg,
+    RetryPolicy,
+    Sampling,
+    UnreadableError,
+    grey_picture,
+    lookup,
+)
+from rvedit.data.bench import BenchItem
+from rvedit.errors import UserError
+from rvedit.judge.frames import FrameStore
+from rvedit.judge.request import FORMAT_TRIES, FRAMES, JudgeSettings, judge_request
+from rvedit.judge.scores import Scores, read_reasoning, read_scores
+from rvedit.judge.verdict import Verdict
+from rvedit.records import Category
+
+QWEN = "Qwen/Qwen3.5-35B-A3B"
+"""The paper's "Qwen3.5-VL-35B"; no hub id of that very name is documented."""
+GEMINI = "gemini-3.1-pro-preview"
+QWEN_PREFIX, GEMINI_PREFIX = "RVEDIT_QWEN", "RVEDIT_GEMINI"
+# A short answer without hidden thoughts; the seed makes a server's reply repeatable where it takes one.
+QWEN_SAMPLING = Sampling(max_tokens=1024, seed=0, extra={"chat_template_kwargs": {"enable_thinking": False}})
+# The vendor advises against another temperature than its own, and hidden reasoning spends output tokens.
+GEMINI_SAMPLING = Sampling(max_tokens=8192)
+PAPER = "paper"
+EXPECTED_REPLY = 80
+_BYTES_A_TOKEN = 4.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """An item, and the edit that is to be judged; its category has a rubric."""
+
+    item: BenchItem
+    category: Category
+    edited: Path
+    repeat: int = 0
+
+
+class Judge(Protocol):
+    """Scores edits."""
+
+    name: str
+    concurrency: int
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and completion tokens spent in this run."""
+
+    def known(self, case: Case) -> Verdict | None:
+        """The verdict of an earlier run on clips that have not changed since."""
+
+    def expected_tokens(self, case: Case, width: int, height: int) -> tuple[int, int]:
+        """Prompt and completion tokens of a verdict, roughly."""
+
+    async def check(self) -> None:
+        """Raise UserError, before any work is spent, where nobody would answer."""
+
+    async def score(self, case: Case) -> Verdict:
+        """Scores, or the reason for being dropped. Raises ChatError of scope "all" where no case can be."""
+
+    async def close(self) -> None:
+        """Let go of connections or weights."""
+
+
+class ChatJudge:
+    """A multimodal model that is asked by the paper's protocol.
+
+    Args:
+        name: qwen or gemini, as it stands in tables.
+        model: what is asked for.
+        connect: makes the model's side; called once, by `check`.
+        journal: remembers replies, and which frames belong to which clip.
+        frames: the clips' pictures, as files.
+        settings: sampling, probe, the rubric's place.
+        picture_tokens: of a picture of some width and height in pixels.
+        retry_dropped: ask anew about items whose replies could not be read in an earlier run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        connect: Callable[[], Chat],
+        journal: Journal,
+        frames: FrameStore,
+        settings: JudgeSettings,
+        picture_tokens: Callable[[int, int], int],
+        concurrency: int = 16,
+        policy: RetryPolicy | None = None,
+        retry_dropped: bool = False,
+    ) -> None:
+        self.name, self.model, self.concurrency = name, model, concurrency
+        self._connect, self._journal, self._frames, self._settings = connect, journal, frames, settings
+        self._picture_tokens, self._policy = picture_tokens, policy
+        self._retry_dropped = retry_dropped
+        self._chat: Chat | None = None
+        self._asker: Asker | None = None
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """See `Judge`."""
+        return (self._asker.prompt_tokens, self._asker.completion_tokens) if self._asker else (0, 0)
+
+    def known(self, case: Case) -> Verdict | None:
+        """See `Judge`."""
+        source, edited = self._frames.known(case.item.source), self._frames.known(case.edited)
+        if source is None or edited is None:
+            return None
+        request = self._request(case, source, edited)
+        answer = lookup(self._journal, request, _scores)
+        if answer:
+            return self._verdict(case, request, source, edited, answer)
+        failure = None if self._retry_dropped else self._journal.get(f"dropped:{request.key}")
+        if failure is None:
+            return None
+        reply = ChatReply(**failure["reply"])
+        return self._unreadable(case, request, source, edited, failure["reason"], reply, from_cache=True)
+
+    def expected_tokens(self, case: Case, width: int, height: int) -> tuple[int, int]:
+        """See `Judge`."""
+        scale = min(1.0, FRAMES.long_side / max(width, height, 1))
+        picture = self._picture_tokens(round(width * scale), round(height * scale))
+        request = self._request(case, [], [])
+        words = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
+        return round(words / _BYTES_A_TOKEN) + 2 * FRAMES.count * picture, EXPECTED_REPLY
+
+    async def check(self) -> None:
+        """See `Judge`."""
+        self._chat = self._connect()
+        self._asker = Asker(self._chat, self._journal, self.concurrency, self._policy, FORMAT_TRIES)
+        await self._chat.check(
+            judge_request(
+                self.model, Category.CHANGE, "none", [grey_picture()], [grey_picture()], self._settings
+            )
+        )
+
+    async def score(self, case: Case) -> Verdict:
+        """See `Judge`."""
+        assert self._asker is not None, "call check() first"
+        try:
+            source, edited = await asyncio.gather(
+                *(asyncio.to_thread(self._frames.read, clip) for clip in (case.item.source, case.edited))
+            )
+        except UserError as error:
+            return dropped(case, self.name, self._settings.probe, str(error))
+        request = self._request(case, source, edited)
+        try:
+            answer = await self._asker.ask(request, _scores)
+        except UnreadableError as error:
+            # The protocol gives an item three tries, not three a run: it stays dropped.
+            record = {"reason": str(error), "reply": asdict(error.reply)}
+            self._journal.put(f"dropped:{request.key}", record)
+            return self._unreadable(case, request, source, edited, str(error), error.reply)
+        except ChatError as error:
+            if error.scope == "all":
+                raise
+            return replace(
+                dropped(case, self.name, self._settings.probe, str(error)),
+                asked_model=self.model,
+                request=request.key,
+            )
+        return self._verdict(case, request, source, edited, answer)
+
+    async def close(self) -> None:
+        """See `Judge`."""
+        if self._chat is not None:
+            await self._chat.close()
+
+    def _request(self, case: Case, source: Sequence[Jpeg], edited: Sequence[Jpeg]) -> ChatRequest:
+        return judge_request(
+            self.model, case.category, case.item.instruction, source, edited, self._settings, case.repeat
+        )
+
+    def _verdict(
+        self,
+        case: Case,
+        request: ChatRequest,
+        source: Sequence[Jpeg],
+        edited: Sequence[Jpeg],
+        answer: Answer[Scores],
+    ) -> Verdict:
+        return replace(
+            self._unreadable(case, request, source, edited, None, answer.reply, answer.from_cache),
+            scores=answer.value,
+            reasoning=read_reasoning(answer.reply.text),
+            transport_retries=answer.transport_retries,
+            format_retries=answer.format_retries,
+        )
+
+    def _unreadable(
+        self,
+        case: Case,
+        request: ChatRequest,
+        source: Sequence[Jpeg],
+        edited: Sequence[Jpeg],
+        reason: str | None,
+        reply: ChatReply,
+        from_cache: bool = False,
+    ) -> Verdict:
+        """A reply, and what was asked, without scores."""
+        return replace(
+            dropped(case, self.name, self._settings.probe, reason),
+            reply=reply.text,
+            model=reply.model,
+            asked_model=self.model,
+            response_id=reply.response_id,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            format_retries=FORMAT_TRIES - 1,
+            from_cache=from_cache,
+            request=request.key,
+            source_frames=tuple(frame.sha256 for frame in source),
+            edited_frames=tuple(frame.sha256 for frame in edited),
+        )
+
+
+def dropped(case: Case, judge: str, probe: str, reason: str | None) -> Verdict:
+    """A verdict without scores."""
+    return Verdict(
+        item=case.item.id,
+        category=case.category.value,
+        instruction=case.item.instruction,
+        judge=judge,
+        protocol=PAPER,
+        probe=probe,
+        repeat=case.repeat,
+        source=os.fspath(case.item.source),
+        edited=os.fspath(case.item.source if probe == "identity" else case.edited),
+        dropped=reason,
+    )
+
+
+def _scores(reply: ChatReply) -> Scores:
+    return read_scores(reply.text)
+
+
+def qwen_judge(
+    journal: Journal,
+    frames: FrameStore,
+    settings: JudgeSettings | None = None,
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    local: str | None = None,
+    device: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 120.0,
+    retry_dropped: bool = False,
+) -> ChatJudge:
+    """Qwen by an OpenAI-compatible endpoint (RVEDIT_QWEN_BASE_URL, _MODEL, _API_KEY) or from weights."""
+    settings = settings or JudgeSettings(QWEN_SAMPLING)
+
+    def connect() -> Chat:
+        if local:
+            from rvedit.chat.local import LocalChat
+
+            return LocalChat(local, device)
+        return EndpointChat(Endpoint.from_environment(QWEN_PREFIX, base_url, timeout))
+
+    if local:
+        from rvedit.chat.local import local_name
+
+        model = local_name(local)
+    name = model or os.environ.get(f"{QWEN_PREFIX}_MODEL") or QWEN
+
+    def tokens(width: int, height: int) -> int:
+        return max(1, round(width / 32)) * max(1, round(height / 32))
+
+    return ChatJudge(
+        "qwen", name, connect, journal, frames, settings, tokens, concurrency, retry_dropped=retry_dropped
+    )
+
+
+def gemini_judge(
+    journal: Journal,
+    frames: FrameStore,
+    settings: JudgeSettings | None = None,
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 300.0,
+    retry_dropped: bool = False,
+) -> ChatJudge:
+    """Gemini by Google's client; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY."""
+    from rvedit.chat.gemini import PICTURE_TOKENS, GeminiChat
+
+    settings = settings or JudgeSettings(GEMINI_SAMPLING)
+    name = model or os.environ.get(f"{GEMINI_PREFIX}_MODEL") or GEMINI
+    address = base_url or os.environ.get(f"{GEMINI_PREFIX}_BASE_URL")
+    return ChatJudge(
+        "gemini",
+        name,
+        lambda: GeminiChat(address, timeout),
+        journal,
+        frames,
+        settings,
+        lambda width, height: PICTURE_TOKENS,
+        concurrency,
+        retry_dropped=retry_dropped,
+    )

@@ -1,0 +1,115 @@
+"""`rvedit edit --batch`: a list of clips and instructions becomes a folder of edits that can be judged."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rvedit.data.bench import BenchItem, read_bench, write_batch
+from rvedit.data.manifest import prepare_folder, write_rows
+from rvedit.errors import UserError
+from rvedit.records import EditSettings
+from rvedit.video import VideoReader
+from rvedit.workflows.edit import checked_instruction, edit_file
+
+if TYPE_CHECKING:
+    from rvedit.editors import Editor
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which edits are wanted, and which of them are this process's."""
+
+    bench: Path
+    out: Path
+    shard: tuple[int, int] = (0, 1)
+    """The i-th of n processes, from 0."""
+    limit: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What became of this process's share."""
+
+    folder: Path
+    edited: int
+    there: int
+    """Edits of an earlier run, which are kept."""
+    failures: dict[str, str]
+    """By item: why there is no edit."""
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """`2/8`: the second of eight processes. Raises UserError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {text}: give I/N, such as 1/4 for the first of four")
+    return int(match[1]) - 1, int(match[2])
+
+
+def plan_batch(order: BatchOrder) -> list[BenchItem]:
+    """All items with the clips that their edits go to: `<stem>_edited.mp4`, or `<id>_edited.mp4`.
+
+    The names are a function of the list alone, so that all shards agree on them.
+    """
+    items = read_bench(order.bench)[: order.limit]
+    stems = Counter(item.source.stem for item in items)
+    planned = []
+    for item in items:
+        name = item.source.stem if stems[item.source.stem] == 1 else item.id
+        planned.append(replace(item, edited=order.out / f"{name}_edited.mp4"))
+    return planned
+
+
+def edit_batch(
+    order: BatchOrder,
+    items: Sequence[BenchItem],
+    load: Callable[[], Editor],
+    settings: EditSettings,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> BatchReport:
+    """Edit this shard's items; what is there already is kept, and what fails is listed and passed over.
+
+    `load` gives the editor, once there is something to edit. `on_progress` gets how many are done, of how
+    many, and the next one's name.
+    """
+    prepare_folder(order.out)
+    write_batch(order.out, items)
+    first, step = order.shard
+    mine = items[first::step]
+    waiting = [item for item in mine if order.overwrite or not _edit_of(item).is_file()]
+    failures: dict[str, str] = {}
+    editor: Editor | None = None
+    for number, item in enumerate(waiting):
+        on_progress(len(mine) - len(waiting) + number, len(mine), item.id)
+        try:
+            instruction = checked_instruction(item.instruction)
+            with VideoReader(item.source) as reader:
+                editor = editor or load()
+                edit_file(reader, instruction, _edit_of(item), editor, settings, overwrite=True)
+        except UserError as error:
+            failures[item.id] = str(error)
+    on_progress(len(mine), len(mine), "")
+    path = failures_path(order)
+    if failures:
+        write_rows(path, [{"id": name, "reason": reason} for name, reason in failures.items()])
+    else:
+        path.unlink(missing_ok=True)
+    edited = len(waiting) - len(failures)
+    return BatchReport(order.out, edited, len(mine) - len(waiting), failures)
+
+
+def failures_path(order: BatchOrder) -> Path:
+    """Where a shard's failures are listed."""
+    first, step = order.shard
+    return order.out / ("failures.jsonl" if step == 1 else f"failures_{first + 1}of{step}.jsonl")
+
+
+def _edit_of(item: BenchItem) -> Path:
+    assert item.edited is not None
+    return item.edited

@@ -1,0 +1,365 @@
+"""`rvedit judge`: a folder of edited clips becomes scores, tables and a page (Appendix D.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rvedit.chat import ChatError
+from rvedit.data.bench import BenchItem, read_bench, resolve_edits
+from rvedit.data.manifest import prepare_folder, read_rows, write_json, write_rows
+from rvedit.errors import UserError
+from rvedit.judge.aggregate import CategoryScores, Table, group, table_of
+from rvedit.judge.judges import PAPER, Case, Judge, dropped
+from rvedit.judge.report import write_report
+from rvedit.judge.statistics import Difference, agreement, compare
+from rvedit.judge.verdict import Verdict
+from rvedit.records import Category
+from rvedit.video import probe
+
+SCORES, SUMMARY, REPORT = "scores.jsonl", "summary.json", "report.html"
+
+
+@dataclass(frozen=True)
+class JudgeOrder:
+    """Which edits are to be judged."""
+
+    edits: Path
+    """The folder of edited clips."""
+    out: Path
+    bench: Path | None = None
+    """The list of items; none: what `rvedit edit --batch` left in `edits`."""
+    categories: tuple[Category, ...] = ()
+    """Only these; none: all that have a rubric."""
+    limit: int | None = None
+    """Items of each category at most."""
+    repeats: int = 1
+    probe: str = "none"
+
+
+@dataclass(frozen=True)
+class Docket:
+    """What there is to judge, and what not."""
+
+    cases: tuple[Case, ...]
+    """One repeat of each item that has an edit."""
+    missing: tuple[BenchItem, ...]
+    """Items without an edit."""
+    without_rubric: dict[str, int]
+    """Items that are left out, by their word for the category."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would send; tokens are rough."""
+
+    judge: str
+    verdicts: int
+    from_cache: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class JudgeReport:
+    """What came of a run."""
+
+    folder: Path
+    verdicts: list[Verdict]
+    missing: tuple[BenchItem, ...]
+    without_rubric: dict[str, int]
+    tables: dict[str, Table | None]
+    """By judge."""
+    mean: Table | None
+    """Over the judges, where there are several."""
+    agreement: dict[str, Any]
+    tokens: dict[str, tuple[int, int]]
+    seconds: float = 0.0
+    stopped: dict[str, str] = field(default_factory=dict)
+    """By judge: why it did not go on."""
+
+    def counts(self, judge: str) -> Counter[str]:
+        """Verdicts of a judge: scored, dropped, from_cache."""
+        counts: Counter[str] = Counter()
+        for verdict in self.verdicts:
+            if verdict.judge == judge:
+                counts["scored" if verdict.scores else "dropped"] += 1
+                counts["from_cache"] += verdict.from_cache
+        return counts
+
+
+def read_docket(order: JudgeOrder) -> Docket:
+    """Find the edits and check what can be checked before anything is decoded or asked.
+
+    Raises UserError where no edit is found, names are ambiguous, or nothing has a rubric.
+    """
+    items = read_bench(order.bench or order.edits)
+    without: Counter[str] = Counter(item.word or "no category" for item in items if item.category is None)
+    chosen: list[BenchItem] = []
+    taken: Counter[Category] = Counter()
+    for item in items:
+        category = item.category
+        if category is None or (order.categories and category not in order.categories):
+            continue
+        if order.limit is None or taken[category] < order.limit:
+            taken[category] += 1
+            chosen.append(item)
+    if not chosen:
+        kinds = ", ".join(sorted({item.word for item in items}))
+        raise UserError(
+            f"{order.bench or order.edits}: no item to judge: its kinds of edit are {kinds}; the paper's "
+            f"protocol has rubrics for {', '.join(c.value for c in Category)}"
+        )
+    gone = next((item for item in chosen if not item.source.is_file()), None)
+    if gone:
+        raise UserError(f"the source of {gone.id} is gone: {gone.source}: is --bench the right list?")
+    edits = resolve_edits(chosen, order.edits)
+    if not edits:
+        raise UserError(
+            f"{order.edits}: holds no edit of the {len(chosen)} items, such as "
+            f"{chosen[0].source.stem}_edited.mp4"
+        )
+    cases = tuple(
+        Case(item, item.category, edits[item.id])
+        for item in chosen
+        if item.id in edits and item.category is not None
+    )
+    missing = tuple(item for item in chosen if item.id not in edits)
+    return Docket(cases, missing, dict(without))
+
+
+def estimate(order: JudgeOrder, docket: Docket, judges: Sequence[Judge]) -> list[Estimate]:
+    """What a run would send; sends nothing and decodes nothing."""
+    estimates = []
+    for judge in judges:
+        cases = list(_repeated(docket.cases, order.repeats))
+        unknown = [case for case in cases if judge.known(case) is None]
+        tokens = []
+        for case in unknown:
+            info = probe(case.item.source)
+            tokens.append(judge.expected_tokens(case, info.width, info.height))
+        estimates.append(
+            Estimate(
+                judge.name,
+                len(cases),
+                len(cases) - len(unknown),
+                len(unknown),
+                sum(prompt for prompt, _ in tokens),
+                sum(reply for _, reply in tokens),
+            )
+        )
+    return estimates
+
+
+def judge_edits(
+    order: JudgeOrder,
+    docket: Docket,
+    judges: Sequence[Judge],
+    on_progress: Callable[[str, int, int, int], None] = lambda judge, done, dropped, total: None,
+) -> JudgeReport:
+    """Judge all cases by all judges, and write scores, summary and report to `order.out`.
+
+    Answers are kept as they come, so that a killed run goes on where it was and asks nothing twice.
+    `on_progress` gets the judge, verdicts so far, dropped ones among them, and the total.
+    """
+    started = time.perf_counter()
+    prepare_folder(order.out)
+    verdicts: list[Verdict] = []
+    stopped: dict[str, str] = {}
+    tokens: dict[str, tuple[int, int]] = {}
+    for judge in judges:
+        cases = list(_repeated(docket.cases, order.repeats))
+        found: dict[int, Verdict] = {}
+        unknown = []
+        for index, case in enumerate(cases):
+            verdict = judge.known(case)
+            if verdict is None:
+                unknown.append(index)
+            else:
+                found[index] = verdict
+        on_progress(judge.name, len(found), 0, len(cases))
+        if unknown:
+            reason = asyncio.run(_score_all(judge, cases, unknown, found, order.probe, on_progress))
+            if reason:
+                stopped[judge.name] = reason
+        verdicts += [found[index] for index in range(len(cases))]
+        tokens[judge.name] = judge.tokens
+    report = summarize(order.out, verdicts, docket, tokens, stopped)
+    report.seconds = time.perf_counter() - started
+    _write(order, report, judges)
+    return report
+
+
+def summarize(
+    folder: Path,
+    verdicts: list[Verdict],
+    docket: Docket,
+    tokens: dict[str, tuple[int, int]],
+    stopped: dict[str, str],
+) -> JudgeReport:
+    """Aggregate as Appendix D.3 does."""
+    names = list(dict.fromkeys(verdict.judge for verdict in verdicts))
+    scores = {name: scores_of(verdicts, name) for name in names}
+    tables = {name: table_of(scores[name]) for name in names}
+    return JudgeReport(
+        folder,
+        verdicts,
+        docket.missing,
+        docket.without_rubric,
+        tables,
+        _mean_table(scores) if len(names) > 1 else None,
+        {
+            f"{a} and {b}": {axis: dataclasses.asdict(value) for axis, value in agreement(x, y).items()}
+            for (a, x), (b, y) in combinations(scores.items(), 2)
+        },
+        tokens,
+        stopped=stopped,
+    )
+
+
+def scores_of(verdicts: Sequence[Verdict], judge: str) -> CategoryScores:
+    """One judge's scores, as they are aggregated."""
+    return group((v.category, v.item, v.scores) for v in verdicts if v.judge == judge and v.scores)
+
+
+def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Difference]]]:
+    """B minus A, for each judge that judged both: judge -> category -> axis."""
+    sides = [_read_scores(path) for path in (a, b)]
+    names = [name for name in sides[0] if name in sides[1]]
+    if not names:
+        said = " and ".join(", ".join(side) or "nobody" for side in sides)
+        raise UserError(f"{a} and {b}: no judge has judged both: {said}")
+    return {name: compare(sides[0][name], sides[1][name]) for name in names}
+
+
+def _read_scores(folder: Path) -> dict[str, CategoryScores]:
+    candidates = (folder, folder / SCORES, folder / "judge" / SCORES)
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder}: holds no {SCORES}: run `rvedit judge` on it first")
+    verdicts = [Verdict.from_row(row) for row in read_rows(path)]
+    protocols = {(v.protocol, v.probe) for v in verdicts}
+    if protocols - {(PAPER, "none")}:
+        raise UserError(f"{path}: holds verdicts of a probe or another protocol: those are not compared")
+    return {name: scores_of(verdicts, name) for name in dict.fromkeys(v.judge for v in verdicts)}
+
+
+def _mean_table(scores: dict[str, CategoryScores]) -> Table | None:
+    """Over judges, each with equal weight: of the items that all of them scored."""
+    merged: list[tuple[str, str, Any]] = []
+    for category in {name for side in scores.values() for name in side}:
+        items = [set(side.get(category, {})) for side in scores.values()]
+        for item in sorted(set.intersection(*items)):
+            for side in scores.values():
+                repeats = side[category][item]
+                mean = [
+                    sum(column) / len(column) for column in zip(*(s.values for s in repeats), strict=True)
+                ]
+                merged.append((category, item, type(repeats[0])(*mean)))
+    return table_of(group(merged))
+
+
+def _repeated(cases: Sequence[Case], repeats: int) -> Iterator[Case]:
+    for repeat in range(repeats):
+        for case in cases:
+            yield dataclasses.replace(case, repeat=repeat)
+
+
+async def _score_all(
+    judge: Judge,
+    cases: list[Case],
+    unknown: list[int],
+    found: dict[int, Verdict],
+    probe_name: str,
+    on_progress: Callable[[str, int, int, int], None],
+) -> str | None:
+    """Score the unknown cases into `found`; returns why it stopped early, if it did."""
+    stopped: str | None = None
+    num_dropped = 0
+
+    async def work(indices: Iterator[int]) -> None:
+        nonlocal stopped, num_dropped
+        for index in indices:  # shared: whoever is free takes the next
+            case = cases[index]
+            reason = f"not asked, as the run had stopped: {stopped}" if stopped else None
+            if not reason:
+                try:
+                    found[index] = await judge.score(case)
+                except ChatError as error:
+                    stopped = stopped or str(error)
+                    reason = str(error)
+            if reason:
+                found[index] = dropped(case, judge.name, probe_name, reason)
+            num_dropped += found[index].scores is None
+            on_progress(judge.name, len(found), num_dropped, len(cases))
+
+    try:
+        await judge.check()
+        # More hands than requests in flight, so that clips are decoded while every slot is taken.
+        hands = min(len(unknown), judge.concurrency + 2 * (os.cpu_count() or 1))
+        indices = iter(unknown)
+        await asyncio.gather(*(work(indices) for _ in range(hands)))
+    finally:
+        await judge.close()
+    return stopped
+
+
+def _write(order: JudgeOrder, report: JudgeReport, judges: Sequence[Judge]) -> None:
+    """scores.jsonl, summary.json, report.html; the page only where the verdicts have changed."""
+    rows = [verdict.as_row() for verdict in report.verdicts]
+    stable = [{**row, "from_cache": False} for row in rows]
+    digest = hashlib.sha256(json.dumps([stable, order.probe], sort_keys=True).encode()).hexdigest()
+    summary_path, page = order.out / SUMMARY, order.out / REPORT
+    try:
+        before = json.loads(summary_path.read_text(encoding="utf-8")).get("digest")
+    except (OSError, ValueError):
+        before = None
+    write_rows(order.out / SCORES, rows)
+    if before != digest or not page.is_file():
+        write_report(page, summary_of(report), report.verdicts, order.out / "frames")
+    write_json(summary_path, {**summary_of(report), "digest": digest})
+
+
+def summary_of(report: JudgeReport) -> dict[str, Any]:
+    """What summary.json holds."""
+
+    def table(value: Table | None) -> dict[str, Any] | None:
+        return dataclasses.asdict(value) if value else None
+
+    reasons = Counter(
+        (verdict.judge, verdict.dropped) for verdict in report.verdicts if verdict.dropped is not None
+    )
+    return {
+        "protocol": PAPER,
+        "probe": report.verdicts[0].probe if report.verdicts else "none",
+        "judges": {
+            name: {
+                **{key: report.counts(name)[key] for key in ("scored", "dropped", "from_cache")},
+                "models": sorted({v.model for v in report.verdicts if v.judge == name and v.model}),
+                "asked_models": sorted({v.asked_model for v in report.verdicts if v.judge == name}),
+                "prompt_tokens": report.tokens.get(name, (0, 0))[0],
+                "completion_tokens": report.tokens.get(name, (0, 0))[1],
+                "reasons": {
+                    str(reason): count for (judge, reason), count in reasons.most_common() if judge == name
+                },
+                "stopped": report.stopped.get(name),
+                "table": table(report.tables[name]),
+            }
+            for name in report.tables
+        },
+        "mean_over_judges": table(report.mean),
+        "agreement": report.agreement,
+        "missing": [item.id for item in report.missing],
+        "without_rubric": report.without_rubric,
+    }

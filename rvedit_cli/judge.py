@@ -1,0 +1,287 @@
+"""`rvedit judge`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rvedit.errors import UserError
+from rvedit_cli import console
+
+if TYPE_CHECKING:
+    from rvedit.chat import Journal
+    from rvedit.judge.aggregate import Table
+    from rvedit.judge.frames import FrameStore
+    from rvedit.judge.judges import Judge
+    from rvedit.workflows.judge import JudgeOrder, JudgeReport
+
+JUDGES = ("qwen", "gemini", "reference")
+_TITLES = {"change": "Local Change", "remove": "Local Remove", "add": "Local Add", "style": "Global Style"}
+
+
+def judge(
+    edits: Annotated[
+        Path | None, typer.Argument(metavar="[OUTPUTS]", help="The folder of edited clips.")
+    ] = None,
+    judges: Annotated[
+        list[str] | None, typer.Option("--judge", help="qwen, gemini or reference; repeatable.")
+    ] = None,
+    bench: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV|MANIFEST",
+            help="The items: OpenVE-Bench's CSV or a manifest; by default what `rvedit edit --batch` left.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for scores, summary and report; by default OUTPUTS/judge.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="paper: 1 to 100, five and five frames (Appendix D.3).")
+    ] = "paper",
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only these: change, remove, add, style; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each category at most.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Verdicts on each item; they are averaged.")] = 1,
+    probe: Annotated[
+        str,
+        typer.Option(help="Test the judge: identity (source as edit) or swap (headers exchanged)."),
+    ] = "none",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at most.")] = 16,
+    model: Annotated[
+        str | None, typer.Option(help="Its name at the endpoint, where one chat judge is asked.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Of an OpenAI-compatible endpoint. [env: RVEDIT_QWEN_BASE_URL]")
+    ] = None,
+    local: Annotated[
+        str | None, typer.Option(metavar="DIR|HUB_ID", help="Qwen's weights to run on this machine.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Of --local; by default what is there.")] = None,
+    rubric_in: Annotated[str, typer.Option(help="Where the rubric stands: system or user.")] = "system",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one request may take.")] = 120.0,
+    retry_dropped: Annotated[
+        bool, typer.Option("--retry-dropped", help="Ask anew where no reply could be read before.")
+    ] = False,
+    price_in: Annotated[float | None, typer.Option(help="Of a million prompt tokens, in your money.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Of a million tokens of reply.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Two judged folders, item by item, instead of judging."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many requests and tokens, and send nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Score edits by the paper's rubrics; interrupted, it goes on where it was.
+
+    Keys come from the environment: RVEDIT_QWEN_API_KEY, GEMINI_API_KEY. Ends with 1 where a judge stopped.
+    """
+    from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
+
+    if compare:
+        _print_comparison(compare_folders(*compare), compare, as_json)
+        return
+    if edits is None:
+        raise UserError("name the folder of edited clips, or two judged folders with --compare A B")
+    if protocol != "paper":
+        raise UserError(
+            f"--protocol {protocol}: choose paper; OpenVE's (1 to 5) is not here: its rubrics are not ours"
+        )
+    names = list(dict.fromkeys(judges or ["qwen"]))
+    order = JudgeOrder(
+        edits,
+        out or edits / "judge",
+        bench,
+        tuple(_category(word) for word in category or ()),
+        limit,
+        repeats,
+        _chosen("--probe", probe, ("none", "identity", "swap")),
+    )
+    docket = read_docket(order)
+    from rvedit.chat import Journal
+    from rvedit.judge.frames import FrameStore
+
+    journal = Journal(order.out / "journal.jsonl")
+    frames = FrameStore(order.out / "frames", journal)
+    options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped}
+    qwen = {"base_url": base_url, "local": local, "device": device, "timeout": timeout, **options}
+    chosen = [
+        _judge(
+            name, journal, frames, order, _chosen("--rubric-in", rubric_in, ("system", "user")), qwen, options
+        )
+        for name in names
+    ]
+    if docket.missing and not as_json:
+        first = docket.missing[0].id
+        console.say(f"note: {len(docket.missing)} items have no edit in {edits}, such as {first}")
+    if docket.without_rubric and not as_json:
+        kinds = ", ".join(f"{count} {word}" for word, count in docket.without_rubric.items())
+        console.say(f"note: left out, as the paper's protocol has no rubric for them: {kinds}")
+    if dry_run:
+        _print_estimates([dataclasses.asdict(e) for e in estimate(order, docket, chosen)], as_json)
+        return
+    if local:
+        console.quiet_libraries()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with console.progress_bar() as bar:
+        tasks = {name: bar.add_task(name, total=len(docket.cases) * repeats, note="") for name in names}
+
+        def show(name: str, done: int, dropped: int, total: int) -> None:
+            bar.update(tasks[name], completed=done, total=total, note=f"{dropped} dropped" if dropped else "")
+
+        report = judge_edits(order, docket, chosen, show)
+    _print_report(report, (price_in, price_out), as_json)
+    for name, reason in report.stopped.items():
+        console.say(f"rvedit: {name} stopped early: {reason}; mend it and run the command again")
+    if report.stopped:
+        raise typer.Exit(1)
+
+
+def _chosen(option: str, value: str, values: tuple[str, ...]) -> Any:
+    if value not in values:
+        raise UserError(f"{option} {value}: choose one of {', '.join(values)}")
+    return value
+
+
+def _category(word: str) -> Any:
+    from rvedit.records import Category
+
+    words = {category.value: category for category in Category}
+    words |= {title.lower().replace(" ", "_"): Category(key) for key, title in _TITLES.items()}
+    if word not in words:
+        raise UserError(
+            f"--category {word}: has no rubric in the paper's protocol: choose among {', '.join(_TITLES)}"
+        )
+    return words[word]
+
+
+def _judge(
+    name: str,
+    journal: Journal,
+    frames: FrameStore,
+    order: JudgeOrder,
+    rubric_in: Any,
+    qwen: dict[str, Any],
+    options: dict[str, Any],
+) -> Judge:
+    from rvedit.judge import judges
+    from rvedit.judge.request import JudgeSettings
+
+    probe: Any = order.probe
+    if name == "reference":
+        from rvedit.judge.reference import ReferenceJudge
+
+        return ReferenceJudge(journal, frames, probe)
+    if name == "qwen":
+        return judges.qwen_judge(
+            journal, frames, JudgeSettings(judges.QWEN_SAMPLING, probe, rubric_in), **qwen
+        )
+    if name == "gemini":
+        return judges.gemini_judge(
+            journal, frames, JudgeSettings(judges.GEMINI_SAMPLING, probe, rubric_in), **options
+        )
+    raise UserError(f"--judge {name}: choose among {', '.join(JUDGES)}")
+
+
+def _print_estimates(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"dry_run": True, "judges": rows}))
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['judge']}: {row['verdicts']} verdicts, {row['from_cache']} of them known; "
+            f"{row['requests']} requests, about {row['prompt_tokens']:,} prompt and "
+            f"{row['completion_tokens']:,} reply tokens; nothing was sent"
+        )
+
+
+def _print_report(report: JudgeReport, prices: tuple[float | None, float | None], as_json: bool) -> None:
+    from rvedit.workflows.judge import REPORT, summary_of
+
+    if as_json:
+        summary = summary_of(report)
+        cost = {name: _cost(report.tokens[name], prices) for name in report.tables}
+        typer.echo(json.dumps({**summary, "cost": cost, "folder": str(report.folder)}))
+        return
+    for name, table in report.tables.items():
+        counts, (prompt, completion) = report.counts(name), report.tokens[name]
+        words = f"{name}: {counts['scored']} scored, {counts['dropped']} dropped"
+        words += f", {counts['from_cache']} from cache" if counts["from_cache"] else ""
+        if prompt:
+            words += f", {prompt:,} + {completion:,} tokens"
+        price = _cost((prompt, completion), prices)
+        typer.echo(words + (f", cost {price:.2f}" if price is not None else ""))
+        _print_table(table)
+        reasons = {v.dropped for v in report.verdicts if v.judge == name and v.dropped}
+        for reason in sorted(reasons)[:5]:
+            count = sum(v.dropped == reason for v in report.verdicts if v.judge == name)
+            typer.echo(f"  dropped {count}: {reason}")
+    if report.mean:
+        typer.echo("mean over the judges, of the items that all scored")
+        _print_table(report.mean)
+    for pair, axes in report.agreement.items():
+        for axis, row in axes.items():
+            ranks = [f"{k} {row[k]:.2f}" for k in ("spearman", "kendall") if row[k] is not None]
+            off = f"mean difference {row['mean_difference']:+.2f}"
+            typer.echo(f"{pair}, {axis.upper()}: {', '.join([*ranks, off])} ({row['items']} items)")
+    typer.echo(f"{report.folder / REPORT}: {report.seconds:.1f} s")
+
+
+def _cost(tokens: tuple[int, int], prices: tuple[float | None, float | None]) -> float | None:
+    if None in prices:
+        return None
+    return sum(count * (price or 0.0) / 1e6 for count, price in zip(tokens, prices, strict=True))
+
+
+def _print_table(table: Table | None) -> None:
+    """Category x axis, with intervals."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from rvedit.judge.scores import AXES
+
+    if table is None:
+        typer.echo("  nothing was scored")
+        return
+    shown = RichTable(box=None, pad_edge=False)
+    shown.add_column("")
+    for name in ("items", *(axis.upper() for axis in AXES), "mean"):
+        shown.add_column(name, justify="right")
+
+    def cells(row: Any, score: Any) -> list[str]:
+        values = [*(row[axis] for axis in AXES), score]
+        return [f"{v.value:.2f} [{v.low:.1f}, {v.high:.1f}]".replace("[", r"\[") for v in values]
+
+    for key, row in table.categories.items():
+        shown.add_row(_TITLES.get(key, key), str(row.items), *cells(row.axes, row.score))
+    shown.add_row("Overall", "", *cells(table.axes, table.overall), style="bold")
+    Console(width=None if Console().is_terminal else 110).print(shown)
+
+
+def _print_comparison(results: Any, folders: tuple[Path, Path], as_json: bool) -> None:
+    if as_json:
+        plain = {
+            judge: {
+                name: {axis: dataclasses.asdict(d) for axis, d in axes.items()} for name, axes in rows.items()
+            }
+            for judge, rows in results.items()
+        }
+        typer.echo(json.dumps({"a": str(folders[0]), "b": str(folders[1]), "difference": plain}))
+        return
+    typer.echo(f"{folders[1]} minus {folders[0]}, on the items that both have; p by permutation")
+    for judge_name, rows in results.items():
+        for name, axes in rows.items():
+            first = next(iter(axes.values()))
+            apart = f", {first.only_a} and {first.only_b} in one alone" if first.only_a + first.only_b else ""
+            typer.echo(f"{judge_name}, {_TITLES.get(name, name)} ({first.items} items{apart})")
+            for axis, d in axes.items():
+                m = d.mean
+                typer.echo(f"  {axis:>5} {m.value:+7.2f} [{m.low:+.2f}, {m.high:+.2f}]  p = {d.p_value:.4f}")
