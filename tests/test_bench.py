@@ -1,0 +1,158 @@
+"""Lists of items, and how the edits of other editors are found."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rvedit.data.bench import read_bench, resolve_edits, write_batch
+from rvedit.errors import UserError
+from rvedit.records import Category
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "openve_sample"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Four items as the benchmark has them: the file names lie about the category."""
+    rows = [
+        ("local_change", "Replace the sweater.", "OpenVE-Bench/videos/0001_local_add_A_brown_dog.mp4"),
+        ("local_remove", "Remove the bird.", "videos/0002_local_remove_The_bird.mp4"),
+        ("global_style", "Make it snow, {now}.", "videos/0003_local_change_Snow.mp4"),
+        ("background_change", "Put it on Mars.", "videos/0004_background.mp4"),
+    ]
+    (tmp_path / "videos").mkdir()
+    for _, _, name in rows:
+        (tmp_path / "videos" / Path(name).name).touch()
+    path = tmp_path / "benchmark_videos.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("edited_type", "prompt", "original_video"), *rows])
+    return path
+
+
+def put(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_the_category_comes_from_the_csv_alone(bench):
+    items = read_bench(bench)
+    assert [item.category for item in items] == [Category.CHANGE, Category.REMOVE, Category.STYLE, None]
+    assert [item.word for item in items][-1] == "background_change"
+    assert all(item.source.is_file() for item in items)
+    assert items[2].instruction == "Make it snow, {now}."
+    assert read_bench(bench.parent) == items
+
+
+STEM = "0002_local_remove_The_bird"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{STEM}_edited.mp4",
+        f"{STEM}.mp4",
+        f"{STEM}.webm",
+        f"local_remove/{STEM}_edited.mp4",
+        f"local_remove/{STEM}.mp4",
+        f"remove/{STEM}.mp4",
+        f"{STEM}_id7_edited.mp4",
+        "1/generate.mp4",
+        "001_edited.mp4",
+    ],
+)
+def test_every_editors_names_are_found(bench, tmp_path, name):
+    items = read_bench(bench)
+    folder = put(
+        tmp_path / "out", name, f"concat_{STEM}_edited.mp4", f"{STEM}_edited_compare.mp4", "src_video.mp4"
+    )
+    assert resolve_edits(items, folder) == {items[1].id: folder / name}
+
+
+def test_the_first_form_wins_and_two_of_one_form_are_refused(bench, tmp_path):
+    items = read_bench(bench)
+    folder = put(tmp_path / "out", f"{STEM}_edited.mp4", f"{STEM}.mp4")
+    assert resolve_edits(items, folder)[STEM].name == f"{STEM}_edited.mp4"
+    put(folder, f"{STEM}_edited.webm")
+    with pytest.raises(UserError, match="both could be the edit"):
+        resolve_edits(items, folder)
+    other = put(tmp_path / "ids", f"{STEM}_id3_edited.mp4", f"{STEM}_id12_edited.mp4")
+    with pytest.raises(UserError, match="both could be the edit"):
+        resolve_edits(items, other)
+    with pytest.raises(UserError, match="no such folder"):
+        resolve_edits(items, tmp_path / "nowhere")
+
+
+def test_a_column_names_the_edit(bench, tmp_path):
+    text = bench.read_text().splitlines()
+    text[0] += ",edited_result_path"
+    text[1] += ",mine.mp4"
+    text[2:] = [line + "," for line in text[2:]]
+    bench.write_text("\n".join(text))
+    folder = put(tmp_path / "out", "mine.mp4", f"{STEM}_edited.mp4")
+    found = resolve_edits(read_bench(bench), folder)
+    assert [path.name for path in found.values()] == ["mine.mp4", f"{STEM}_edited.mp4"]
+
+
+def test_one_clip_with_two_instructions(bench, tmp_path):
+    lines = bench.read_text().splitlines()
+    bench.write_text("\n".join([*lines, "local_add,Add a hat.,videos/0002_local_remove_The_bird.mp4"]))
+    items = read_bench(bench)
+    assert len({item.id for item in items}) == 5
+    with pytest.raises(UserError, match="is the edit of two items"):
+        resolve_edits(items, put(tmp_path / "out", f"{STEM}_edited.mp4"))
+
+
+def test_what_a_batch_leaves_is_read_back(bench, tmp_path):
+    from dataclasses import replace
+
+    out = tmp_path / "out"
+    items = [replace(item, edited=out / f"{item.id}_edited.mp4") for item in read_bench(bench)]
+    out.mkdir()
+    write_batch(out, items)
+    put(out, f"{items[0].id}_edited.mp4")
+    back = read_bench(out)
+    assert [(b.id, b.instruction, b.category, b.word) for b in back] == [
+        (i.id, i.instruction, i.category, i.word) for i in items
+    ]
+    assert all(b.source.samefile(i.source) for b, i in zip(back, items, strict=True))
+    assert list(resolve_edits(back, out)) == [items[0].id]
+    moved = shutil.move(out, tmp_path / "elsewhere")
+    assert list(resolve_edits(read_bench(Path(moved)), Path(moved))) == [items[0].id]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("edited_type,prompt\nlocal_add,x\n", "has no column original_video"),
+        ("edited_type,prompt,original_video\nlocal_add,,videos/a.mp4\n", "row 1: prompt is empty"),
+        ("edited_type,prompt,original_video\n", "holds no rows"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, says):
+    path = tmp_path / "bench.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_bench(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_bench(tmp_path / "none.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds none of"):
+        read_bench(tmp_path / "empty")
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of the benchmark is not at hand")
+def test_the_real_benchmarks_names():
+    items = read_bench(SAMPLE)
+    found = resolve_edits(items, SAMPLE / "outputs")
+    assert set(found) == {item.id for item in items}
+    assert {item.id[:4]: item.category for item in items} == {
+        "0062": Category.CHANGE,
+        "0239": Category.REMOVE,
+        "0269": Category.ADD,
+        "0016": Category.STYLE,
+    }

@@ -1,0 +1,172 @@
+"""Reading a judge's reply: what is a verdict, and what is a format failure."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rvedit.chat import BadReplyError
+from rvedit.judge.scores import AXES, AXIS_LABELS, Scores, read_reasoning, read_scores
+
+IC, CF, VQ = AXIS_LABELS.values()
+PLAIN = f"Brief reasoning: Fine.\n{IC}: 85\n{CF}: 72\n{VQ}: 64"
+
+GOOD = {
+    "plain": (PLAIN, (85, 72, 64)),
+    "blanks around": (f"\n\n  {PLAIN}  \n\n", (85, 72, 64)),
+    "windows line ends": (PLAIN.replace("\n", "\r\n"), (85, 72, 64)),
+    "no reasoning": (f"{IC}: 1\n{CF}: 100\n{VQ}: 50", (1, 100, 50)),
+    "bold labels": (f"**{IC}:** 85\n**{CF}:** 72\n**{VQ}:** 64", (85, 72, 64)),
+    "bold with the colon outside": (f"**{IC}**: 85\n**{CF}**: 72\n**{VQ}**: 64", (85, 72, 64)),
+    "bold numbers": (f"{IC}: **85**\n{CF}: **72**\n{VQ}: **64**", (85, 72, 64)),
+    "all bold": (f"**{IC}: 85**\n**{CF}: 72**\n**{VQ}: 64**", (85, 72, 64)),
+    "underscores": (f"__{IC}__: 85\n_{CF}_: 72\n{VQ}: _64_", (85, 72, 64)),
+    "code": (f"`{IC}: 85`\n`{CF}: 72`\n`{VQ}: 64`", (85, 72, 64)),
+    "code block": (f"```\n{PLAIN}\n```", (85, 72, 64)),
+    "code block with a language": (f"```text\n{PLAIN}\n```", (85, 72, 64)),
+    "bullets": (f"- {IC}: 85\n- {CF}: 72\n- {VQ}: 64", (85, 72, 64)),
+    "stars": (f"* {IC}: 85\n* {CF}: 72\n* {VQ}: 64", (85, 72, 64)),
+    "round bullets": (f"• {IC}: 85\n• {CF}: 72\n• {VQ}: 64", (85, 72, 64)),
+    "numbers before": (f"1. {IC}: 85\n2. {CF}: 72\n3. {VQ}: 64", (85, 72, 64)),
+    "numbers in brackets": (f"1) {IC}: 85\n2) {CF}: 72\n3) {VQ}: 64", (85, 72, 64)),
+    "numbers and bold": (f"1. **{IC}**: 85\n2. **{CF}**: 72\n3. **{VQ}**: 64", (85, 72, 64)),
+    "headings": (f"### {IC}: 85\n### {CF}: 72\n### {VQ}: 64", (85, 72, 64)),
+    "heading, then the number": (f"## {IC}\n85\n\n## {CF}\n72\n\n## {VQ}\n64", (85, 72, 64)),
+    "quoted": (f"> {IC}: 85\n> {CF}: 72\n> {VQ}: 64", (85, 72, 64)),
+    "table": (f"| Axis | Score |\n|---|---|\n| {IC} | 85 |\n| {CF} | 72 |\n| {VQ} | 64 |", (85, 72, 64)),
+    "json": (f'{{"{IC}": 85, "{CF}": 72, "{VQ}": 64}}', (85, 72, 64)),
+    "json on lines": (f'{{\n  "{IC}": 85,\n  "{CF}": 72,\n  "{VQ}": 64\n}}', (85, 72, 64)),
+    "json strings": (f'{{"{IC}": "85", "{CF}": "72", "{VQ}": "64"}}', (85, 72, 64)),
+    "one line": (f"{IC}: 85, {CF}: 72, {VQ}: 64", (85, 72, 64)),
+    "one line with semicolons": (f"{IC}: 85; {CF}: 72; {VQ}: 64.", (85, 72, 64)),
+    "equals": (f"{IC} = 85\n{CF} = 72\n{VQ} = 64", (85, 72, 64)),
+    "dashes": (f"{IC} - 85\n{CF} – 72\n{VQ} — 64", (85, 72, 64)),
+    "no colon": (f"{IC} 85\n{CF} 72\n{VQ} 64", (85, 72, 64)),
+    "wide colon": (f"{IC}：85\n{CF}：72\n{VQ}：64", (85, 72, 64)),
+    "arrow": (f"{IC} → 85\n{CF} → 72\n{VQ} → 64", (85, 72, 64)),
+    "the word score": (f"{IC} score: 85\n{CF} Score: 72\n{VQ}: Score 64", (85, 72, 64)),
+    "out of 100": (f"{IC}: 85/100\n{CF}: 72 / 100\n{VQ}: 64 out of 100", (85, 72, 64)),
+    "percent": (f"{IC}: 85%\n{CF}: 72 %\n{VQ}: 64", (85, 72, 64)),
+    "floats": (f"{IC}: 84.6\n{CF}: 72.4\n{VQ}: 63.5", (85, 72, 64)),
+    "float of a whole": (f"{IC}: 85.0\n{CF}: 72.00\n{VQ}: 64.", (85, 72, 64)),
+    "rounded into the range": (f"{IC}: 0.5\n{CF}: 100.4\n{VQ}: 1", (1, 100, 1)),
+    "halves go up": (f"{IC}: 2.5\n{CF}: 3.5\n{VQ}: 99.5", (3, 4, 100)),
+    "text after": (f"{IC}: 85 (minor errors)\n{CF}: 72, some blur\n{VQ}: 64 - a seam", (85, 72, 64)),
+    "sentence after": (f"{PLAIN}\nOverall this is a good edit of 9 objects in 3 rows.", (85, 72, 64)),
+    "number in the text after": (f"{IC}: 85 since 2 of 3 are right\n{CF}: 72\n{VQ}: 64", (85, 72, 64)),
+    "lower case": (PLAIN.lower(), (85, 72, 64)),
+    "upper case": (PLAIN.upper(), (85, 72, 64)),
+    "another order": (f"{VQ}: 64\n{IC}: 85\n{CF}: 72", (85, 72, 64)),
+    "and for &": (PLAIN.replace("&", "and"), (85, 72, 64)),
+    "html entity": (PLAIN.replace("&", "&amp;"), (85, 72, 64)),
+    "escaped &": (PLAIN.replace("&", r"\&"), (85, 72, 64)),
+    "no blank at &": (PLAIN.replace(" & ", "&"), (85, 72, 64)),
+    "abbreviations": (f"{IC} (IC): 85\n{CF} (CF): 72\n{VQ} (VQ): 64", (85, 72, 64)),
+    "thoughts": (f"<think>{IC}: 10, or 20?</think>\n{PLAIN}", (85, 72, 64)),
+    "thoughts with all the scores": (
+        f"<think>\n{PLAIN.replace('85', '11')}\n</think>\n\n{PLAIN}",
+        (85, 72, 64),
+    ),
+    "the end of thoughts alone": (f"{IC}: 10?\n</think>\n{PLAIN}", (85, 72, 64)),
+    "labels in the reasoning": (
+        f"Brief reasoning: {IC} is high, {CF}: 5 things moved.\n{IC}: 85\n{CF}: 72\n{VQ}: 64",
+        (85, 72, 64),
+    ),
+    "the template repeated": (
+        f"{IC}: <integer 1-100>\n{CF}: <integer 1-100>\n{VQ}: <integer 1-100>\n\n{PLAIN}",
+        (85, 72, 64),
+    ),
+    "corrected at the end": (f"{PLAIN}\n\nOn reflection:\n{IC}: 80\n{CF}: 70\n{VQ}: 60", (80, 70, 60)),
+    "blank lines between": (PLAIN.replace("\n", "\n\n"), (85, 72, 64)),
+    "indented": (PLAIN.replace("\n", "\n    "), (85, 72, 64)),
+    "other languages around": (f"评分如下：\n{PLAIN}\n谢谢。", (85, 72, 64)),
+    "a plus sign": (f"{IC}: +85\n{CF}: 72\n{VQ}: 64", (85, 72, 64)),
+    "leading zeros": (f"{IC}: 085\n{CF}: 72\n{VQ}: 064", (85, 72, 64)),
+}
+
+BAD = {
+    "empty": ("", "no score for Instruction"),
+    "a refusal": ("I'm sorry, I cannot compare these videos.", "no score for Instruction"),
+    "an axis is missing": (f"{IC}: 85\n{CF}: 72", "no score for Visual"),
+    "the middle is missing": (f"{IC}: 85\n{VQ}: 64", "no score for Consistency"),
+    "the template alone": (
+        f"{IC}: <integer 1-100>\n{CF}: <integer 1-100>\n{VQ}: <integer 1-100>",
+        "no score",
+    ),
+    "words": (f"{IC}: eighty\n{CF}: 72\n{VQ}: 64", "no score for Instruction"),
+    "not available": (f"{IC}: N/A\n{CF}: 72\n{VQ}: 64", "no score for Instruction"),
+    "numbers alone": ("85\n72\n64", "no score"),
+    "abbreviations alone": ("IC: 85\nCF: 72\nVQ: 64", "no score"),
+    "zero": (f"{IC}: 0\n{CF}: 72\n{VQ}: 64", "is 0, outside 1 to 100"),
+    "nearly zero": (f"{IC}: 0.4\n{CF}: 72\n{VQ}: 64", "is 0.4, outside"),
+    "above": (f"{IC}: 101\n{CF}: 72\n{VQ}: 64", "is 101, outside"),
+    "rounded above": (f"{IC}: 100.5\n{CF}: 72\n{VQ}: 64", "outside"),
+    "negative": (f"{IC}: -5\n{CF}: 72\n{VQ}: 64", "is -5, outside"),
+    "far above": (f"{IC}: 85\n{CF}: 720\n{VQ}: 64", "is 720, outside"),
+    "a range": (f"{IC}: 80-85\n{CF}: 72\n{VQ}: 64", "no single score"),
+    "a range with a dash": (f"{IC}: 85\n{CF}: 70 – 75\n{VQ}: 64", "no single score"),
+    "of ten": (f"{IC}: 8/10\n{CF}: 7/10\n{VQ}: 6/10", "no single score"),
+    "out of five": (f"{IC}: 4 out of 5\n{CF}: 3\n{VQ}: 2", "no single score"),
+    "thousands": (f"{IC}: 1,000\n{CF}: 72\n{VQ}: 64", "no single score"),
+    "cut off in thought": (f"<think>Let me see. {IC}: 85 and {CF}: 72, {VQ}: 64", "no score"),
+    "cut off": (f"Brief reasoning: Fine.\n{IC}: 85\n{CF}:", "no score for Consistency"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_verdicts(name):
+    reply, expected = GOOD[name]
+    assert read_scores(reply).values == expected
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_format_failures(name):
+    reply, reason = BAD[name]
+    with pytest.raises(BadReplyError, match=reason):
+        read_scores(reply)
+
+
+def test_the_table_is_long_enough():
+    assert len(GOOD) + len(BAD) >= 60
+
+
+def test_reasoning():
+    assert read_reasoning(PLAIN) == "Fine."
+    assert read_reasoning(f"**Brief reasoning:** The dog: gone.\n{PLAIN}") == "The dog: gone."
+    assert read_reasoning("- Brief Reasoning: yes") == "yes"
+    assert read_reasoning(f"{IC}: 3") == ""
+
+
+MARKS = st.sampled_from(["", "- ", "* ", "1. ", "2) ", "> ", "### ", "**", "  "])
+SEPARATORS = st.sampled_from([": ", ":", " = ", " - ", " – ", "：", ":\n", ": **", " | "])
+TAILS = st.sampled_from(
+    ["", " ", "/100", " out of 100", "%", ".", ",", " (fine)", "** good", " because of 3 dogs"]
+)
+BETWEEN = st.sampled_from(["\n", "\n\n", "\r\n", "\nNote: 7 of 9.\n"])
+NUMBERS = st.one_of(
+    st.integers(1, 100).map(lambda n: (str(n), n)),
+    st.floats(0.5, 100.4).map(lambda x: (f"{x:.3f}", math.floor(float(f"{x:.3f}") + 0.5))),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    order=st.permutations(AXES),
+    marks=st.tuples(MARKS, MARKS, MARKS),
+    separators=st.tuples(SEPARATORS, SEPARATORS, SEPARATORS),
+    tails=st.tuples(TAILS, TAILS, TAILS),
+    between=BETWEEN,
+    numbers=st.tuples(NUMBERS, NUMBERS, NUMBERS),
+    case=st.sampled_from([str, str.lower, str.upper]),
+    thought=st.sampled_from(
+        ["", "<think>Instruction Compliance: 3</think>\n", "Brief reasoning: 4 of 5 are right.\n"]
+    ),
+)
+def test_any_triple_in_any_form_is_read_back(
+    order, marks, separators, tails, between, numbers, case, thought
+):
+    rows = zip(order, marks, separators, numbers, tails, strict=True)
+    lines = [f"{m}{case(AXIS_LABELS[axis])}{s}{text}{tail}" for axis, m, s, (text, _), tail in rows]
+    expected = {axis: value for axis, (_, value) in zip(order, numbers, strict=True)}
+    assert read_scores(thought + between.join(lines)) == Scores(**expected)
