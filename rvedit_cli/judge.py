@@ -281,7 +281,7 @@ def _print_comparison(results: Any, folders: tuple[Path, Path], as_json: bool) -
         for name, axes in rows.items():
             first = next(iter(axes.values()))
             apart = f", {first.only_a} and {first.only_b} in one alone" if first.only_a + first.only_b else ""
-            typer.echo(f"{judge_name}, {_TITLES.get(name, name)} ({first.items} items{apart})")
+            typer.echo(f"{judge_name}, {_TITLES.get(name, name.capitalize())} ({first.items} items{apart})")
             for axis, d in axes.items():
                 m = d.mean
                 typer.echo(f"  {axis:>5} {m.value:+7.2f} [{m.low:+.2f}, {m.high:+.2f}]  p = {d.p_value:.4f}")

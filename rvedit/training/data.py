@@ -273,6 +273,10 @@ def load(
 
 
 def _obey_signals(worker: int) -> None:
-    """The training process minds Ctrl-C for its workers, and ends them."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The training process minds the signals for its workers, and ends them.
+
+    Schedulers send SIGTERM to all processes of a job: a worker that obeyed would take the run down with it,
+    before its checkpoint is written.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,496 @@
+"""`rvedit judge`: every edit ends with a verdict or with the true reason that it has none."""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from chat_server import ChatServer
+from clips import write_clip
+from gemini_server import KEY, GeminiServer, pictures
+from typer.testing import CliRunner
+
+from rvedit.chat import Journal, RetryPolicy
+from rvedit.data.bench import read_bench
+from rvedit.errors import UserError
+from rvedit.judge.frames import FrameStore
+from rvedit.judge.judges import GEMINI_SAMPLING, QWEN, QWEN_SAMPLING, gemini_judge, qwen_judge
+from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER, JudgeSettings
+from rvedit.judge.rubrics import system_prompt
+from rvedit.records import Category
+from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
+from rvedit_cli.main import app
+
+KINDS = {"local_change": 65, "local_remove": 59, "local_add": 67, "global_style": 58}
+QUICK = RetryPolicy(tries=6, first_wait=0.01, longest_wait=0.05, total=60.0)
+
+
+def noise(path, seed, frames=7):
+    levels = np.random.default_rng(seed).integers(0, 256, (frames, 3, 4, 3), np.uint8)
+    write_clip(path, levels.repeat(8, 1).repeat(8, 2))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Ten items with clips that differ, and their edits."""
+    return make_bench(
+        tmp_path_factory.mktemp("small"), {"local_change": 4, "local_add": 3, "global_style": 3}
+    )
+
+
+@pytest.fixture(scope="session")
+def benchmark(tmp_path_factory):
+    """As many items as the paper's benchmark has, on a few clips each of which has many instructions."""
+    return make_bench(tmp_path_factory.mktemp("bench"), KINDS)
+
+
+def make_bench(folder, kinds):
+    (folder / "videos").mkdir()
+    (folder / "edits").mkdir()
+    rows = [("edited_type", "prompt", "original_video")]
+    number = 0
+    for kind, count in kinds.items():
+        for _ in range(count):
+            stem = f"{number:04d}_clip"
+            noise(folder / "videos" / f"{stem}.mp4", number)
+            noise(folder / "edits" / f"{stem}_edited.mp4", 1000 + number)
+            rows.append((kind, f"make number {number} {{red}}", f"videos/{stem}.mp4"))
+            number += 1
+    with (folder / "bench.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def scores_by(digest):
+    """Three scores from a request's pictures, so that whoever mixes requests up is found out."""
+    numbers = hashlib.sha256(digest.encode()).digest()
+    return [1 + n % 100 for n in numbers[:3]]
+
+
+def words(ic, cf, vq):
+    return (
+        f"Brief reasoning: fine.\nInstruction Compliance: {ic}\nConsistency & Detail Fidelity: {cf}\n"
+        f"Visual Quality & Stability: {vq}"
+    )
+
+
+def say(asked):
+    return words(*scores_by(asked.digest))
+
+
+def serve(behave=lambda asked: "ok", **options):
+    return ChatServer(behave, models=(QWEN,), **{"say": say, **options})
+
+
+def run(folder, server, out, judges=None, **order):
+    settings = {key: order.pop(key) for key in ("concurrency", "timeout", "retry_dropped") if key in order}
+    order = JudgeOrder(folder / "edits", out, folder / "bench.csv", **order)
+    docket = read_docket(order)
+    journal = Journal(out / "journal.jsonl")
+    frames = FrameStore(out / "frames", journal)
+    judge = qwen_judge(
+        journal, frames, JudgeSettings(QWEN_SAMPLING, order.probe), base_url=server.url, **settings
+    )
+    judge._policy = QUICK
+    report = judge_edits(order, docket, [judge, *(judges(journal, frames) if judges else [])])
+    journal.close()
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert all((row["scores"] is None) == (row["dropped"] is not None) for row in rows)
+    return report, rows
+
+
+def test_a_request_is_the_papers(small, tmp_path):
+    with serve(served_as="qwen-awq") as server:
+        report, rows = run(small, server, tmp_path)
+    items = {item.id: item for item in read_bench(small / "bench.csv")}
+    by_instruction = {a.body["messages"][0]["content"]: a for a in server.asked}
+    for row in rows:
+        item = items[row["item"]]
+        asked = by_instruction[system_prompt(item.category, item.instruction)]
+        system, user = asked.body["messages"]
+        assert (system["role"], user["role"]) == ("system", "user")
+        content = user["content"]
+        assert [part["type"] for part in content] == [
+            "text",
+            *5 * ["image_url"],
+            "text",
+            *5 * ["image_url"],
+            "text",
+        ]
+        assert [content[i]["text"] for i in (0, 6, 12)] == [SOURCE_HEADER, EDITED_HEADER, CLOSING]
+        sent = [
+            hashlib.sha256(base64.b64decode(part["image_url"]["url"].split(",", 1)[1])).hexdigest()
+            for part in content
+            if part["type"] == "image_url"
+        ]
+        assert sent == row["source_frames"] + row["edited_frames"]
+        assert all((tmp_path / "frames" / f"{digest}.jpg").is_file() for digest in sent)
+        assert list(row["scores"].values()) == scores_by(asked.digest)
+        assert row["reply"] == say(asked)
+        assert (row["model"], row["asked_model"], row["reasoning"]) == ("qwen-awq", QWEN, "fine.")
+        assert (row["prompt_tokens"], row["protocol"], row["probe"]) == (100, "paper", "none")
+    assert len(rows) == len(server.asked) == 10
+    assert asked.body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert report.counts("qwen") == Counter(scored=10, from_cache=0)
+    page = (tmp_path / "report.html").read_text()
+    assert "make number 3 {red}" in page
+    assert page.count("data:image/jpeg;base64,") == 100
+    assert not re.search(r"(src|href)\s*=\s*\"?https?:", page)
+
+
+def test_the_table_is_the_mean_of_the_verdicts(small, tmp_path):
+    with serve() as server:
+        report, rows = run(small, server, tmp_path)
+    cells = {}
+    for category in ("change", "add", "style"):
+        mine = [list(r["scores"].values()) for r in rows if r["category"] == category]
+        cells[category] = np.mean(mine, axis=0)
+    summary = json.loads((tmp_path / "summary.json").read_text())["judges"]["qwen"]
+    for category, cell in cells.items():
+        row = summary["table"]["categories"][category]
+        assert [row["axes"][axis]["value"] for axis in ("ic", "cf", "vq")] == pytest.approx(cell)
+    overall = np.mean([cell.mean() for cell in cells.values()])
+    assert summary["table"]["overall"]["value"] == pytest.approx(overall)
+    assert report.tables["qwen"].overall.value == pytest.approx(overall)
+
+
+def test_249_items_and_a_second_run_that_sends_nothing(benchmark, tmp_path):
+    """The wall time is a benchmark's business; here, that all slots are full and nothing is asked twice."""
+    with serve(latency=0.2) as server:
+        report, rows = run(benchmark, server, tmp_path, concurrency=16)
+        assert report.counts("qwen") == Counter(scored=249, from_cache=0)
+        assert Counter(row["category"] for row in rows) == Counter(change=65, remove=59, add=67, style=58)
+        assert 8 < server.most_in_flight <= 16
+        asked = len(server.headers)
+        page = (tmp_path / "report.html").stat().st_mtime_ns
+    again, same = run(benchmark, server, tmp_path)  # nobody is there to be asked, and nobody has to be
+    assert len(server.headers) == asked
+    assert again.counts("qwen") == Counter(scored=249, from_cache=249)
+    assert [row["scores"] for row in same] == [row["scores"] for row in rows]
+    assert (tmp_path / "report.html").stat().st_mtime_ns == page
+
+
+def test_a_server_with_every_trouble(benchmark, tmp_path):
+    """10% 429, 5% 500, 5% hangs, 10% garbage: each is scored, or dropped with its true reason."""
+    rng = random.Random(1)
+    fates = {}
+
+    def behave(asked):
+        value = rng.random()
+        fate = "429:0" if value < 0.1 else "500" if value < 0.15 else "hang" if value < 0.2 else "ok"
+        fate = "refusal" if 0.2 <= value < 0.3 else fate
+        fates.setdefault(asked.digest, []).append(fate)
+        return fate
+
+    with serve(behave) as server:
+        report, rows = run(benchmark, server, tmp_path, concurrency=32, timeout=2.0)
+    counts = report.counts("qwen")
+    assert counts["scored"] + counts["dropped"] == len(rows) == 249
+    assert counts["scored"] > 230
+    for row in rows:
+        # The server tells requests apart by their pictures.
+        digest = (
+            hashlib.sha256(
+                b"".join(
+                    (tmp_path / "frames" / f"{d}.jpg").read_bytes()
+                    for d in row["source_frames"] + row["edited_frames"]
+                )
+            ).hexdigest()
+            if row["source_frames"]
+            else None
+        )
+        if row["scores"]:
+            assert fates[digest][-1] == "ok"
+            assert row["format_retries"] == fates[digest].count("refusal")
+            # On a busy machine an answer may come too late, too.
+            assert row["transport_retries"] >= sum(f not in ("ok", "refusal") for f in fates[digest])
+        elif digest:
+            assert fates[digest].count("refusal") == 3
+            assert "no score for Instruction Compliance (asked 3 times)" in row["dropped"]
+            assert "can't help" in row["reply"]
+        else:
+            assert re.search(r"HTTP 429|HTTP 500|no reply within", row["dropped"])
+
+
+def test_what_was_dropped_for_its_form_stays_dropped_unless_asked(small, tmp_path):
+    with serve(lambda asked: "refusal" if asked.tries < 3 else "ok") as server:
+        report, _ = run(small, server, tmp_path)
+        assert (report.counts("qwen")["dropped"], len(server.asked)) == (10, 30)
+        report, rows = run(small, server, tmp_path)
+        assert (report.counts("qwen")["dropped"], len(server.asked)) == (10, 30)
+        assert all("asked 3 times" in row["dropped"] for row in rows)
+        assert report.tables["qwen"] is None
+        report, _ = run(small, server, tmp_path, retry_dropped=True)
+        assert (report.counts("qwen")["scored"], len(server.asked)) == (10, 40)
+
+
+def test_what_got_no_reply_is_asked_again_by_the_next_run(small, tmp_path):
+    with serve(lambda asked: "400" if asked.number < 4 else "ok") as server:
+        report, rows = run(small, server, tmp_path, concurrency=1)
+        assert report.counts("qwen")["dropped"] == 4
+        assert sum("HTTP 400" in (row["dropped"] or "") for row in rows) == 4
+        report, _ = run(small, server, tmp_path)
+        assert report.counts("qwen") == Counter(scored=10, from_cache=6)
+
+
+def test_repeats_are_asked_for_themselves_and_averaged(small, tmp_path):
+    def vary(asked):
+        return words(10 + asked.tries, 50, 50)
+
+    with serve(say=vary) as server:
+        report, rows = run(small, server, tmp_path, repeats=3)
+    assert len(rows) == len(server.asked) == 30
+    seeds = {asked.body["seed"] for asked in server.asked}
+    assert seeds == {0, 100, 200}
+    assert report.tables["qwen"].axes["ic"].value == pytest.approx(11)
+    assert report.tables["qwen"].categories["change"].items == 4
+
+
+@pytest.mark.parametrize("probe", ["identity", "swap"])
+def test_probes_of_a_judges_honesty(small, tmp_path, probe):
+    with serve() as server:
+        _, rows = run(small, server, tmp_path / probe, probe=probe)
+        _, plain = run(small, server, tmp_path / "plain")
+    for row, other in zip(rows, plain, strict=True):
+        assert row["probe"] == probe
+        assert row["source_frames"] == other["source_frames"]
+    digests = {
+        hashlib.sha256(b"".join(_bytes(tmp_path / "plain", sides))).hexdigest()
+        for row in plain
+        for sides in [
+            row["source_frames"] * 2 if probe == "identity" else row["edited_frames"] + row["source_frames"]
+        ]
+    }
+    assert {asked.digest for asked in server.asked[:10]} == digests
+    with pytest.raises(UserError, match="verdicts of a probe"):
+        compare_folders(tmp_path / "plain", tmp_path / probe)
+
+
+def _bytes(folder, digests):
+    return [(folder / "frames" / f"{digest}.jpg").read_bytes() for digest in digests]
+
+
+def test_a_damaged_edit_is_dropped_alone(small, tmp_path):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", small, folder], check=True)
+    whole = (folder / "edits" / "0002_clip_edited.mp4").read_bytes()
+    (folder / "edits" / "0002_clip_edited.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "edits" / "0003_clip_edited.mp4").write_bytes(b"not a clip")
+    (folder / "edits" / "0004_clip_edited.mp4").unlink()
+    with serve() as server:
+        report, rows = run(folder, server, tmp_path / "out")
+    assert report.counts("qwen") == Counter(scored=7, dropped=2, from_cache=0)
+    reasons = {row["item"]: row["dropped"] for row in rows if row["dropped"]}
+    assert set(reasons) == {"0002_clip", "0003_clip"}
+    assert all("_edited.mp4" in reason for reason in reasons.values())
+    assert [item.id for item in report.missing] == ["0004_clip"]
+
+
+def test_two_folders_are_compared(small, tmp_path):
+    with serve(say=lambda asked: words(40, 50, 60)) as server:
+        run(small, server, tmp_path / "a")
+    with serve(say=lambda asked: words(44, 50, 60)) as server:
+        run(small, server, tmp_path / "b")
+    result = CliRunner().invoke(
+        app, ["judge", "--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]
+    )
+    overall = json.loads(result.stdout)["difference"]["qwen"]["overall"]
+    assert overall["ic"]["mean"]["value"] == pytest.approx(4)
+    assert (overall["cf"]["mean"]["value"], overall["cf"]["p_value"]) == (0, 1)
+    assert overall["ic"]["p_value"] < 0.01
+    shown = CliRunner().invoke(app, ["judge", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]).stdout
+    assert "qwen, Overall (10 items)" in shown
+    with pytest.raises(UserError, match=r"holds no scores\.jsonl"):
+        compare_folders(tmp_path / "a", tmp_path)
+
+
+# As users run it
+
+MAIN = "from rvedit_cli.main import main; main()"
+
+
+def start(*arguments, cwd, **environment):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RVEDIT_", "GEMINI", "GOOGLE"))}
+    command = [sys.executable, "-c", MAIN, "judge", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=env | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_killed_ten_times_loses_nothing_and_asks_nothing_twice(benchmark, tmp_path):
+    common = (benchmark / "edits", "--bench", benchmark / "bench.csv", "--out", "out", "--concurrency", 8)
+    with serve(latency=0.05) as server:
+        environment = {"RVEDIT_QWEN_BASE_URL": server.url}
+        for kill in range(10):
+            goal = len(server.times_answered) + 3 + kill % 5
+            process = start(*common, cwd=tmp_path, **environment)
+            deadline = time.monotonic() + 60
+            while len(server.times_answered) < goal and time.monotonic() < deadline:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            finish(process)
+        answered = len(server.times_answered)
+        assert 30 <= answered < 249
+        code, out, err = finish(start(*common, "--json", cwd=tmp_path, **environment))
+        assert (code, err) == (0, "")
+        counts = json.loads(out)["judges"]["qwen"]
+        assert (counts["scored"], counts["dropped"]) == (249, 0)
+        assert counts["from_cache"] >= answered - 10 * 8
+        assert len(server.times_answered) == 249
+        assert sum(server.times_answered.values()) <= 249 + 10 * 8  # those in flight at each kill, at most
+        rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+        assert all(row["scores"] for row in rows)
+        before = len(server.headers)
+        code, out, _ = finish(start(*common, cwd=tmp_path, **environment))
+        assert (code, len(server.headers)) == (0, before)
+        assert "qwen: 249 scored, 0 dropped, 249 from cache" in out
+        assert "Overall" in out
+
+
+def test_keys_are_nowhere(small, tmp_path):
+    secret = "sk-very-secret-0123"
+    with serve(lambda asked: "400" if asked.number == 2 else "ok", key=secret) as server:
+        process = start(
+            small / "edits", "--bench", small / "bench.csv", "--out", "out", "--price-in", 2,
+            "--price-out", 10, cwd=tmp_path, RVEDIT_DEBUG="1", RVEDIT_QWEN_BASE_URL=server.url,
+            RVEDIT_QWEN_API_KEY=secret,
+        )  # fmt: skip
+        code, out, err = finish(process)
+    assert code == 0
+    assert "qwen: 9 scored, 1 dropped, 900 + 90 tokens, cost 0.00" in out
+    assert "dropped 1: HTTP 400" in out
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".jpg"]
+    assert secret not in out + err + "".join(path.read_text(errors="replace") for path in files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "name the folder of edited clips"),
+        (["nowhere"], "no such file"),
+        (["edits", "--bench", "bench.csv", "--judge", "gpt"], "choose among qwen, gemini, reference"),
+        (["edits", "--bench", "bench.csv", "--category", "background_change"], "has no rubric"),
+        (["edits", "--bench", "bench.csv", "--protocol", "openve"], "choose paper"),
+        (["edits", "--bench", "bench.csv", "--probe", "x"], "choose one of none, identity, swap"),
+        (["edits", "--bench", "bench.csv"], "there is no endpoint to ask"),
+        (["edits", "--bench", "bench.csv", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
+        (["edits", "--bench", "bench.csv", "--judge", "gemini"], "no key for Gemini: set GEMINI_API_KEY"),
+        (["videos", "--bench", "other.csv"], "has rubrics for change, remove, add, style"),
+        (["empty", "--bench", "bench.csv"], "holds no edit of the 10 items, such as 0000_clip_edited.mp4"),
+        (["empty"], "holds none of edits.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(small, tmp_path, arguments, says):
+    for name in ("edits", "videos", "bench.csv"):
+        (tmp_path / name).symlink_to(small / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.csv").write_text(
+        "edited_type,prompt,original_video\nbackground_change,x,videos/0000_clip.mp4\n"
+    )
+    code, out, err = finish(start(*arguments, *(["--out", "out"] if arguments else []), cwd=tmp_path))
+    assert (code, out) == (2, "")
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "frames").exists()
+
+
+def test_dry_run_sends_nothing(small, tmp_path):
+    with serve() as server:
+        arguments = [
+            "judge",
+            str(small / "edits"),
+            "--bench",
+            str(small / "bench.csv"),
+            "--out",
+            str(tmp_path),
+        ]
+        arguments += ["--base-url", server.url, "--dry-run"]
+        result = CliRunner().invoke(app, arguments)
+        assert not server.headers
+        assert re.match(
+            r"qwen: 10 verdicts, 0 of them known; 10 requests, about [\d,]+ prompt", result.stdout
+        )
+        run(small, server, tmp_path)
+        result = CliRunner().invoke(app, [*arguments, "--json"])
+        assert json.loads(result.stdout)["judges"][0] == {
+            "judge": "qwen", "verdicts": 10, "from_cache": 10, "requests": 0, "prompt_tokens": 0,
+            "completion_tokens": 0,
+        }  # fmt: skip
+    assert list(estimate.__annotations__)
+
+
+# Gemini
+
+
+def by_pictures(body):
+    return words(*scores_by("".join(pictures(body))))
+
+
+def test_gemini_by_its_rest_address(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    fates = iter(["429:0", "503", "garbage", "empty", "blocked", "cut"])
+    with GeminiServer(by_pictures, lambda number: next(fates, "ok")) as gemini, serve() as qwen:
+
+        def judges(journal, frames):
+            judge = gemini_judge(
+                journal, frames, JudgeSettings(GEMINI_SAMPLING), base_url=gemini.url, concurrency=4
+            )
+            judge._policy = QUICK
+            return [judge]
+
+        report, rows = run(small, qwen, tmp_path, judges)
+        assert report.counts("gemini") == Counter(scored=10, from_cache=0)
+        sent = len(gemini.asked)
+        report, _ = run(small, qwen, tmp_path, judges)
+        assert (len(gemini.asked), report.counts("gemini")["from_cache"]) == (sent, 10)
+    theirs = [row for row in rows if row["judge"] == "gemini"]
+    for row in theirs:
+        assert list(row["scores"].values()) == scores_by("".join(row["source_frames"] + row["edited_frames"]))
+        assert (row["model"], row["finish_reason"]) == ("gemini-3.1-pro-preview-07", "STOP")
+        assert (row["prompt_tokens"], row["completion_tokens"]) == (11000, 340)
+        assert row["response_id"].startswith("reply-")
+    assert sum(row["transport_retries"] for row in theirs) == 3
+    assert sum(row["format_retries"] for row in theirs) == 3
+    body = gemini.asked[0]
+    assert body["path"].endswith("models/gemini-3.1-pro-preview:generateContent")
+    assert "temperature" not in body["generationConfig"]  # the vendor advises against one
+    assert body["systemInstruction"]["parts"][0]["text"].startswith("You are a data rater")
+    kinds = ["inlineData" if "inlineData" in part else "text" for part in body["contents"][0]["parts"]]
+    assert kinds == ["text", *5 * ["inlineData"], "text", *5 * ["inlineData"], "text"]
+    assert report.mean is not None
+    assert set(report.agreement["qwen and gemini"]) == {"ic", "cf", "vq"}
+    assert KEY not in "".join(p.read_text() for p in tmp_path.glob("*.json*"))
+
+
+def test_gemini_with_a_wrong_key_is_one_line(small, tmp_path):
+    with GeminiServer(by_pictures) as server:
+        process = start(
+            small / "edits", "--bench", small / "bench.csv", "--judge", "gemini", "--out", "out",
+            cwd=tmp_path, GEMINI_API_KEY="wrong-key", RVEDIT_GEMINI_BASE_URL=server.url,
+        )  # fmt: skip
+        code, out, err = finish(process)
+    assert (code, out) == (2, "")
+    assert "API key not valid: ***" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_category_and_a_limit(small, tmp_path):
+    order = JudgeOrder(
+        small / "edits", tmp_path, small / "bench.csv", (Category.ADD, Category.STYLE), limit=2
+    )
+    assert Counter(case.category for case in read_docket(order).cases) == {Category.ADD: 2, Category.STYLE: 2}

@@ -1,0 +1,154 @@
+"""The reference judge: its scores are functions of measures that can be computed by hand."""
+
+import asyncio
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rvedit.chat import Journal
+from rvedit.data.bench import BenchItem
+from rvedit.data.playground import render, sample_triplet
+from rvedit.errors import UserError
+from rvedit.judge.frames import FrameStore
+from rvedit.judge.judges import Case
+from rvedit.judge.reference import ReferenceJudge, changed_region, instability, measure, scores_of
+from rvedit.records import Category
+from rvedit.video import write_clip
+from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
+from rvedit_cli.main import app
+
+
+def triplet_of(category, index=0):
+    while (triplet := sample_triplet(5, index, "test")).category is not category:
+        index += 1
+    return [render(scene, 5, 64, 64) for scene in (triplet.source, triplet.target)]
+
+
+@pytest.mark.parametrize("category", Category)
+def test_the_target_has_100_and_the_source_1_for_compliance(category):
+    source, target = triplet_of(category)
+    whole = category is Category.STYLE
+    assert scores_of(measure(source, target, target, whole)).values == (100, 100, 100)
+    untouched = scores_of(measure(source, source, target, whole))
+    assert untouched.ic == 1
+    if not whole:
+        assert untouched.cf == 100
+
+
+def test_the_axes_are_apart():
+    """Half of the edit, noise outside, flicker: each lowers its own axis most."""
+    source, target = triplet_of(Category.CHANGE)
+    region = changed_region(source, target)
+    half = ((source.astype(float) + target) / 2).round().astype(np.uint8)
+    # Half of the difference is a quarter of its square.
+    assert measure(source, half, target, False)["gain"] == pytest.approx(0.75, abs=0.01)
+    assert scores_of(measure(source, half, target, False)).ic == pytest.approx(1 + 99 * 0.75, abs=1)
+
+    noisy = target.astype(int)
+    noisy[~region] += 16
+    noisy = noisy.clip(0, 255).astype(np.uint8)
+    spoiled = measure(source, noisy, target, False)
+    clipped = np.square((noisy.astype(float) - target)[~region] / 255).mean()
+    assert spoiled["preservation"] == pytest.approx(-10 * math.log10(clipped), abs=1e-3)
+    scores = scores_of(spoiled)
+    assert scores.ic == 100
+    assert scores.cf == pytest.approx(1 + 99 * (spoiled["preservation"] - 15) / 30, abs=0.01)
+    assert scores.cf < 40
+
+    flickering = target.astype(int)
+    flickering[::2] += 12
+    flickering = flickering.clip(0, 255).astype(np.uint8)
+    assert scores_of(measure(source, flickering, target, True)).vq < 20
+
+
+def test_instability_by_hand():
+    """A target that rises by 10 levels a frame, an edit that stands still: 10 / (10 + 1)."""
+    target = np.arange(0, 50, 10, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    still = np.full_like(target, 20)
+    assert instability(still, target) == pytest.approx(10 / 11)
+    assert instability(target, target) == 0
+    assert instability(still[:1], target[:1]) == 0
+    assert scores_of({"gain": 1.0, "preservation": 60.0, "instability": 10 / 11}).vq == pytest.approx(
+        1 + 99 * math.exp(-10 / 11), abs=0.01
+    )
+
+
+def test_colour_does_not_count_as_structure():
+    source, target = triplet_of(Category.STYLE)
+    brighter = (target.astype(int) + 10).clip(0, 255).astype(np.uint8)
+    moved = np.roll(target, 6, axis=2)
+    assert measure(source, brighter, target, True)["preservation"] > 35
+    assert measure(source, moved, target, True)["preservation"] < 30
+
+
+def test_nothing_to_measure_is_said(tmp_path):
+    source, target = triplet_of(Category.ADD)
+    with pytest.raises(UserError, match="are the same"):
+        measure(source, target, source, False)
+    for name, clip in (("s", source), ("t", target), ("short", target[:3])):
+        write_clip(tmp_path / f"{name}.mp4", clip, 12)
+    journal = Journal(tmp_path / "journal.jsonl")
+    judge = ReferenceJudge(journal, FrameStore(tmp_path / "frames", journal))
+    item = BenchItem(0, "a", "add a dog", Category.ADD, "add", tmp_path / "s.mp4", tmp_path / "t.mp4")
+    verdict = asyncio.run(judge.score(Case(item, Category.ADD, tmp_path / "short.mp4")))
+    assert verdict.dropped == "its edit is 3x64x64 (frames x height x width), the source 5x64x64"
+    unknown = BenchItem(0, "a", "add a dog", Category.ADD, "add", tmp_path / "s.mp4")
+    verdict = asyncio.run(judge.score(Case(unknown, Category.ADD, tmp_path / "t.mp4")))
+    assert "its true edit is not known" in verdict.dropped
+
+
+def test_the_chain_of_batch_and_judge(tmp_path):
+    """prepare -> edit --batch -> judge, offline, as a user has it."""
+    folder = tmp_path / "set"
+    list(prepare_playground(PlaygroundOrder(3, 9, "test", 5, 64, 64), folder, workers=1))
+    arguments = ["edit", "--batch", str(folder / "manifest.jsonl"), "--out-dir", str(tmp_path / "edits")]
+    arguments += ["--steps", "1", "--json", "--model", "nano"]
+    for shard, count in (("1/2", 2), ("2/2", 1)):
+        result = CliRunner().invoke(app, [*arguments, "--shard", shard])
+        report = json.loads(result.stdout)
+        assert (report["edited"], report["there"], report["failures"]) == (count, 0, {})
+    again = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert (again["edited"], again["there"]) == (0, 3)
+    judged = ["judge", str(tmp_path / "edits"), "--judge", "reference", "--json"]
+    result = CliRunner().invoke(app, judged)
+    summary = json.loads(result.stdout)["judges"]["reference"]
+    assert (summary["scored"], summary["dropped"], summary["models"]) == (3, 0, ["reference-1"])
+    rows = [json.loads(line) for line in (tmp_path / "edits/judge/scores.jsonl").read_text().splitlines()]
+    assert all(len(row["source_frames"]) == 5 for row in rows)
+    assert {row["measures"]["target_flicker"] > 0 for row in rows} == {True}
+    identity = json.loads(
+        CliRunner().invoke(app, [*judged, "--probe", "identity", "--out", str(tmp_path / "probe")]).stdout
+    )
+    assert identity["judges"]["reference"]["table"]["axes"]["ic"]["value"] == 1
+
+
+def test_a_batch_passes_over_what_fails(tmp_path):
+    folder = tmp_path / "set"
+    list(prepare_playground(PlaygroundOrder(3, 9, "test", 1, 32, 32), folder, workers=1))
+    (folder / "source" / "test_9_000001.mp4").write_bytes(b"no clip")
+    arguments = ["edit", "--batch", str(folder), "--out-dir", str(tmp_path / "edits"), "--steps", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--model", "nano"])
+    assert result.exit_code == 1
+    assert "2 edited, 0 there already, 1 failed" in result.stdout
+    failures = [json.loads(line) for line in (tmp_path / "edits" / "failures.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in failures] == ["test_9_000001"]
+    assert "test_9_000001.mp4" in failures[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--batch", "x.csv"], "--out-dir"),
+        (["a.mp4", "red", "--batch", "x.csv", "--out-dir", "o"], "leave out INPUT"),
+        (["--batch", "x.csv", "--out-dir", "o"], "no such file"),
+        (["--batch", "x.csv", "--out-dir", "o", "--shard", "3/2"], "give I/N"),
+        (["a.mp4"], "give a clip and an instruction"),
+    ],
+)
+def test_mistakes_of_a_batch(arguments, says):
+    result = CliRunner().invoke(app, ["edit", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert says in str(result.exception)
