@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rvedit.judge.aggregate import Table
     from rvedit.judge.frames import FrameStore
     from rvedit.judge.judges import Judge
+    from rvedit.judge.protocols import JudgeProtocol
     from rvedit.workflows.judge import JudgeOrder, JudgeReport
 
 JUDGES = ("qwen", "gemini", "reference")
@@ -42,8 +43,15 @@ def judge(
         Path | None, typer.Option(help="Folder for scores, summary and report; by default OUTPUTS/judge.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="paper: 1 to 100, five and five frames (Appendix D.3).")
+        str,
+        typer.Option(
+            help="paper (Appendix D.3: 1 to 100, five and five frames) or openve (1 to 5, whole clips)."
+        ),
     ] = "paper",
+    rubrics: Annotated[
+        Path | None,
+        typer.Option(help="Of --protocol openve: a folder with its rubrics, as local_change.txt and so on."),
+    ] = None,
     category: Annotated[
         list[str] | None, typer.Option(help="Only these: change, remove, add, style; repeatable.")
     ] = None,
@@ -91,31 +99,45 @@ def judge(
         return
     if edits is None:
         raise UserError("name the folder of edited clips, or two judged folders with --compare A B")
-    if protocol != "paper":
-        raise UserError(
-            f"--protocol {protocol}: choose paper; OpenVE's (1 to 5) is not here: its rubrics are not ours"
-        )
+    _chosen("--protocol", protocol, ("paper", "openve"))
+    if (protocol == "openve") != (rubrics is not None):
+        raise UserError("--protocol openve and --rubrics DIR go together: its rubrics are not ours to give")
     names = list(dict.fromkeys(judges or ["qwen"]))
     order = JudgeOrder(
         edits,
         out or edits / "judge",
         bench,
-        tuple(_category(word) for word in category or ()),
+        tuple(category or ()),
         limit,
         repeats,
         _chosen("--probe", probe, ("none", "identity", "swap")),
     )
-    docket = read_docket(order)
     from rvedit.chat import Journal
     from rvedit.judge.frames import FrameStore
+    from rvedit.judge.protocols import OpenVEProtocol, PaperProtocol
 
     journal = Journal(order.out / "journal.jsonl")
     frames = FrameStore(order.out / "frames", journal)
+    way = OpenVEProtocol(rubrics, journal, frames) if rubrics else PaperProtocol(frames)
+    for word in order.categories:
+        if word not in way.categories:
+            known = ", ".join(way.categories)
+            raise UserError(
+                f"--category {word}: has no rubric in the {protocol} protocol: choose among {known}"
+            )
+    docket = read_docket(order, way)
     options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped}
     qwen = {"base_url": base_url, "local": local, "device": device, "timeout": timeout, **options}
     chosen = [
         _judge(
-            name, journal, frames, order, _chosen("--rubric-in", rubric_in, ("system", "user")), qwen, options
+            name,
+            journal,
+            way,
+            frames,
+            order,
+            _chosen("--rubric-in", rubric_in, ("system", "user")),
+            qwen,
+            options,
         )
         for name in names
     ]
@@ -124,7 +146,7 @@ def judge(
         console.say(f"note: {len(docket.missing)} items have no edit in {edits}, such as {first}")
     if docket.without_rubric and not as_json:
         kinds = ", ".join(f"{count} {word}" for word, count in docket.without_rubric.items())
-        console.say(f"note: left out, as the paper's protocol has no rubric for them: {kinds}")
+        console.say(f"note: left out, as the protocol has no rubric for them: {kinds}")
     if dry_run:
         _print_estimates([dataclasses.asdict(e) for e in estimate(order, docket, chosen)], as_json)
         return
@@ -139,6 +161,9 @@ def judge(
 
         report = judge_edits(order, docket, chosen, show)
     _print_report(report, (price_in, price_out), as_json)
+    odd = {verdict.item for verdict in report.verdicts if verdict.note}
+    if odd and not as_json:
+        console.say(f"note: {len(odd)} edits have another length than their source, such as {sorted(odd)[0]}")
     for name, reason in report.stopped.items():
         console.say(f"rvedit: {name} stopped early: {reason}; mend it and run the command again")
     if report.stopped:
@@ -151,21 +176,10 @@ def _chosen(option: str, value: str, values: tuple[str, ...]) -> Any:
     return value
 
 
-def _category(word: str) -> Any:
-    from rvedit.records import Category
-
-    words = {category.value: category for category in Category}
-    words |= {title.lower().replace(" ", "_"): Category(key) for key, title in _TITLES.items()}
-    if word not in words:
-        raise UserError(
-            f"--category {word}: has no rubric in the paper's protocol: choose among {', '.join(_TITLES)}"
-        )
-    return words[word]
-
-
 def _judge(
     name: str,
     journal: Journal,
+    protocol: JudgeProtocol,
     frames: FrameStore,
     order: JudgeOrder,
     rubric_in: Any,
@@ -179,14 +193,16 @@ def _judge(
     if name == "reference":
         from rvedit.judge.reference import ReferenceJudge
 
+        if protocol.name != "paper":
+            raise UserError("--judge reference scores from 1 to 100: leave out --protocol openve")
         return ReferenceJudge(journal, frames, probe)
     if name == "qwen":
         return judges.qwen_judge(
-            journal, frames, JudgeSettings(judges.QWEN_SAMPLING, probe, rubric_in), **qwen
+            journal, protocol, JudgeSettings(judges.QWEN_SAMPLING, probe, rubric_in), **qwen
         )
     if name == "gemini":
         return judges.gemini_judge(
-            journal, frames, JudgeSettings(judges.GEMINI_SAMPLING, probe, rubric_in), **options
+            journal, protocol, JudgeSettings(judges.GEMINI_SAMPLING, probe, rubric_in), **options
         )
     raise UserError(f"--judge {name}: choose among {', '.join(JUDGES)}")
 

@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         owner = self.owner
         pictures = [
-            base64.b64decode(part["image_url"]["url"].split(",", 1)[1])
+            base64.b64decode(part[part["type"]]["url"].split(",", 1)[1])
             for part in body["messages"][-1]["content"]
-            if part["type"] == "image_url"
+            if part["type"] in ("image_url", "video_url")
         ]
         digest = hashlib.sha256(b"".join(pictures)).hexdigest()
         with owner.lock:

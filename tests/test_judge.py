@@ -25,9 +25,9 @@ from rvedit.data.bench import read_bench
 from rvedit.errors import UserError
 from rvedit.judge.frames import FrameStore
 from rvedit.judge.judges import GEMINI_SAMPLING, QWEN, QWEN_SAMPLING, gemini_judge, qwen_judge
+from rvedit.judge.protocols import PaperProtocol
 from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER, JudgeSettings
 from rvedit.judge.rubrics import system_prompt
-from rvedit.records import Category
 from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
 from rvedit_cli.main import app
 
@@ -95,14 +95,14 @@ def serve(behave=lambda asked: "ok", **options):
 def run(folder, server, out, judges=None, **order):
     settings = {key: order.pop(key) for key in ("concurrency", "timeout", "retry_dropped") if key in order}
     order = JudgeOrder(folder / "edits", out, folder / "bench.csv", **order)
-    docket = read_docket(order)
     journal = Journal(out / "journal.jsonl")
-    frames = FrameStore(out / "frames", journal)
+    protocol = PaperProtocol(FrameStore(out / "frames", journal))
+    docket = read_docket(order, protocol)
     judge = qwen_judge(
-        journal, frames, JudgeSettings(QWEN_SAMPLING, order.probe), base_url=server.url, **settings
+        journal, protocol, JudgeSettings(QWEN_SAMPLING, order.probe), base_url=server.url, **settings
     )
     judge._policy = QUICK
-    report = judge_edits(order, docket, [judge, *(judges(journal, frames) if judges else [])])
+    report = judge_edits(order, docket, [judge, *(judges(journal, protocol) if judges else [])])
     journal.close()
     rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert all((row["scores"] is None) == (row["dropped"] is not None) for row in rows)
@@ -385,7 +385,7 @@ def test_keys_are_nowhere(small, tmp_path):
         (["nowhere"], "no such file"),
         (["edits", "--bench", "bench.csv", "--judge", "gpt"], "choose among qwen, gemini, reference"),
         (["edits", "--bench", "bench.csv", "--category", "background_change"], "has no rubric"),
-        (["edits", "--bench", "bench.csv", "--protocol", "openve"], "choose paper"),
+        (["edits", "--bench", "bench.csv", "--protocol", "openve"], "--rubrics DIR go together"),
         (["edits", "--bench", "bench.csv", "--probe", "x"], "choose one of none, identity, swap"),
         (["edits", "--bench", "bench.csv"], "there is no endpoint to ask"),
         (["edits", "--bench", "bench.csv", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
@@ -446,9 +446,9 @@ def test_gemini_by_its_rest_address(small, tmp_path, monkeypatch):
     fates = iter(["429:0", "503", "garbage", "empty", "blocked", "cut"])
     with GeminiServer(by_pictures, lambda number: next(fates, "ok")) as gemini, serve() as qwen:
 
-        def judges(journal, frames):
+        def judges(journal, protocol):
             judge = gemini_judge(
-                journal, frames, JudgeSettings(GEMINI_SAMPLING), base_url=gemini.url, concurrency=4
+                journal, protocol, JudgeSettings(GEMINI_SAMPLING), base_url=gemini.url, concurrency=4
             )
             judge._policy = QUICK
             return [judge]
@@ -493,4 +493,53 @@ def test_a_category_and_a_limit(small, tmp_path):
     order = JudgeOrder(
         small / "edits", tmp_path, small / "bench.csv", (Category.ADD, Category.STYLE), limit=2
     )
-    assert Counter(case.category for case in read_docket(order).cases) == {Category.ADD: 2, Category.STYLE: 2}
+    assert Counter(case.category for case in read_docket(order, protocol).cases) == {"add": 2, "style": 2}
+
+
+# OpenVE's own protocol
+
+
+def test_openves_protocol_is_another(small, tmp_path):
+    """1 to 5, whole clips, the user's rubrics; a score of the other scale is a format failure."""
+    rubrics = tmp_path / "rubrics"
+    rubrics.mkdir()
+    (rubrics / "local_change.txt").write_text("Grade from 1 to 5. Editing instruction is: {edit_prompt}.")
+    arguments = ["judge", small / "edits", "--bench", small / "bench.csv", "--out", tmp_path / "openve"]
+    arguments += ["--protocol", "openve", "--rubrics", rubrics]
+
+    def grade(asked):
+        system = asked.body["messages"][0]["content"]
+        return words(9, 3, 3) if system.endswith("number 2 {red}.") else words(5, 3, 4)
+
+    with serve(say=grade) as server:
+        result = CliRunner().invoke(app, list(map(str, [*arguments, "--base-url", server.url])))
+    assert result.exit_code == 0, result.output
+    assert "left out, as the protocol has no rubric for them: 3 local_add, 3 global_style" in result.output
+    rows = [json.loads(line) for line in (tmp_path / "openve" / "scores.jsonl").read_text().splitlines()]
+    assert [(row["protocol"], row["category"]) for row in rows] == 4 * [("openve", "local_change")]
+    given = [row["scores"] and list(row["scores"].values()) for row in rows]
+    assert given == [[5, 3, 4], [5, 3, 4], None, [5, 3, 4]]
+    assert "is 9, outside 1 to 5" in rows[2]["dropped"]
+    system, user = server.asked[0].body["messages"]
+    assert system["content"].startswith("Grade from 1 to 5. Editing instruction is: make number ")
+    assert [part["type"] for part in user["content"]] == ["video_url", "video_url"]
+    shown = {base64.b64decode(part["video_url"]["url"].split(",", 1)[1]) for part in user["content"]}
+    clips = {path.read_bytes() for name in ("videos", "edits") for path in (small / name).iterdir()}
+    assert shown <= clips
+    with serve() as server:
+        run(small, server, tmp_path / "paper")
+    with pytest.raises(UserError, match="judged by the protocol"):
+        compare_folders(tmp_path / "paper", tmp_path / "openve")
+
+
+def test_an_edit_of_another_length_is_judged_and_noted(small, tmp_path):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", small, folder], check=True)
+    noise(folder / "edits" / "0001_clip_edited.mp4", 77, frames=9)
+    with serve() as server:
+        _, rows = run(folder, server, tmp_path / "out")
+        _, again = run(folder, server, tmp_path / "out")
+    notes = {row["item"]: row["note"] for row in rows if row["note"]}
+    assert notes == {"0001_clip": "the edit has 9 frames, the source 7"}
+    assert {row["item"]: row["note"] for row in again if row["note"]} == notes
+    assert all(row["scores"] for row in rows)

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from rvedit.chat import Journal, Sampling
 from rvedit.judge.frames import FrameStore
 from rvedit.judge.judges import qwen_judge
+from rvedit.judge.protocols import PaperProtocol
 from rvedit.judge.request import JudgeSettings
 from rvedit.model.nano_tokenizer import train_tokenizer
 from rvedit.workflows.judge import JudgeOrder, judge_edits, read_docket
@@ -60,14 +61,15 @@ def test_its_gibberish_is_dropped_and_not_scored(model, tmp_path):
     folder = make_bench(tmp_path, {"local_change": 2})
     order = JudgeOrder(folder / "edits", tmp_path / "out", folder / "bench.csv")
     journal = Journal(tmp_path / "journal.jsonl")
+    protocol = PaperProtocol(FrameStore(tmp_path / "frames", journal))
     judge = qwen_judge(
         journal,
-        FrameStore(tmp_path / "frames", journal),
+        protocol,
         JudgeSettings(Sampling(max_tokens=12, temperature=0.7, seed=0)),
         local=str(model),
         device="cpu",
     )
-    report = judge_edits(order, read_docket(order), [judge])
+    report = judge_edits(order, read_docket(order, protocol), [judge])
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     assert (report.counts("qwen")["scored"], report.counts("qwen")["dropped"]) == (0, 2)
     assert report.tables["qwen"] is None

@@ -93,10 +93,10 @@ def test_nothing_to_measure_is_said(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     judge = ReferenceJudge(journal, FrameStore(tmp_path / "frames", journal))
     item = BenchItem(0, "a", "add a dog", Category.ADD, "add", tmp_path / "s.mp4", tmp_path / "t.mp4")
-    verdict = asyncio.run(judge.score(Case(item, Category.ADD, tmp_path / "short.mp4")))
+    verdict = asyncio.run(judge.score(Case(item, "add", tmp_path / "short.mp4")))
     assert verdict.dropped == "its edit is 3x64x64 (frames x height x width), the source 5x64x64"
     unknown = BenchItem(0, "a", "add a dog", Category.ADD, "add", tmp_path / "s.mp4")
-    verdict = asyncio.run(judge.score(Case(unknown, Category.ADD, tmp_path / "t.mp4")))
+    verdict = asyncio.run(judge.score(Case(unknown, "add", tmp_path / "t.mp4")))
     assert "its true edit is not known" in verdict.dropped
 
 

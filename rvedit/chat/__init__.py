@@ -18,6 +18,7 @@ from rvedit.chat.messages import (
     Jpeg,
     Sampling,
     UnreadableError,
+    Video,
 )
 from rvedit.chat.retries import RetryPolicy
 from rvedit.chat.text import plain_text
@@ -39,6 +40,7 @@ __all__ = [
     "RetryPolicy",
     "Sampling",
     "UnreadableError",
+    "Video",
     "expected_tokens",
     "grey_picture",
     "lookup",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rvedit.chat.messages import ChatError, ChatReply, ChatRequest
+from rvedit.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg, Video
 from rvedit.chat.retries import retry_after_seconds
 from rvedit.errors import UserError
 
@@ -167,12 +167,7 @@ class EndpointChat:
 
 def _body(request: ChatRequest) -> dict[str, Any]:
     """The request as the endpoint's API words it."""
-    content = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": _data_url(part.data)}}
-        for part in request.parts
-    ]
+    content = [_part(part) for part in request.parts]
     system = [] if request.system is None else [{"role": "system", "content": request.system}]
     sampling = request.sampling
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
@@ -185,8 +180,17 @@ def _body(request: ChatRequest) -> dict[str, Any]:
     }
 
 
-def _data_url(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+def _part(part: str | Jpeg | Video) -> dict[str, Any]:
+    """A piece of the turn; whole clips as vLLM and others take them."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Jpeg):
+        return {"type": "image_url", "image_url": {"url": _data_url(part.data, "image/jpeg")}}
+    return {"type": "video_url", "video_url": {"url": _data_url(part.data, part.mime)}}
+
+
+def _data_url(data: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def _reply(body: Any, request: ChatRequest) -> ChatReply:

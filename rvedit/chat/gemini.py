@@ -87,9 +87,11 @@ class GeminiChat:
     def _contents(self, request: ChatRequest) -> Any:
         part = self._types.Part
         parts = [
-            part.from_bytes(data=piece.data, mime_type="image/jpeg")
-            if isinstance(piece, Jpeg)
-            else part.from_text(text=piece)
+            part.from_text(text=piece)
+            if isinstance(piece, str)
+            else part.from_bytes(
+                data=piece.data, mime_type="image/jpeg" if isinstance(piece, Jpeg) else piece.mime
+            )
             for piece in request.parts
         ]
         return [self._types.Content(role="user", parts=parts)]

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from rvedit.chat.messages import ChatReply, ChatRequest, Jpeg
+from rvedit.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg, Video
 from rvedit.errors import UserError
 
 _EXAMPLE = "Qwen/Qwen3-VL-8B-Instruct"
@@ -99,6 +99,8 @@ class LocalChat:
         """Token ids and patches, as Qwen's processor makes them: a token for each merged patch."""
         from PIL import Image
 
+        if any(isinstance(part, Video) for part in request.parts):
+            raise ChatError("a local model is shown pictures, not whole clips: use an endpoint", "all")
         pictures = [Image.open(BytesIO(part.data)) for part in request.parts if isinstance(part, Jpeg)]
         content = [
             {"type": "text", "text": self._plain(part)} if isinstance(part, str) else {"type": "image"}

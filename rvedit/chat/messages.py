@@ -22,6 +22,20 @@ class Jpeg:
 
 
 @dataclass(frozen=True)
+class Video:
+    """A whole clip as a file's bytes, known by its digest, which may be all that there is."""
+
+    sha256: str
+    data: bytes = field(default=b"", repr=False, compare=False)
+    mime: str = "video/mp4"
+
+    @classmethod
+    def of(cls, data: bytes, mime: str = "video/mp4") -> Video:
+        """The clip with these bytes."""
+        return cls(hashlib.sha256(data).hexdigest(), data, mime)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How a reply is drawn; what is none is the model's own default.
 
@@ -46,7 +60,7 @@ class ChatRequest:
 
     model: str
     system: str | None
-    parts: tuple[str | Jpeg, ...]
+    parts: tuple[str | Jpeg | Video, ...]
     sampling: Sampling
     version: str
     repeat: int = 0
@@ -54,7 +68,10 @@ class ChatRequest:
     @property
     def key(self) -> str:
         """Digest of all that can change the answer: texts, pictures, model, every sampling parameter, ..."""
-        parts = [part if isinstance(part, str) else {"jpeg": part.sha256} for part in self.parts]
+        parts = [
+            part if isinstance(part, str) else {type(part).__name__.lower(): part.sha256}
+            for part in self.parts
+        ]
         content = {**asdict(self), "parts": parts}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

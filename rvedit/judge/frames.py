@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rvedit.chat import Frames, Journal, Jpeg
 from rvedit.judge.request import FRAMES
-from rvedit.video import temporary_sibling
+from rvedit.video import probe, temporary_sibling
 
 
 class FrameStore:
@@ -14,6 +14,7 @@ class FrameStore:
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         self.folder = folder
+        self._journal = journal
         self._frames = Frames(FRAMES, journal)
 
     def known(self, clip: Path) -> list[Jpeg] | None:
@@ -37,6 +38,16 @@ class FrameStore:
                 part.replace(path)
         self._frames.remember(clip, frames)
         return frames
+
+    def length(self, clip: Path) -> int:
+        """Frames of a clip, which must be readable."""
+        stat = clip.stat()
+        key = f"length:{stat.st_size}:{stat.st_mtime_ns}:{clip.resolve()}"
+        count = self._journal.get(key)
+        if count is None:
+            count = probe(clip).num_frames
+            self._journal.put(key, count)
+        return int(count)
 
     def path(self, digest: str) -> Path:
         """Where a picture lies."""

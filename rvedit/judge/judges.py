@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,6 @@ from rvedit.chat import (
     Endpoint,
     EndpointChat,
     Journal,
-    Jpeg,
     RetryPolicy,
     Sampling,
     UnreadableError,
@@ -28,11 +27,10 @@ from rvedit.chat import (
 )
 from rvedit.data.bench import BenchItem
 from rvedit.errors import UserError
-from rvedit.judge.frames import FrameStore
-from rvedit.judge.request import FORMAT_TRIES, FRAMES, JudgeSettings, judge_request
+from rvedit.judge.protocols import JudgeProtocol, Media
+from rvedit.judge.request import CLOSING, FORMAT_TRIES, FRAMES, JudgeSettings, judge_request
 from rvedit.judge.scores import Scores, read_reasoning, read_scores
 from rvedit.judge.verdict import Verdict
-from rvedit.records import Category
 
 QWEN = "Qwen/Qwen3.5-35B-A3B"
 """The paper's "Qwen3.5-VL-35B"; no hub id of that very name is documented."""
@@ -52,7 +50,8 @@ class Case:
     """An item, and the edit that is to be judged; its category has a rubric."""
 
     item: BenchItem
-    category: Category
+    category: str
+    """As the protocol names it."""
     edited: Path
     repeat: int = 0
 
@@ -91,7 +90,7 @@ class ChatJudge:
         model: what is asked for.
         connect: makes the model's side; called once, by `check`.
         journal: remembers replies, and which frames belong to which clip.
-        frames: the clips' pictures, as files.
+        protocol: what it is shown and told.
         settings: sampling, probe, the rubric's place.
         picture_tokens: of a picture of some width and height in pixels.
         retry_dropped: ask anew about items whose replies could not be read in an earlier run.
@@ -103,7 +102,7 @@ class ChatJudge:
         model: str,
         connect: Callable[[], Chat],
         journal: Journal,
-        frames: FrameStore,
+        protocol: JudgeProtocol,
         settings: JudgeSettings,
         picture_tokens: Callable[[int, int], int],
         concurrency: int = 16,
@@ -111,7 +110,7 @@ class ChatJudge:
         retry_dropped: bool = False,
     ) -> None:
         self.name, self.model, self.concurrency = name, model, concurrency
-        self._connect, self._journal, self._frames, self._settings = connect, journal, frames, settings
+        self._connect, self._journal, self._protocol, self._settings = connect, journal, protocol, settings
         self._picture_tokens, self._policy = picture_tokens, policy
         self._retry_dropped = retry_dropped
         self._chat: Chat | None = None
@@ -124,11 +123,11 @@ class ChatJudge:
 
     def known(self, case: Case) -> Verdict | None:
         """See `Judge`."""
-        source, edited = self._frames.known(case.item.source), self._frames.known(case.edited)
+        source, edited = self._protocol.known(case.item.source), self._protocol.known(case.edited)
         if source is None or edited is None:
             return None
         request = self._request(case, source, edited)
-        answer = lookup(self._journal, request, _scores)
+        answer = lookup(self._journal, request, self._scores)
         if answer:
             return self._verdict(case, request, source, edited, answer)
         failure = None if self._retry_dropped else self._journal.get(f"dropped:{request.key}")
@@ -143,16 +142,15 @@ class ChatJudge:
         picture = self._picture_tokens(round(width * scale), round(height * scale))
         request = self._request(case, [], [])
         words = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
-        return round(words / _BYTES_A_TOKEN) + 2 * FRAMES.count * picture, EXPECTED_REPLY
+        return round(words / _BYTES_A_TOKEN) + self._protocol.picture_count() * picture, EXPECTED_REPLY
 
     async def check(self) -> None:
         """See `Judge`."""
         self._chat = self._connect()
         self._asker = Asker(self._chat, self._journal, self.concurrency, self._policy, FORMAT_TRIES)
+        rubric = self._protocol.rubric(self._protocol.categories[0])
         await self._chat.check(
-            judge_request(
-                self.model, Category.CHANGE, "none", [grey_picture()], [grey_picture()], self._settings
-            )
+            judge_request(self.model, rubric, "none", (grey_picture(), CLOSING), self._settings)
         )
 
     async def score(self, case: Case) -> Verdict:
@@ -160,13 +158,13 @@ class ChatJudge:
         assert self._asker is not None, "call check() first"
         try:
             source, edited = await asyncio.gather(
-                *(asyncio.to_thread(self._frames.read, clip) for clip in (case.item.source, case.edited))
+                *(asyncio.to_thread(self._protocol.read, clip) for clip in (case.item.source, case.edited))
             )
         except UserError as error:
-            return dropped(case, self.name, self._settings.probe, str(error))
+            return self._dropped(case, str(error))
         request = self._request(case, source, edited)
         try:
-            answer = await self._asker.ask(request, _scores)
+            answer = await self._asker.ask(request, self._scores)
         except UnreadableError as error:
             # The protocol gives an item three tries, not three a run: it stays dropped.
             record = {"reason": str(error), "reply": asdict(error.reply)}
@@ -176,7 +174,7 @@ class ChatJudge:
             if error.scope == "all":
                 raise
             return replace(
-                dropped(case, self.name, self._settings.probe, str(error)),
+                self._dropped(case, str(error)),
                 asked_model=self.model,
                 request=request.key,
             )
@@ -187,17 +185,26 @@ class ChatJudge:
         if self._chat is not None:
             await self._chat.close()
 
-    def _request(self, case: Case, source: Sequence[Jpeg], edited: Sequence[Jpeg]) -> ChatRequest:
-        return judge_request(
-            self.model, case.category, case.item.instruction, source, edited, self._settings, case.repeat
-        )
+    def _request(self, case: Case, source: Media, edited: Media) -> ChatRequest:
+        if self._settings.probe == "identity":
+            edited = source
+        elif self._settings.probe == "swap":
+            source, edited = edited, source
+        rubric, parts = self._protocol.rubric(case.category), self._protocol.parts(source, edited)
+        return judge_request(self.model, rubric, case.item.instruction, parts, self._settings, case.repeat)
+
+    def _scores(self, reply: ChatReply) -> Scores:
+        return read_scores(reply.text, self._protocol.low, self._protocol.high)
+
+    def _dropped(self, case: Case, reason: str | None) -> Verdict:
+        return dropped(case, self.name, self._settings.probe, reason, self._protocol.name)
 
     def _verdict(
         self,
         case: Case,
         request: ChatRequest,
-        source: Sequence[Jpeg],
-        edited: Sequence[Jpeg],
+        source: Media,
+        edited: Media,
         answer: Answer[Scores],
     ) -> Verdict:
         return replace(
@@ -212,15 +219,15 @@ class ChatJudge:
         self,
         case: Case,
         request: ChatRequest,
-        source: Sequence[Jpeg],
-        edited: Sequence[Jpeg],
+        source: Media,
+        edited: Media,
         reason: str | None,
         reply: ChatReply,
         from_cache: bool = False,
     ) -> Verdict:
         """A reply, and what was asked, without scores."""
         return replace(
-            dropped(case, self.name, self._settings.probe, reason),
+            self._dropped(case, reason),
             reply=reply.text,
             model=reply.model,
             asked_model=self.model,
@@ -233,17 +240,23 @@ class ChatJudge:
             request=request.key,
             source_frames=tuple(frame.sha256 for frame in source),
             edited_frames=tuple(frame.sha256 for frame in edited),
+            note=self._lengths(case),
         )
 
+    def _lengths(self, case: Case) -> str:
+        """Editors that work at a length of their own are judged all the same, and it is said."""
+        source, edited = (self._protocol.length(clip) for clip in (case.item.source, case.edited))
+        return f"the edit has {edited} frames, the source {source}" if source != edited else ""
 
-def dropped(case: Case, judge: str, probe: str, reason: str | None) -> Verdict:
+
+def dropped(case: Case, judge: str, probe: str, reason: str | None, protocol: str = PAPER) -> Verdict:
     """A verdict without scores."""
     return Verdict(
         item=case.item.id,
-        category=case.category.value,
+        category=case.category,
         instruction=case.item.instruction,
         judge=judge,
-        protocol=PAPER,
+        protocol=protocol,
         probe=probe,
         repeat=case.repeat,
         source=os.fspath(case.item.source),
@@ -252,13 +265,9 @@ def dropped(case: Case, judge: str, probe: str, reason: str | None) -> Verdict:
     )
 
 
-def _scores(reply: ChatReply) -> Scores:
-    return read_scores(reply.text)
-
-
 def qwen_judge(
     journal: Journal,
-    frames: FrameStore,
+    protocol: JudgeProtocol,
     settings: JudgeSettings | None = None,
     *,
     base_url: str | None = None,
@@ -289,13 +298,13 @@ def qwen_judge(
         return max(1, round(width / 32)) * max(1, round(height / 32))
 
     return ChatJudge(
-        "qwen", name, connect, journal, frames, settings, tokens, concurrency, retry_dropped=retry_dropped
+        "qwen", name, connect, journal, protocol, settings, tokens, concurrency, retry_dropped=retry_dropped
     )
 
 
 def gemini_judge(
     journal: Journal,
-    frames: FrameStore,
+    protocol: JudgeProtocol,
     settings: JudgeSettings | None = None,
     *,
     base_url: str | None = None,
@@ -315,7 +324,7 @@ def gemini_judge(
         name,
         lambda: GeminiChat(address, timeout),
         journal,
-        frames,
+        protocol,
         settings,
         lambda width, height: PICTURE_TOKENS,
         concurrency,

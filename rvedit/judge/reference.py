@@ -146,10 +146,10 @@ class ReferenceJudge:
             if clip.shape != source.shape:
                 there, wanted = ("x".join(map(str, c.shape[:3])) for c in (clip, source))
                 raise UserError(f"its {name} is {there} (frames x height x width), the source {wanted}")
-        return measure(source, edited, target, case.category is Category.STYLE)
+        return measure(source, edited, target, case.category == Category.STYLE.value)
 
     def _key(self, case: Case) -> str | None:
-        digest = hashlib.sha256(case.category.value.encode())
+        digest = hashlib.sha256(case.category.encode())
         for path in self._clips(case):
             if path is None or not path.is_file():
                 return None

@@ -1,16 +1,14 @@
-"""What a judge is asked (Appendix D.3): five frames of the source, five of the edit, one turn."""
+"""What a judge is asked (Appendix D.3): one turn, the rubric with the instruction as its system text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rvedit.chat.frames import FrameSettings
-from rvedit.chat.messages import ChatRequest, Jpeg, Sampling
-from rvedit.judge.rubrics import system_prompt
+from rvedit.chat.messages import ChatRequest, Jpeg, Sampling, Video
+from rvedit.judge.rubrics import EDIT_PROMPT
 from rvedit.judge.scores import PARSER_VERSION
-from rvedit.records import Category
 
 FRAMES = FrameSettings(count=5, long_side=512, quality=85)
 REQUEST_VERSION = 1
@@ -49,20 +47,17 @@ class JudgeSettings:
 
 def judge_request(
     model: str,
-    category: Category,
+    rubric: str,
     instruction: str,
-    source: Sequence[Jpeg],
-    edited: Sequence[Jpeg],
+    parts: tuple[str | Jpeg | Video, ...],
     settings: JudgeSettings,
     repeat: int = 0,
 ) -> ChatRequest:
-    """The request for a verdict; with a seed, each repeat has another one."""
-    if settings.probe == "identity":
-        edited = source
-    elif settings.probe == "swap":
-        source, edited = edited, source
-    system: str | None = system_prompt(category, instruction)
-    parts: tuple[str | Jpeg, ...] = (SOURCE_HEADER, *source, EDITED_HEADER, *edited, CLOSING)
+    """The request for a verdict; with a seed, each repeat has another one.
+
+    The instruction goes into the rubric last and verbatim, whatever braces or marks it holds.
+    """
+    system: str | None = rubric.replace(EDIT_PROMPT, instruction)
     if settings.rubric_in == "user":
         assert system is not None
         parts, system = (system, *parts), None

@@ -21,10 +21,10 @@ from rvedit.data.manifest import prepare_folder, read_rows, write_json, write_ro
 from rvedit.errors import UserError
 from rvedit.judge.aggregate import CategoryScores, Table, group, table_of
 from rvedit.judge.judges import PAPER, Case, Judge, dropped
+from rvedit.judge.protocols import JudgeProtocol
 from rvedit.judge.report import write_report
 from rvedit.judge.statistics import Difference, agreement, compare
 from rvedit.judge.verdict import Verdict
-from rvedit.records import Category
 from rvedit.video import probe
 
 SCORES, SUMMARY, REPORT = "scores.jsonl", "summary.json", "report.html"
@@ -39,7 +39,7 @@ class JudgeOrder:
     out: Path
     bench: Path | None = None
     """The list of items; none: what `rvedit edit --batch` left in `edits`."""
-    categories: tuple[Category, ...] = ()
+    categories: tuple[str, ...] = ()
     """Only these; none: all that have a rubric."""
     limit: int | None = None
     """Items of each category at most."""
@@ -57,6 +57,7 @@ class Docket:
     """Items without an edit."""
     without_rubric: dict[str, int]
     """Items that are left out, by their word for the category."""
+    protocol: str = PAPER
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,18 @@ class JudgeReport:
         return counts
 
 
-def read_docket(order: JudgeOrder) -> Docket:
+def read_docket(order: JudgeOrder, protocol: JudgeProtocol) -> Docket:
     """Find the edits and check what can be checked before anything is decoded or asked.
 
     Raises UserError where no edit is found, names are ambiguous, or nothing has a rubric.
     """
     items = read_bench(order.bench or order.edits)
-    without: Counter[str] = Counter(item.word or "no category" for item in items if item.category is None)
+    categories = {item.id: protocol.category_of(item) for item in items}
+    without = Counter(item.word or "no category" for item in items if categories[item.id] is None)
     chosen: list[BenchItem] = []
-    taken: Counter[Category] = Counter()
+    taken: Counter[str] = Counter()
     for item in items:
-        category = item.category
+        category = categories[item.id]
         if category is None or (order.categories and category not in order.categories):
             continue
         if order.limit is None or taken[category] < order.limit:
@@ -118,8 +120,8 @@ def read_docket(order: JudgeOrder) -> Docket:
     if not chosen:
         kinds = ", ".join(sorted({item.word for item in items}))
         raise UserError(
-            f"{order.bench or order.edits}: no item to judge: its kinds of edit are {kinds}; the paper's "
-            f"protocol has rubrics for {', '.join(c.value for c in Category)}"
+            f"{order.bench or order.edits}: no item to judge: its kinds of edit are {kinds}; the "
+            f"{protocol.name} protocol has rubrics for {', '.join(protocol.categories)}"
         )
     gone = next((item for item in chosen if not item.source.is_file()), None)
     if gone:
@@ -131,12 +133,12 @@ def read_docket(order: JudgeOrder) -> Docket:
             f"{chosen[0].source.stem}_edited.mp4"
         )
     cases = tuple(
-        Case(item, item.category, edits[item.id])
+        Case(item, category, edits[item.id])
         for item in chosen
-        if item.id in edits and item.category is not None
+        if item.id in edits and (category := categories[item.id])
     )
     missing = tuple(item for item in chosen if item.id not in edits)
-    return Docket(cases, missing, dict(without))
+    return Docket(cases, missing, dict(without), protocol.name)
 
 
 def estimate(order: JudgeOrder, docket: Docket, judges: Sequence[Judge]) -> list[Estimate]:
@@ -190,7 +192,7 @@ def judge_edits(
                 found[index] = verdict
         on_progress(judge.name, len(found), 0, len(cases))
         if unknown:
-            reason = asyncio.run(_score_all(judge, cases, unknown, found, order.probe, on_progress))
+            reason = asyncio.run(_score_all(judge, cases, unknown, found, order, docket, on_progress))
             if reason:
                 stopped[judge.name] = reason
         verdicts += [found[index] for index in range(len(cases))]
@@ -235,7 +237,10 @@ def scores_of(verdicts: Sequence[Verdict], judge: str) -> CategoryScores:
 
 def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Difference]]]:
     """B minus A, for each judge that judged both: judge -> category -> axis."""
-    sides = [_read_scores(path) for path in (a, b)]
+    (of_a, first), (of_b, second) = (_read_scores(path) for path in (a, b))
+    if of_a != of_b:
+        raise UserError(f"{a} was judged by the protocol {of_a}, {b} by {of_b}: those are not compared")
+    sides = [first, second]
     names = [name for name in sides[0] if name in sides[1]]
     if not names:
         said = " and ".join(", ".join(side) or "nobody" for side in sides)
@@ -243,16 +248,18 @@ def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Differenc
     return {name: compare(sides[0][name], sides[1][name]) for name in names}
 
 
-def _read_scores(folder: Path) -> dict[str, CategoryScores]:
+def _read_scores(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
     candidates = (folder, folder / SCORES, folder / "judge" / SCORES)
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise UserError(f"{folder}: holds no {SCORES}: run `rvedit judge` on it first")
     verdicts = [Verdict.from_row(row) for row in read_rows(path)]
     protocols = {(v.protocol, v.probe) for v in verdicts}
-    if protocols - {(PAPER, "none")}:
-        raise UserError(f"{path}: holds verdicts of a probe or another protocol: those are not compared")
-    return {name: scores_of(verdicts, name) for name in dict.fromkeys(v.judge for v in verdicts)}
+    if len({name for name, _ in protocols}) > 1 or any(probe != "none" for _, probe in protocols):
+        raise UserError(f"{path}: holds verdicts of a probe or of two protocols: those are not compared")
+    judges = dict.fromkeys(v.judge for v in verdicts)
+    name = verdicts[0].protocol if verdicts else PAPER
+    return name, {judge: scores_of(verdicts, judge) for judge in judges}
 
 
 def _mean_table(scores: dict[str, CategoryScores]) -> Table | None:
@@ -281,7 +288,8 @@ async def _score_all(
     cases: list[Case],
     unknown: list[int],
     found: dict[int, Verdict],
-    probe_name: str,
+    order: JudgeOrder,
+    docket: Docket,
     on_progress: Callable[[str, int, int, int], None],
 ) -> str | None:
     """Score the unknown cases into `found`; returns why it stopped early, if it did."""
@@ -300,7 +308,7 @@ async def _score_all(
                     stopped = stopped or str(error)
                     reason = str(error)
             if reason:
-                found[index] = dropped(case, judge.name, probe_name, reason)
+                found[index] = dropped(case, judge.name, order.probe, reason, docket.protocol)
             num_dropped += found[index].scores is None
             on_progress(judge.name, len(found), num_dropped, len(cases))
 
@@ -341,7 +349,7 @@ def summary_of(report: JudgeReport) -> dict[str, Any]:
         (verdict.judge, verdict.dropped) for verdict in report.verdicts if verdict.dropped is not None
     )
     return {
-        "protocol": PAPER,
+        "protocol": report.verdicts[0].protocol if report.verdicts else PAPER,
         "probe": report.verdicts[0].probe if report.verdicts else "none",
         "judges": {
             name: {
