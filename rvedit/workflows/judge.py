@@ -58,6 +58,7 @@ class Docket:
     without_rubric: dict[str, int]
     """Items that are left out, by their word for the category."""
     protocol: str = PAPER
+    scale: tuple[int, int] = (1, 100)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class JudgeReport:
     """Over the judges, where there are several."""
     agreement: dict[str, Any]
     tokens: dict[str, tuple[int, int]]
+    scale: tuple[int, int]
     seconds: float = 0.0
     stopped: dict[str, str] = field(default_factory=dict)
     """By judge: why it did not go on."""
@@ -138,7 +140,7 @@ def read_docket(order: JudgeOrder, protocol: JudgeProtocol) -> Docket:
         if item.id in edits and (category := categories[item.id])
     )
     missing = tuple(item for item in chosen if item.id not in edits)
-    return Docket(cases, missing, dict(without), protocol.name)
+    return Docket(cases, missing, dict(without), protocol.name, (protocol.low, protocol.high))
 
 
 def estimate(order: JudgeOrder, docket: Docket, judges: Sequence[Judge]) -> list[Estimate]:
@@ -226,6 +228,7 @@ def summarize(
             for (a, x), (b, y) in combinations(scores.items(), 2)
         },
         tokens,
+        docket.scale,
         stopped=stopped,
     )
 
@@ -350,6 +353,7 @@ def summary_of(report: JudgeReport) -> dict[str, Any]:
     )
     return {
         "protocol": report.verdicts[0].protocol if report.verdicts else PAPER,
+        "scale": report.scale,
         "probe": report.verdicts[0].probe if report.verdicts else "none",
         "judges": {
             name: {
