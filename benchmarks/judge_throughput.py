@@ -1,10 +1,10 @@
-"""The judge's wall time on as many items as the paper's benchmark has, against what the server's latency allows.
+"""The judge's wall time on as many items as the paper's benchmark has, against the server's latency.
 
     python benchmarks/judge_throughput.py --out benchmarks/results/judge_throughput.json
 
-249 items of five and five frames, asked by the command itself of a stand-in server on this machine that takes
-200 ms a reply, with 16 requests in flight; then the same command again, which should send nothing. Start-up is
-measured apart: the same command on one item that is known already.
+249 items of five and five frames, asked by the command itself of a stand-in server on this machine that
+takes 200 ms a reply, with 16 requests in flight; then the same command again, which should send nothing.
+Start-up is measured apart: the same command on one item of each category that is known already.
 """
 
 from __future__ import annotations
@@ -73,21 +73,17 @@ def main() -> None:
             sent = len(server.headers) - asked
             most = server.most_in_flight
     bound = args.count * LATENCY / CONCURRENCY
-    print(
-        f"{device_name(args.device)}: {args.count} items, {LATENCY} s a reply, {CONCURRENCY} in flight (most seen: {most})"
-    )
+    flight = f"{CONCURRENCY} in flight (most seen: {most})"
+    print(f"{device_name(args.device)}: {args.count} items, {LATENCY} s a reply, {flight}")
+    share = (first - start_up) / bound
     rows = [
         ("start-up", f"{start_up:.2f}", ""),
-        (
-            "first run",
-            f"{first:.2f}",
-            f"{(first - start_up) / bound:.2f} of the latency's bound of {bound:.2f} s",
-        ),
+        ("first run", f"{first:.2f}", f"{share:.2f} of what the latency takes, {bound:.2f} s"),
         ("second run", f"{second:.2f}", f"{sent} requests sent"),
     ]
     print_table(("", "seconds", ""), rows)
     values = {"start_up": start_up, "first": first, "second": second, "bound": bound, "sent_again": sent}
-    write_json(args, {**values, "ratio": (first - start_up) / bound, "items": args.count})
+    write_json(args, {**values, "ratio": share, "items": args.count})
 
 
 if __name__ == "__main__":
