@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from chat_server import MODEL, ChatServer, caption_of
 from clips import write_clip
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from tiny_chat import save_tiny_chat
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from rvedit.captioners import CaptionSettings, endpoint_captioner, local_captioner
 from rvedit.captioners import prompt as prompts
@@ -26,7 +25,6 @@ from rvedit.chat import BadReplyError, ChatReply, ChatRequest, Journal, RetryPol
 from rvedit.chat.local import LocalChat, local_name
 from rvedit.data.manifest import read_manifest, write_manifest
 from rvedit.errors import UserError
-from rvedit.model.nano_tokenizer import train_tokenizer
 from rvedit.records import Category, Triplet
 from rvedit.workflows.caption import (
     CaptionOrder,
@@ -443,50 +441,12 @@ def test_dry_run(manifest, tmp_path, capsys):
 
 # A model of our own, tiny and untrained
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}"
-    "{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture(scope="session")
 def local_model(tmp_path_factory):
-    """Qwen3-VL with two layers and random weights, saved as a checkpoint is."""
     folder = tmp_path_factory.mktemp("models") / "tiny-qwen3-vl"
-    words = train_tokenizer(["a dog in a park", "write one caption of the clip"], 300)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    token = tokenizer.convert_tokens_to_ids
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2],
-                                "mrope_interleaved": True},
-            "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.5,
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 16,
-            "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
-            "initializer_range": 0.5,
-        },
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = token("<|im_end|>")
-    model.generation_config.exponential_decay_length_penalty = (3, 3.0)  # else it would babble on
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
-        patch_size=16, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
-    ).save_pretrained(folder)
-    return folder
+    vision = {"deepstack_visual_indexes": [0]}
+    return save_tiny_chat(folder, Qwen3VLConfig, Qwen3VLForConditionalGeneration, {}, vision)
 
 
 def test_a_local_model_captions(manifest, local_model):

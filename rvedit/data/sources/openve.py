@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from rvedit.data.sources.base import BadRow, Reading, Row
-from rvedit.data.sources.tables import Fields, csv_rows
+from rvedit.data.sources.base import Reading
+from rvedit.data.sources.tables import as_rows, csv_rows
 from rvedit.records import Category
 
 _TARGET, _INSTRUCTION, _SOURCE = "video", "prompt", "original_video"  # `video` is the *edited* clip
@@ -41,26 +41,12 @@ class OpenVE:
         rows = csv_rows(file, (_TARGET, _INSTRUCTION, _SOURCE))
         if rows is None:
             return None
-        below = sorted(path for path in folder.iterdir() if path.is_dir())
-        return Reading(self._rows(file, rows), (folder, file.parent, *below))
-
-    def _rows(self, file: Path, rows: Iterator[tuple[int, Fields] | BadRow]) -> Iterator[Row | BadRow]:
         stem = file.stem.lower().replace("-", "_")
         word = next((word for word in self.words if word.removesuffix("s") in stem), stem)
-        for row in rows:
-            if isinstance(row, BadRow):
-                yield row
-                continue
-            number, fields = row
-            yield Row(
-                file,
-                number,
-                source=fields[_SOURCE],
-                target=fields[_TARGET],
-                instruction=fields[_INSTRUCTION],
-                word=word,
-                category=self.words.get(word),
-            )
+        below = sorted(path for path in folder.iterdir() if path.is_dir())
+        columns = (_SOURCE, _TARGET, _INSTRUCTION)
+        read = as_rows(file, rows, columns, word, self.words.get(word))
+        return Reading(read, (folder, file.parent, *below))
 
 
 OPENVE = OpenVE()

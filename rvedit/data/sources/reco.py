@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from rvedit.data.sources.base import BadRow, Reading, Row
-from rvedit.data.sources.tables import Fields, json_rows
+from rvedit.data.sources.base import Reading
+from rvedit.data.sources.tables import as_rows, json_rows
 from rvedit.records import Category
 
 _SOURCE, _TARGET, _INSTRUCTION = "src_video", "tar_video", "instruction_final_refine"  # tar: target
@@ -40,25 +40,8 @@ class ReCo:
             return None
         task = file.name.removesuffix(_SUFFIX)
         # Their loader joins the paths to the data set's folder.
-        return Reading(self._rows(file, task, rows), (folder, file.parent, folder / task))
-
-    def _rows(
-        self, file: Path, task: str, rows: Iterator[tuple[int, Fields] | BadRow]
-    ) -> Iterator[Row | BadRow]:
-        for row in rows:
-            if isinstance(row, BadRow):
-                yield row
-                continue
-            number, fields = row
-            yield Row(
-                file,
-                number,
-                source=fields[_SOURCE],
-                target=fields[_TARGET],
-                instruction=fields[_INSTRUCTION],
-                word=task,
-                category=self.words.get(task),
-            )
+        read = as_rows(file, rows, (_SOURCE, _TARGET, _INSTRUCTION), task, self.words.get(task))
+        return Reading(read, (folder, file.parent, folder / task))
 
 
 RECO = ReCo()

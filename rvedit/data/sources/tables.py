@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvedit.data.sources.base import BadRow
+from rvedit.data.sources.base import BadRow, Row
 from rvedit.errors import UserError
+from rvedit.records import Category
 
 Fields = dict[str, str]
 _DELIMITERS = ";,\t"
 csv.field_size_limit(2**24)  # instructions of any length
+
+
+def as_rows(
+    file: Path,
+    read: Iterable[tuple[int, Fields] | BadRow],
+    columns: Sequence[str],
+    word: str,
+    category: Category | None,
+) -> Iterator[Row | BadRow]:
+    """Rows of one kind of edit from a table's; `columns` names those of source, target and instruction."""
+    for row in read:
+        if isinstance(row, BadRow):
+            yield row
+        else:
+            number, fields = row
+            source, target, instruction = (fields[name] for name in columns)
+            yield Row(file, number, source, target, instruction, word, category)
 
 
 def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, Fields] | BadRow] | None:
