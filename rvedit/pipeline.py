@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
@@ -23,6 +25,8 @@ from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
 from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
+
+MASK = MaskSettings()
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,13 @@ class RVEDiTPipeline(DiffusionPipeline):
         previous: Tensor | None = None
         size: list[tuple[int, int]] = []
 
+        originals: deque[Frames] = deque()  # those not given yet, where they are needed again
+
         def at_model_size() -> Iterator[Frames]:
             for frame in frames:
                 size[:] = [frame.shape[:2]]
+                if settings.preserve:
+                    originals.append(frame)
                 yield resize_frames(frame[None], *self.model_size(*frame.shape[:2]))[0]
 
         for window in split(at_model_size(), plan):
@@ -127,9 +135,21 @@ class RVEDiTPipeline(DiffusionPipeline):
                 latents = cross_fade(previous, latents, plan)
             previous = latents
             with torch.no_grad():
-                clip = to_frames(decode(self.vae, latents)[0])
-            for frame in clip[window.first_new : window.end]:
-                yield resize_frames(frame[None], *size[0])[0]
+                clip = decode(self.vae, latents)[0]
+                mask = self._change_mask(window.frames, clip) if settings.preserve else None
+            given = to_frames(clip)
+            for index in range(window.first_new, window.end):
+                edited = resize_frames(given[index][None], *size[0])[0]
+                if settings.preserve:
+                    original = originals.popleft()
+                    edited = edited if mask is None else composite(original, edited, mask[index])
+                yield edited
+
+    def _change_mask(self, frames: Frames, clip: Tensor) -> Tensor | None:
+        """Where a decoded window differs from the model's own picture of its source; none: everywhere."""
+        source = encode(self.vae, to_model_range(frames)[None].to(self._execution_device))
+        mask = change_mask(clip, decode(self.vae, source)[0], MASK)
+        return None if is_whole(mask, MASK) else mask
 
     def model_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the model takes: on its grid, of an area it knows, of about this shape."""

@@ -76,6 +76,8 @@ class EditSettings:
     seed: int = 0
     reuse_key_values: bool = True
     """Project X_e, X_v and X_l to keys and values once per window, not once per step."""
+    preserve: bool = False
+    """Keep the source's own pixels where the model changed nothing, unless it changed the whole frame."""
 
 
 @dataclass(frozen=True)

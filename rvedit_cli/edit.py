@@ -47,6 +47,12 @@ def edit(
         float | None, typer.Option(min=0, help="Guidance scale, 1 for none; by default the model's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: equal seeds give equal edits.")] = 0,
+    preserve: Annotated[
+        bool,
+        typer.Option(
+            "--preserve", help="Keep the source's own pixels where nothing was changed; not in styles."
+        ),
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write source and edit side by side.")
     ] = False,
@@ -84,7 +90,7 @@ def edit(
         edit_file,
     )
 
-    chosen = EditSettings(num_inference_steps=steps, guidance_scale=guidance, seed=seed)
+    chosen = EditSettings(steps, guidance, seed, preserve=preserve)
     if batch:
         if source or output or compare:
             raise UserError("--batch edits a list: leave out INPUT, --output and --compare, give --out-dir")

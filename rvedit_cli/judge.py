@@ -191,8 +191,10 @@ def _judge(
 
     probe: Any = order.probe
     if name == "reference":
-        from rvedit.judge.reference import ReferenceJudge
-
+        try:
+            from rvedit.judge.reference import ReferenceJudge
+        except ImportError:
+            raise UserError("the reference judge needs scipy: pip install 'rvedit[judge]'") from None
         if protocol.name != "paper":
             raise UserError("--judge reference scores from 1 to 100: leave out --protocol openve")
         return ReferenceJudge(journal, frames, probe)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from rvedit.errors import UserError
 from rvedit.judge.aggregate import (
     CategoryScores,
     Estimate,
@@ -79,8 +81,7 @@ def compare(a: CategoryScores, b: CategoryScores, seed: int = 0) -> dict[str, di
 
 def _difference(groups: list[Values], counts: Counts, seed: int) -> Difference:
     """Of the mean over categories (`groups`) of their items' mean difference."""
-    from scipy.stats import permutation_test
-
+    permutation_test = _stats().permutation_test
     values = np.concatenate(groups)
     weights = np.concatenate([np.full(len(rows), 1 / len(rows) / len(groups)) for rows in groups])
     mean = float(values @ weights)
@@ -101,8 +102,6 @@ def _difference(groups: list[Values], counts: Counts, seed: int) -> Difference:
 
 def agreement(a: CategoryScores, b: CategoryScores) -> dict[str, Agreement]:
     """Of two judges, per axis; repeats of an item are averaged first."""
-    from scipy.stats import kendalltau, spearmanr
-
     first, second = _by_item(a), _by_item(b)
     both = sorted(first.keys() & second.keys())
     if not both:
@@ -114,12 +113,20 @@ def agreement(a: CategoryScores, b: CategoryScores) -> dict[str, Agreement]:
         ranked = len(both) > 1 and np.ptp(left) > 0 and np.ptp(right) > 0
         results[axis] = Agreement(
             len(both),
-            float(spearmanr(left, right).statistic) if ranked else None,
-            float(kendalltau(left, right).statistic) if ranked else None,
+            float(_stats().spearmanr(left, right).statistic) if ranked else None,
+            float(_stats().kendalltau(left, right).statistic) if ranked else None,
             float((right - left).mean()),
             float(np.abs(right - left).mean()),
         )
     return results
+
+
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError:
+        raise UserError("statistics of judges need scipy: pip install 'rvedit[judge]'") from None
+    return stats
 
 
 def _by_item(scores: CategoryScores) -> Mapping[tuple[str, str], Values]:

@@ -1,0 +1,83 @@
+"""--preserve: the source's own pixels, bit for bit, where the model changed nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_clip
+
+from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
+from rvedit.records import EditSettings
+
+SETTINGS = MaskSettings()
+
+
+def clips(size=96, frames=5):
+    """A model's picture of the source, and its edit: a square that is there in the frames 1 and 2."""
+    source = torch.full((3, frames, size, size), 0.1)
+    source += 0.02 * torch.randn(source.shape, generator=torch.Generator().manual_seed(0))
+    edited = source + 0.03  # the model's own noise, below the threshold
+    edited[:, 1:3, 40:56, 40:56] += 0.8
+    return edited, source
+
+
+def test_the_mask_is_1_on_the_change_and_0_far_from_it():
+    mask = change_mask(*clips(), SETTINGS)
+    assert mask.shape == (5, 96, 96)
+    assert mask[1:3, 42:54, 42:54].min() > 0.99
+    assert mask[:, :20].max() == mask[:, 76:].max() == 0
+    assert mask.min() == 0
+    assert mask.max() <= 1
+    assert not is_whole(mask, SETTINGS)
+    border = mask[1, 48, 56:72]
+    assert (border.diff() <= 0).all()  # fades outwards
+    assert ((border > 0.05) & (border < 0.95)).any()
+
+
+def test_the_mask_is_smooth_in_time():
+    mask = change_mask(*clips(), SETTINGS)
+    assert mask[0, 48, 48] > 0.9  # the frame before sees what is to come
+    assert mask[3, 48, 48] > 0.9
+    assert mask[4].max() == 0
+
+
+def test_an_edit_of_the_whole_frame_is_known():
+    edited, source = clips()
+    assert is_whole(change_mask(edited + 0.6, source, SETTINGS), SETTINGS)
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_pixels_outside_are_the_sources_at_its_own_size(scale):
+    size = 96 * scale
+    source, edited = random_clip(1, size, size, seed=1)[0], random_clip(1, size, size, seed=2)[0]
+    mask = change_mask(*clips(), SETTINGS)[1]
+    mixed = composite(source, edited, mask)
+    assert mixed.dtype == np.uint8
+    assert (mixed[: 20 * scale] == source[: 20 * scale]).all()
+    inside = slice(44 * scale, 52 * scale)
+    assert np.abs(mixed[inside, inside].astype(int) - edited[inside, inside]).max() <= 3
+    assert (composite(source, edited, torch.ones(4, 4)) == edited).all()
+    assert (composite(source, edited, torch.zeros(4, 4)) == source).all()
+
+
+def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
+    """The whole pipeline: what is outside the mask is bit-exact, and an edit without it is as it was."""
+    pipeline = load_pipeline(find_checkpoint("nano"))
+    frames = random_clip(15, 70, 131, seed=3)
+    settings = EditSettings(num_inference_steps=1)
+    plain = pipeline(frames, "remove the dog", settings)
+    nothing = lambda edited, source, chosen: torch.zeros(edited.shape[1:])  # noqa: E731
+    monkeypatch.setattr("rvedit.pipeline.change_mask", nothing)
+    assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == frames).all()
+    half = lambda edited, source, chosen: torch.zeros(edited.shape[1:]).index_fill(1, torch.arange(40), 1.0)  # noqa: E731
+    monkeypatch.setattr("rvedit.pipeline.change_mask", half)
+    mixed = pipeline(frames, "remove the dog", replace(settings, preserve=True))
+    assert mixed.shape == frames.shape
+    rows = [np.abs(mixed[:, r].astype(int) - plain[:, r]).max() for r in (0, 10)]
+    assert rows == [0, 0]
+    assert (mixed[:, -5:] == frames[:, -5:]).all()
+    everywhere = lambda edited, source, chosen: torch.ones(edited.shape[1:])  # noqa: E731
+    monkeypatch.setattr("rvedit.pipeline.change_mask", everywhere)
+    assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == plain).all()
