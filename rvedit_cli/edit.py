@@ -92,8 +92,11 @@ def edit(
 
     chosen = EditSettings(steps, guidance, seed, preserve=preserve)
     if batch:
-        if source or output or compare:
-            raise UserError("--batch edits a list: leave out INPUT, --output and --compare, give --out-dir")
+        if source or output or compare or allow_truncated:
+            raise UserError(
+                "--batch edits a list: leave out INPUT, --output, --compare and --allow-truncated, and give "
+                "--out-dir"
+            )
         if not out_dir:
             raise UserError("--batch: name the folder of edits with --out-dir")
         _edit_batch(
@@ -103,6 +106,8 @@ def edit(
             as_json,
         )
         return
+    if out_dir or limit or shard != "1/1":
+        raise UserError("--out-dir, --shard and --limit are for --batch")
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     # All that can be wrong with the files is said before torch is imported and a model is loaded.

@@ -40,7 +40,8 @@ def judge(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for scores, summary and report; by default OUTPUTS/judge.")
+        Path | None,
+        typer.Option(help="Folder for scores, summary and report; by default OUTPUTS/judge, or judge_PROBE."),
     ] = None,
     protocol: Annotated[
         str,
@@ -73,7 +74,7 @@ def judge(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Of --local; by default what is there.")] = None,
     rubric_in: Annotated[str, typer.Option(help="Where the rubric stands: system or user.")] = "system",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one request may take.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one request may take.")] = 300.0,
     retry_dropped: Annotated[
         bool, typer.Option("--retry-dropped", help="Ask anew where no reply could be read before.")
     ] = False,
@@ -103,9 +104,11 @@ def judge(
     if (protocol == "openve") != (rubrics is not None):
         raise UserError("--protocol openve and --rubrics DIR go together: its rubrics are not ours to give")
     names = list(dict.fromkeys(judges or ["qwen"]))
+    if len(names) > 1 and model:
+        raise UserError("--model names one judge's model: leave it out, or ask one --judge at a time")
     order = JudgeOrder(
         edits,
-        out or edits / "judge",
+        out or edits / ("judge" if probe == "none" else f"judge_{probe}"),
         bench,
         tuple(category or ()),
         limit,
@@ -126,8 +129,8 @@ def judge(
                 f"--category {word}: has no rubric in the {protocol} protocol: choose among {known}"
             )
     docket = read_docket(order, way)
-    options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped}
-    qwen = {"base_url": base_url, "local": local, "device": device, "timeout": timeout, **options}
+    options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped, "timeout": timeout}
+    qwen = {"base_url": base_url, "local": local, "device": device, **options}
     chosen = [
         _judge(
             name,

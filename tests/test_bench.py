@@ -156,3 +156,35 @@ def test_the_real_benchmarks_names():
         "0269": Category.ADD,
         "0016": Category.STYLE,
     }
+
+
+def test_another_editors_folder_is_not_answered_with_the_lists_own_edits(bench, tmp_path):
+    from dataclasses import replace
+
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.mkdir()
+    items = [replace(item, edited=a / f"{item.id}_edited.mp4") for item in read_bench(bench)]
+    write_batch(a, items)
+    put(a, *(f"{item.id}_edited.mp4" for item in items))
+    put(b, f"{items[1].id}_edited.mp4")
+    assert resolve_edits(read_bench(a), b) == {items[1].id: b / f"{items[1].id}_edited.mp4"}
+
+
+def test_a_source_is_not_its_own_edit(bench):
+    assert resolve_edits(read_bench(bench), bench.parent / "videos") == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"instruction": "x", "original_video": "a.mp4", "category": "foo"}', "category is 'foo'"),
+        ('{"instruction": "x", "original_video": 3}', "original_video is no text"),
+    ],
+)
+def test_mistakes_of_a_batchs_list(tmp_path, row, says):
+    (tmp_path / "edits.jsonl").write_text(row)
+    with pytest.raises(UserError, match=says):
+        read_bench(tmp_path)
+    (tmp_path / "latin.csv").write_bytes("edited_type,prompt,original_video\nlocal_add,é,a".encode("latin-1"))
+    with pytest.raises(UserError, match="not a CSV file in UTF-8"):
+        read_bench(tmp_path / "latin.csv")

@@ -263,7 +263,9 @@ def test_probes_of_a_judges_honesty(small, tmp_path, probe):
         _, plain = run(small, server, tmp_path / "plain")
     for row, other in zip(rows, plain, strict=True):
         assert row["probe"] == probe
-        assert row["source_frames"] == other["source_frames"]
+        source, edited = other["source_frames"], other["edited_frames"]
+        shown = (source, source) if probe == "identity" else (edited, source)
+        assert (row["source_frames"], row["edited_frames"]) == shown  # what the judge saw is on record
     digests = {
         hashlib.sha256(b"".join(_bytes(tmp_path / "plain", sides))).hexdigest()
         for row in plain
@@ -382,7 +384,8 @@ def test_keys_are_nowhere(small, tmp_path):
     ("arguments", "says"),
     [
         ([], "name the folder of edited clips"),
-        (["nowhere"], "no such file"),
+        (["nowhere"], "no folder: name the folder of edited clips"),
+        (["edits/0000_clip_edited.mp4"], "no folder: name the folder of edited clips"),
         (["edits", "--bench", "bench.csv", "--judge", "gpt"], "choose among qwen, gemini, reference"),
         (["edits", "--bench", "bench.csv", "--category", "background_change"], "has no rubric"),
         (["edits", "--bench", "bench.csv", "--protocol", "openve"], "--rubrics DIR go together"),
@@ -390,6 +393,7 @@ def test_keys_are_nowhere(small, tmp_path):
         (["edits", "--bench", "bench.csv"], "there is no endpoint to ask"),
         (["edits", "--bench", "bench.csv", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
         (["edits", "--bench", "bench.csv", "--judge", "gemini"], "no key for Gemini: set GEMINI_API_KEY"),
+        (["edits", "--judge", "qwen", "--judge", "gemini", "--model", "x"], "one --judge at a time"),
         (["videos", "--bench", "other.csv"], "has rubrics for change, remove, add, style"),
         (["empty", "--bench", "bench.csv"], "holds no edit of the 10 items, such as 0000_clip_edited.mp4"),
         (["empty"], "holds none of edits.jsonl"),
@@ -490,9 +494,8 @@ def test_gemini_with_a_wrong_key_is_one_line(small, tmp_path):
 
 
 def test_a_category_and_a_limit(small, tmp_path):
-    order = JudgeOrder(
-        small / "edits", tmp_path, small / "bench.csv", (Category.ADD, Category.STYLE), limit=2
-    )
+    protocol = PaperProtocol(FrameStore(tmp_path, Journal(tmp_path / "journal.jsonl")))
+    order = JudgeOrder(small / "edits", tmp_path, small / "bench.csv", ("add", "style"), limit=2)
     assert Counter(case.category for case in read_docket(order, protocol).cases) == {"add": 2, "style": 2}
 
 
@@ -543,3 +546,14 @@ def test_an_edit_of_another_length_is_judged_and_noted(small, tmp_path):
     assert notes == {"0001_clip": "the edit has 9 frames, the source 7"}
     assert {row["item"]: row["note"] for row in again if row["note"]} == notes
     assert all(row["scores"] for row in rows)
+
+
+def test_a_missing_key_is_found_before_another_judge_is_asked(small, tmp_path):
+    with serve() as server:
+        process = start(
+            small / "edits", "--bench", small / "bench.csv", "--judge", "qwen", "--judge", "gemini",
+            "--base-url", server.url, "--out", "out", cwd=tmp_path,
+        )  # fmt: skip
+        code, out, err = finish(process)
+        assert (code, out, len(server.asked)) == (2, "", 0)
+    assert "no key for Gemini" in err

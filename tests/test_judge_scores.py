@@ -1,6 +1,7 @@
 """Reading a judge's reply: what is a verdict, and what is a format failure."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,10 @@ GOOD = {
     "indented": (PLAIN.replace("\n", "\n    "), (85, 72, 64)),
     "other languages around": (f"评分如下：\n{PLAIN}\n谢谢。", (85, 72, 64)),
     "a plus sign": (f"{IC}: +85\n{CF}: 72\n{VQ}: 64", (85, 72, 64)),
+    "the scale in brackets": (f"{IC} (1-100): 85\n{CF} (1–100): 72\n{VQ}: 64", (85, 72, 64)),
+    "the score in brackets": (f"{IC}: (85)\n{CF}: (72)\n{VQ}: 64", (85, 72, 64)),
+    "a dash and another number": (f"{IC}: 85 - 2 of 3 dogs\n{CF}: 72\n{VQ}: 64", (85, 72, 64)),
+    "the next line's dash": (f"{IC}: 85\n- 2. {CF}: 72\n- 3. {VQ}: 64", (85, 72, 64)),
     "leading zeros": (f"{IC}: 085\n{CF}: 72\n{VQ}: 064", (85, 72, 64)),
 }
 
@@ -110,6 +115,8 @@ BAD = {
     "out of five": (f"{IC}: 4 out of 5\n{CF}: 3\n{VQ}: 2", "no single score"),
     "thousands": (f"{IC}: 1,000\n{CF}: 72\n{VQ}: 64", "no single score"),
     "cut off in thought": (f"<think>Let me see. {IC}: 85 and {CF}: 72, {VQ}: 64", "no score"),
+    "a list's number for a score": (f"1. {IC}:\n2. {CF}: 80\n3. {VQ}: 70", "no score for Instruction"),
+    "an exponent": (f"{IC}: 1e2\n{CF}: 72\n{VQ}: 64", "no single score"),
     "cut off": (f"Brief reasoning: Fine.\n{IC}: 85\n{CF}:", "no score for Consistency"),
 }
 
@@ -170,3 +177,12 @@ def test_any_triple_in_any_form_is_read_back(
     lines = [f"{m}{case(AXIS_LABELS[axis])}{s}{text}{tail}" for axis, m, s, (text, _), tail in rows]
     expected = {axis: value for axis, (_, value) in zip(order, numbers, strict=True)}
     assert read_scores(thought + between.join(lines)) == Scores(**expected)
+
+
+@pytest.mark.parametrize("reply", ["\n" * 20_000, " \n-" * 10_000, "reasoning " * 5_000, IC + "\n" * 20_000])
+def test_degenerate_replies_take_no_time(reply):
+    started = time.perf_counter()
+    with pytest.raises(BadReplyError):
+        read_scores(reply)
+    assert read_reasoning(reply) == ""
+    assert time.perf_counter() - started < 5  # it was minutes

@@ -86,8 +86,9 @@ def test_colour_does_not_count_as_structure():
 
 def test_nothing_to_measure_is_said(tmp_path):
     source, target = triplet_of(Category.ADD)
-    with pytest.raises(UserError, match="are the same"):
-        measure(source, target, source, False)
+    for whole in (False, True):
+        with pytest.raises(UserError, match="are the same"):
+            measure(source, target, source, whole)
     for name, clip in (("s", source), ("t", target), ("short", target[:3])):
         write_clip(tmp_path / f"{name}.mp4", clip, 12)
     journal = Journal(tmp_path / "journal.jsonl")
@@ -152,3 +153,12 @@ def test_mistakes_of_a_batch(arguments, says):
     result = CliRunner().invoke(app, ["edit", *arguments])
     assert isinstance(result.exception, UserError)
     assert says in str(result.exception)
+
+
+def test_a_model_that_is_not_there_is_one_error(tmp_path):
+    folder = tmp_path / "set"
+    list(prepare_playground(PlaygroundOrder(2, 9, "test", 1, 32, 32), folder, workers=1))
+    arguments = ["edit", "--batch", str(folder), "--out-dir", str(tmp_path / "edits"), "--model", "/nowhere"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UserError)
+    assert not (tmp_path / "edits" / "failures.jsonl").exists()

@@ -43,7 +43,8 @@ def lookup(journal: Journal, request: ChatRequest, read: Callable[[ChatReply], T
         return None
     reply = ChatReply(**value["reply"])
     try:
-        return Answer(read(reply), reply, from_cache=True)
+        retries = (value.get("transport_retries", 0), value.get("format_retries", 0))
+        return Answer(read(reply), reply, True, *retries)
     except BadReplyError:
         return None
 

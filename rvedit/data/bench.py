@@ -19,6 +19,7 @@ BATCH_MANIFEST = "edits.jsonl"
 _COLUMNS = ("edited_type", "prompt", "original_video")
 _EDITED = "edited_result_path"
 _FOLDER_OF_BENCH = "OpenVE-Bench"
+_OURS = ", ".join(category.value for category in Category)
 _CLIPS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif", ".png", ".jpg", ".webp"}
 _NOT_EDITS = re.compile(r"^concat_|_concat$|_compare$|^src_video$|^src_mask$")
 
@@ -43,6 +44,10 @@ class BenchItem:
     """Words for the true edit, where there are any."""
     edited: Path | None = None
     """The edit, where the list names it."""
+    batch: bool = False
+    """Whether the list is a batch's, which names its own folder's edits only."""
+    list_folder: Path = Path()
+    """Where the list lies."""
 
 
 def read_bench(path: Path) -> list[BenchItem]:
@@ -126,9 +131,13 @@ def resolve_edits(items: Sequence[BenchItem], folder: Path) -> dict[str, Path]:
 
 def _resolve(item: BenchItem, folder: Path) -> Path | None:
     if item.edited is not None:
-        candidates = [item.edited] if item.edited.is_absolute() else [folder / item.edited, item.edited]
-        there = [path for path in candidates if path.is_file()]
-        return there[0] if there else None
+        # What lies in another folder is another editor's: only its name is looked for here.
+        named = [folder / item.edited, folder / item.edited.name]
+        if not item.batch:
+            named += [item.list_folder / item.edited]
+        there = [path for path in named if path.is_file() and (not item.batch or path.parent == folder)]
+        if there:
+            return there[0]
     stem, index = item.source.stem, item.index
     homes = [folder, *(folder / word for word in {item.word, item.category and item.category.value} if word)]
     for names in (
@@ -139,7 +148,7 @@ def _resolve(item: BenchItem, folder: Path) -> Path | None:
         [folder / str(index) / "generate"],
         [folder / f"{index:03d}_edited"],
     ):
-        clips = [clip for name in names for clip in _clips(name)]
+        clips = [clip for name in names for clip in _clips(name, item.source)]
         if len(clips) > 1:
             raise UserError(
                 f"{folder}: {clips[0].name} and {clips[1].name} both could be the edit of {item.id}: keep "
@@ -150,8 +159,8 @@ def _resolve(item: BenchItem, folder: Path) -> Path | None:
     return None
 
 
-def _clips(name: Path) -> list[Path]:
-    """The clips of a name without its ending; a `*` in it stands for digits."""
+def _clips(name: Path, source: Path) -> list[Path]:
+    """The clips of a name without its ending, but for the source; a `*` in it stands for digits."""
     pattern = re.compile(re.escape(name.name).replace(r"\*", r"\d+"))
     if not name.parent.is_dir():
         return []
@@ -161,17 +170,21 @@ def _clips(name: Path) -> list[Path]:
         if pattern.fullmatch(path.stem)
         and path.suffix.lower() in _CLIPS
         and path.is_file()
+        and not path.samefile(source)
         and not _NOT_EDITS.search(path.stem)
     )
 
 
 def _read_csv(path: Path) -> list[BenchItem]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path}: has no column {missing[0]}: a benchmark has {', '.join(_COLUMNS)}")
-        rows = list(reader)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: has no column {missing[0]}: a benchmark has {', '.join(_COLUMNS)}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8: {error}: save it as such") from None
     items = []
     for index, row in enumerate(rows):
         empty = [name for name in _COLUMNS if not (row[name] or "").strip()]
@@ -188,6 +201,7 @@ def _read_csv(path: Path) -> list[BenchItem]:
                 word,
                 source,
                 edited=Path(edited) if edited else None,
+                list_folder=path.parent,
             )
         )
     return items
@@ -197,7 +211,7 @@ def _clip_of_bench(folder: Path, name: str) -> Path:
     """A clip as the CSV names it, which it does with and without the benchmark's own folder."""
     parts = PurePosixPath(name).parts
     short = Path(*parts[1:]) if len(parts) > 1 and parts[0] == _FOLDER_OF_BENCH else Path(*parts)
-    candidates = [Path(name), folder / short, folder / name, folder.parent / name]
+    candidates = [folder / short, folder / name, folder.parent / name, Path(name)]
     return next((path for path in candidates if path.is_file()), folder / short)
 
 
@@ -219,12 +233,18 @@ def _read_batch(path: Path) -> list[BenchItem]:
 
     items = []
     for index, row in enumerate(read_rows(path)):
-        missing = [name for name in ("instruction", "original_video") if not row.get(name)]
-        if missing:
-            raise UserError(f"{path}, row {index + 1}: {missing[0]} is missing: remove the row or fill it in")
+        wrong = [
+            n for n in ("instruction", "original_video") if not isinstance(row.get(n), str) or not row[n]
+        ]
+        if wrong:
+            raise UserError(f"{path}, row {index + 1}: {wrong[0]} is no text: remove the row or fill it in")
+        if row.get("category") and _category(row["category"]) is None:
+            raise UserError(
+                f"{path}, row {index + 1}: category is {row['category']!r}: choose {_OURS} or null"
+            )
         source = path.parent / row["original_video"]
         word = row.get("edited_type") or row.get("category") or ""
-        category = Category(row["category"]) if row.get("category") else _category(word)
+        category = _category(row.get("category") or word)
         edited, target = clip(row, "edited"), clip(row, "target")
         items.append(
             BenchItem(
@@ -236,7 +256,9 @@ def _read_batch(path: Path) -> list[BenchItem]:
                 source,
                 target,
                 row.get("description"),
-                edited,
+                edited.resolve() if edited else None,
+                batch=True,
+                list_folder=path.parent,
             )
         )
     return items
@@ -249,7 +271,7 @@ def _read_triplets(path: Path) -> list[BenchItem]:
             triplet.id,
             triplet.instruction,
             triplet.category,
-            triplet.dataset_category,
+            triplet.dataset_category or "",
             clip_path(path, triplet, "source"),
             clip_path(path, triplet, "target"),
             triplet.target_caption,

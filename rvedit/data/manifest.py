@@ -140,8 +140,12 @@ def _put_in_place(path: Path) -> Iterator[Path]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines."""
     rows = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON lines in UTF-8: {error}: save it as such") from None
     # Not splitlines: it also splits at characters that may stand in an instruction.
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         if not line:
             continue
         try:

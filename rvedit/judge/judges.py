@@ -123,18 +123,18 @@ class ChatJudge:
 
     def known(self, case: Case) -> Verdict | None:
         """See `Judge`."""
-        source, edited = self._protocol.known(case.item.source), self._protocol.known(case.edited)
+        source, edited = (self._protocol.known(clip) for clip in self._shown(case))
         if source is None or edited is None:
             return None
         request = self._request(case, source, edited)
         answer = lookup(self._journal, request, self._scores)
         if answer:
-            return self._verdict(case, request, source, edited, answer)
+            return self._verdict(case, request, answer)
         failure = None if self._retry_dropped else self._journal.get(f"dropped:{request.key}")
         if failure is None:
             return None
         reply = ChatReply(**failure["reply"])
-        return self._unreadable(case, request, source, edited, failure["reason"], reply, from_cache=True)
+        return self._unreadable(case, request, failure["reason"], reply, from_cache=True)
 
     def expected_tokens(self, case: Case, width: int, height: int) -> tuple[int, int]:
         """See `Judge`."""
@@ -158,7 +158,7 @@ class ChatJudge:
         assert self._asker is not None, "call check() first"
         try:
             source, edited = await asyncio.gather(
-                *(asyncio.to_thread(self._protocol.read, clip) for clip in (case.item.source, case.edited))
+                *(asyncio.to_thread(self._protocol.read, clip) for clip in self._shown(case))
             )
         except UserError as error:
             return self._dropped(case, str(error))
@@ -169,7 +169,7 @@ class ChatJudge:
             # The protocol gives an item three tries, not three a run: it stays dropped.
             record = {"reason": str(error), "reply": asdict(error.reply)}
             self._journal.put(f"dropped:{request.key}", record)
-            return self._unreadable(case, request, source, edited, str(error), error.reply)
+            return self._unreadable(case, request, str(error), error.reply)
         except ChatError as error:
             if error.scope == "all":
                 raise
@@ -178,7 +178,7 @@ class ChatJudge:
                 asked_model=self.model,
                 request=request.key,
             )
-        return self._verdict(case, request, source, edited, answer)
+        return self._verdict(case, request, answer)
 
     async def close(self) -> None:
         """See `Judge`."""
@@ -186,10 +186,6 @@ class ChatJudge:
             await self._chat.close()
 
     def _request(self, case: Case, source: Media, edited: Media) -> ChatRequest:
-        if self._settings.probe == "identity":
-            edited = source
-        elif self._settings.probe == "swap":
-            source, edited = edited, source
         rubric, parts = self._protocol.rubric(case.category), self._protocol.parts(source, edited)
         return judge_request(self.model, rubric, case.item.instruction, parts, self._settings, case.repeat)
 
@@ -203,12 +199,10 @@ class ChatJudge:
         self,
         case: Case,
         request: ChatRequest,
-        source: Media,
-        edited: Media,
         answer: Answer[Scores],
     ) -> Verdict:
         return replace(
-            self._unreadable(case, request, source, edited, None, answer.reply, answer.from_cache),
+            self._unreadable(case, request, None, answer.reply, answer.from_cache),
             scores=answer.value,
             reasoning=read_reasoning(answer.reply.text),
             transport_retries=answer.transport_retries,
@@ -219,13 +213,12 @@ class ChatJudge:
         self,
         case: Case,
         request: ChatRequest,
-        source: Media,
-        edited: Media,
         reason: str | None,
         reply: ChatReply,
         from_cache: bool = False,
     ) -> Verdict:
         """A reply, and what was asked, without scores."""
+        shown = self._shown(case)
         return replace(
             self._dropped(case, reason),
             reply=reply.text,
@@ -238,9 +231,16 @@ class ChatJudge:
             format_retries=FORMAT_TRIES - 1,
             from_cache=from_cache,
             request=request.key,
-            source_frames=tuple(frame.sha256 for frame in source),
-            edited_frames=tuple(frame.sha256 for frame in edited),
-            note=self._lengths(case),
+            source_frames=self._protocol.pictures(shown[0]),
+            edited_frames=self._protocol.pictures(shown[1]),
+            note=self._lengths(case) if self._settings.probe == "none" else "",
+        )
+
+    def _shown(self, case: Case) -> tuple[Path, Path]:
+        """The clips that stand as source and as edit before the judge."""
+        source, edited = case.item.source, case.edited
+        return {"identity": (source, source), "swap": (edited, source)}.get(
+            self._settings.probe, (source, edited)
         )
 
     def _lengths(self, case: Case) -> str:

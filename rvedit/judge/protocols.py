@@ -56,6 +56,9 @@ class JudgeProtocol(Protocol):
     def length(self, clip: Path) -> int:
         """Frames of a clip, which must be readable."""
 
+    def pictures(self, clip: Path) -> tuple[str, ...]:
+        """Digests of a clip's pictures in the frame store, for the record and the report."""
+
 
 class PaperProtocol:
     """Appendix D.3."""
@@ -93,6 +96,10 @@ class PaperProtocol:
     def length(self, clip: Path) -> int:
         """See `JudgeProtocol`."""
         return self._frames.length(clip)
+
+    def pictures(self, clip: Path) -> tuple[str, ...]:
+        """See `JudgeProtocol`."""
+        return tuple(frame.sha256 for frame in self._frames.known(clip) or ())
 
 
 class OpenVEProtocol:
@@ -153,6 +160,10 @@ class OpenVEProtocol:
     def length(self, clip: Path) -> int:
         """See `JudgeProtocol`."""
         return self._frames.length(clip)
+
+    def pictures(self, clip: Path) -> tuple[str, ...]:
+        """See `JudgeProtocol`."""
+        return tuple(frame.sha256 for frame in self._frames.known(clip) or ())
 
     def _key(self, clip: Path) -> str:
         stat = clip.stat()

@@ -45,7 +45,7 @@ def measure(source: Frames, edited: Frames, target: Frames, whole: bool) -> dict
     `whole`: the edit is meant to change the whole frame.
     """
     region = np.ones(source.shape[:3], bool) if whole else changed_region(source, target)
-    if not region.any():
+    if not region.any() or not edit_mask(source, target, 0)[region].any():
         raise UserError("source and target are the same: there is no edit to measure")
     kept = preservation(edited, target, region)
     return {
@@ -167,8 +167,8 @@ class ReferenceJudge:
             from_cache=from_cache,
             reasoning=", ".join(f"{k} {v:.3g}" for k, v in measures.items() if v is not None),
             request=self._key(case) or "",
-            source_frames=self._shown(case.item.source),
-            edited_frames=self._shown(case.edited),
+            source_frames=self._shown(self._clips(case)[0]),
+            edited_frames=self._shown(self._clips(case)[1]),
         )
 
     def _shown(self, clip: Path) -> tuple[str, ...]:

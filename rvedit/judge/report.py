@@ -64,8 +64,8 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
         "pictures": pictures,
     }
     template = files("rvedit.judge").joinpath("report.html").read_text(encoding="utf-8")
-    # A closing tag inside an instruction or a reply must not end the script.
-    encoded = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")
+    # No tag inside an instruction or a reply may act as one.
+    encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     part = temporary_sibling(path)
     part.write_text(template.replace(_DATA, encoded), encoding="utf-8")
     part.replace(path)

@@ -46,10 +46,17 @@ class Scores:
 assert tuple(field.name for field in fields(Scores)) == AXES
 
 # Between a label and its number stand marks and blanks, never words: "<integer 1-100>" is no score.
-_GAP = r"[\s:：=|\"'>)\]→]*(?:[-–—]+\s+)?(?:score\s*[:=]?\s*)?"
+_GAP = (
+    r"[\s:：=|\"'>)\]→]*(?:\(\s*1\s*[-–]\s*\d+\s*\)[\s:：=]*)?(?:[-–—]+\s+)?(?:score\s*[:=]?\s*)?\(?"
+    # The next item's number in a list is no score.
+    r"(?!\d{1,2}[.)][^\S\n]*[^\w\n]{0,3}(?:instruction|consistency|visual)\s)"
+)
 _NUMBER = r"(?P<sign>[-−+]?)(?P<number>\d+(?:\.\d+)?|\.\d+)"
 # What makes a number something else than a score of the scale: a range, another scale, a longer number.
-_AFTER = r"(?P<after>\s*(?:/|out\s+of)\s*\d+(?:\.\d+)?|\s*%|\s*[-–—]\s*\d|[\d,.]*\d)?"
+_AFTER = (
+    r"(?P<after>\s*(?:/|out\s+of)\s*\d+(?:\.\d+)?|[^\S\n]*%"
+    r"|[^\S\n]*[-–—][^\S\n]*\d+(?:\.\d+)?(?=[^\S\n]*(?:[).,;|*]|$|\n))|[\d,.]*\d|[A-Za-z]\w*)?"
+)
 _AMP = r"(?:&|and|\+)"
 _WORDS = {
     "ic": r"instruction\s+compliance",
@@ -63,11 +70,15 @@ _ANYWHERE = {
 }
 _LINE_START = {
     axis: re.compile(
-        r"^[\s\-–—>#|\"'{(\[]*(?:\d{1,2}[.)]\s*)?[\"'|\s]*" + pattern.pattern, re.IGNORECASE | re.MULTILINE
+        # No line ends in here: a reply of blank lines would take cubic time.
+        r"^[^\S\n]*[\-–—>#|\"'{(\[ \t]*(?:\d{1,2}[.)][^\S\n]*)?[\"'| \t]*" + pattern.pattern,
+        re.IGNORECASE | re.MULTILINE,
     )
     for axis, pattern in _ANYWHERE.items()
 }
-_REASONING = re.compile(r"^\W*(?:brief\s+)?reasoning\W*?[:：]\s*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
+_REASONING = re.compile(
+    r"^[^\w\n]*(?:brief\s+)?reasoning[^\w\n]*?[:：][^\S\n]*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE
+)
 _EMPHASIS = re.compile(r"[*_`~•●▪]+|\\(?=[*_&])")
 
 

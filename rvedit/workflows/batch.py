@@ -62,6 +62,7 @@ def plan_batch(order: BatchOrder) -> list[BenchItem]:
     planned = []
     for item in items:
         name = item.source.stem if stems[item.source.stem] == 1 else item.id
+        name = re.sub(r"[^\w.-]", "_", name)
         planned.append(replace(item, edited=order.out / f"{name}_edited.mp4"))
     return planned
 
@@ -84,16 +85,18 @@ def edit_batch(
     mine = items[first::step]
     waiting = [item for item in mine if order.overwrite or not _edit_of(item).is_file()]
     failures: dict[str, str] = {}
-    editor: Editor | None = None
+    editor = load() if waiting else None
     for number, item in enumerate(waiting):
         on_progress(len(mine) - len(waiting) + number, len(mine), item.id)
         try:
             instruction = checked_instruction(item.instruction)
             with VideoReader(item.source) as reader:
-                editor = editor or load()
+                assert editor is not None
                 edit_file(reader, instruction, _edit_of(item), editor, settings, overwrite=True)
         except UserError as error:
             failures[item.id] = str(error)
+        except (RuntimeError, OSError) as error:  # such as a full memory: the next clip may be smaller
+            failures[item.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     on_progress(len(mine), len(mine), "")
     path = failures_path(order)
     if failures:

@@ -107,6 +107,8 @@ def read_docket(order: JudgeOrder, protocol: JudgeProtocol) -> Docket:
 
     Raises UserError where no edit is found, names are ambiguous, or nothing has a rubric.
     """
+    if not order.edits.is_dir():
+        raise UserError(f"{order.edits}: no folder: name the folder of edited clips")
     items = read_bench(order.bench or order.edits)
     categories = {item.id: protocol.category_of(item) for item in items}
     without = Counter(item.word or "no category" for item in items if categories[item.id] is None)
@@ -182,21 +184,27 @@ def judge_edits(
     verdicts: list[Verdict] = []
     stopped: dict[str, str] = {}
     tokens: dict[str, tuple[int, int]] = {}
-    for judge in judges:
-        cases = list(_repeated(docket.cases, order.repeats))
-        found: dict[int, Verdict] = {}
-        unknown = []
-        for index, case in enumerate(cases):
-            verdict = judge.known(case)
-            if verdict is None:
-                unknown.append(index)
-            else:
-                found[index] = verdict
-        on_progress(judge.name, len(found), 0, len(cases))
-        if unknown:
-            reason = asyncio.run(_score_all(judge, cases, unknown, found, order, docket, on_progress))
-            if reason:
-                stopped[judge.name] = reason
+    cases = list(_repeated(docket.cases, order.repeats))
+    known = [{i: v for i, case in enumerate(cases) if (v := judge.known(case))} for judge in judges]
+
+    async def work() -> None:
+        # All are checked before any is asked: a missing key is found before another judge's work is spent.
+        waiting = [judge for judge, found in zip(judges, known, strict=True) if len(found) < len(cases)]
+        try:
+            for judge in waiting:
+                await judge.check()
+            for judge, found in zip(judges, known, strict=True):
+                on_progress(judge.name, len(found), 0, len(cases))
+                if judge in waiting:
+                    reason = await _score_all(judge, cases, found, order, docket, on_progress)
+                    if reason:
+                        stopped[judge.name] = reason
+        finally:
+            for judge in waiting:
+                await judge.close()
+
+    asyncio.run(work())
+    for judge, found in zip(judges, known, strict=True):
         verdicts += [found[index] for index in range(len(cases))]
         tokens[judge.name] = judge.tokens
     report = summarize(order.out, verdicts, docket, tokens, stopped)
@@ -268,7 +276,7 @@ def _read_scores(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
 def _mean_table(scores: dict[str, CategoryScores]) -> Table | None:
     """Over judges, each with equal weight: of the items that all of them scored."""
     merged: list[tuple[str, str, Any]] = []
-    for category in {name for side in scores.values() for name in side}:
+    for category in sorted({name for side in scores.values() for name in side}):
         items = [set(side.get(category, {})) for side in scores.values()]
         for item in sorted(set.intersection(*items)):
             for side in scores.values():
@@ -289,7 +297,6 @@ def _repeated(cases: Sequence[Case], repeats: int) -> Iterator[Case]:
 async def _score_all(
     judge: Judge,
     cases: list[Case],
-    unknown: list[int],
     found: dict[int, Verdict],
     order: JudgeOrder,
     docket: Docket,
@@ -315,14 +322,12 @@ async def _score_all(
             num_dropped += found[index].scores is None
             on_progress(judge.name, len(found), num_dropped, len(cases))
 
-    try:
-        await judge.check()
+    unknown = [index for index in range(len(cases)) if index not in found]
+    if unknown:
         # More hands than requests in flight, so that clips are decoded while every slot is taken.
         hands = min(len(unknown), judge.concurrency + 2 * (os.cpu_count() or 1))
         indices = iter(unknown)
         await asyncio.gather(*(work(indices) for _ in range(hands)))
-    finally:
-        await judge.close()
     return stopped
 
 
@@ -362,6 +367,10 @@ def summary_of(report: JudgeReport) -> dict[str, Any]:
                 "asked_models": sorted({v.asked_model for v in report.verdicts if v.judge == name}),
                 "prompt_tokens": report.tokens.get(name, (0, 0))[0],
                 "completion_tokens": report.tokens.get(name, (0, 0))[1],
+                "tokens_of_all_verdicts": [
+                    sum(v.prompt_tokens for v in report.verdicts if v.judge == name),
+                    sum(v.completion_tokens for v in report.verdicts if v.judge == name),
+                ],
                 "reasons": {
                     str(reason): count for (judge, reason), count in reasons.most_common() if judge == name
                 },
