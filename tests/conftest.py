@@ -7,6 +7,12 @@ with beartype, so each test is also a test of the annotations. It must run befor
 # ruff: noqa: E402 (the hook comes before what it hooks)
 from __future__ import annotations
 
+import os
+
+# Before torch is imported: test processes that each take all cores slow each other many times over.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from jaxtyping import install_import_hook
 
 install_import_hook(["rvedit.model", "rvedit.objective", "rvedit.windows"], "beartype.beartype")
