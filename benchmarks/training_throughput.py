@@ -36,7 +36,8 @@ def measure(folder: Path, name: str, steps: int, batch_size: int, settings: list
 
 def main() -> None:
     """Measure, print, write."""
-    from rvedit.workflows.cache import CacheOrder, cache_latents
+    from rvedit.records import ClipShape
+    from rvedit.workflows.cache import CacheOrder, cache_manifest
     from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 
     parser = arguments(__doc__)
@@ -48,7 +49,7 @@ def main() -> None:
         folder = Path(name)
         list(prepare_playground(PlaygroundOrder(args.count, **SIZE), folder / "triplets"))
         manifest = folder / "triplets" / "manifest.parquet"
-        list(cache_latents(CacheOrder(manifest, folder / "cache", **SIZE)))
+        list(cache_manifest(CacheOrder(manifest, folder / "cache", shapes=(ClipShape(**SIZE),), texts=False)))
         files = ["data.source=manifest", f"data.manifest={manifest}"]
         sources = {
             "rendered": [],
