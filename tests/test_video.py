@@ -614,3 +614,16 @@ def test_a_clip_is_written_over_one_that_is_there(tmp_path):
         write_clip(path, np.stack([picture(index) for index in range(count)]), 12)
         assert probe(path).num_frames == count
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("wanted", [{0}, {2, 5}, {9}, set(), {3, 40}])
+def test_picked_frames_are_those_of_the_whole(tmp_path, wanted):
+    frames = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    write_clip(tmp_path / "a.mp4", frames, 12)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        whole = list(reader)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        picked = list(reader.pick(wanted))
+    expected = [whole[index] for index in sorted(wanted) if index < 10]
+    assert [p.pts for p in picked] == [e.pts for e in expected]
+    assert all((p.frame == e.frame).all() for p, e in zip(picked, expected, strict=True))

@@ -53,7 +53,7 @@ class Frames:
         settings = self.settings
         with VideoReader(clip) as reader:
             wanted = set(spread(reader.info.num_frames, settings.count))
-            pictures = [timed.frame for index, timed in enumerate(reader) if index in wanted]
+            pictures = [timed.frame for timed in reader.pick(wanted)]
         if not pictures:
             raise UserError(f"{clip}: no frame of it decodes; get another copy")
         return [Jpeg.of(_encoded(picture, settings)) for picture in pictures]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 
@@ -65,14 +66,21 @@ class ChatRequest:
     version: str
     repeat: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of all that can change the answer: texts, pictures, model, every sampling parameter, ..."""
         parts = [
             part if isinstance(part, str) else {type(part).__name__.lower(): part.sha256}
             for part in self.parts
         ]
-        content = {**asdict(self), "parts": parts}
+        content = {
+            "model": self.model,
+            "system": self.system,
+            "parts": parts,
+            "sampling": asdict(self.sampling),
+            "version": self.version,
+            "repeat": self.repeat,
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -77,16 +77,24 @@ class VideoReader:
             self._frames.close()
 
     def __iter__(self) -> Iterator[TimedFrame]:
-        self._frames = self._read()
+        self._frames = self._read(None)
         return self._frames
 
-    def _read(self) -> Generator[TimedFrame, None, None]:
+    def pick(self, wanted: Collection[int]) -> Iterator[TimedFrame]:
+        """The frames with these numbers, from 0; all are decoded, but only these are made into pictures."""
+        self._frames = self._read(wanted)
+        return self._frames
+
+    def _read(self, wanted: Collection[int] | None) -> Generator[TimedFrame, None, None]:
         info = self.info
-        decode: Callable[[VideoInfo], Iterator[TimedFrame]]
+        decode: Callable[[VideoInfo, Collection[int] | None], Iterator[TimedFrame | None]]
         decode = _decode_container if info.kind == "video" else _decode_pictures
         count = 0
         try:
-            for timed in decode(info):
+            for timed in decode(info, wanted):
+                if timed is None:
+                    count += 1
+                    continue
                 height, width = timed.frame.shape[:2]
                 if (width, height) != (info.width, info.height):
                     raise UserError(
@@ -213,21 +221,27 @@ def _missing(
     return Fraction(container.duration or 0, 1_000_000) - max(furthest, end)
 
 
-def _decode_container(info: VideoInfo) -> Iterator[TimedFrame]:
-    """Yield the frames; raises _BrokenOffError after the last intact one of a clip that breaks off."""
+def _decode_container(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[TimedFrame | None]:
+    """Yield the frames, and none for one that is not wanted.
+
+    Raises _BrokenOffError after the last intact one of a clip that breaks off.
+    """
     with _open(info.path) as container:
         video = _video_stream(container, info.path)
         reformatter = VideoReformatter()
         usual = max(1, round(1 / (info.frame_rate * info.time_base)))  # ticks
         pts: int | None = None
         duration = usual
-        for decoded in _decoded(container, video):
+        for index, decoded in enumerate(_decoded(container, video)):
             # A file may leave times out or repeat them; a writer needs them to increase.
             due = 0 if pts is None else pts + duration
             stated = due if decoded.pts is None else decoded.pts
             pts = stated if pts is None or stated > pts else pts + 1
             duration = decoded.duration or usual
-            yield TimedFrame(_to_rgb(decoded, info, reformatter), pts, decoded.duration or None)
+            if wanted is None or index in wanted:
+                yield TimedFrame(_to_rgb(decoded, info, reformatter), pts, decoded.duration or None)
+            else:
+                yield None
         if info.truncated:
             raise _BrokenOffError("its data end early")
 
@@ -367,9 +381,12 @@ def _picture_size(file: Path) -> tuple[int, int]:
         return image.size[::-1] if is_on_its_side else image.size
 
 
-def _decode_pictures(info: VideoInfo) -> Iterator[TimedFrame]:
+def _decode_pictures(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[TimedFrame | None]:
     files = _pictures(info.path) if info.kind == "folder" else [info.path]
     for index, file in enumerate(files):
+        if wanted is not None and index not in wanted:
+            yield None
+            continue
         with _open_picture(file) as image:
             try:
                 upright = ImageOps.exif_transpose(image)
