@@ -130,13 +130,14 @@ class RVEDiTPipeline(DiffusionPipeline):
             def report(step: int, num_steps: int, index: int = window.index) -> None:
                 on_progress(Progress(index + 1, step, num_steps))
 
-            latents = self.edit_window(window.frames, instruction, settings, noise, report)
+            source = self._encode_window(window.frames)
+            latents = self._edit_latents(source, window.frames, instruction, settings, noise, report)
             if previous is not None:
                 latents = cross_fade(previous, latents, plan)
             previous = latents
             with torch.no_grad():
                 clip = decode(self.vae, latents)[0]
-                mask = self._change_mask(window.frames, clip) if settings.preserve else None
+                mask = self._change_mask(source, clip) if settings.preserve else None
             given = to_frames(clip)
             for index in range(window.first_new, window.end):
                 edited = resize_frames(given[index][None], *size[0])[0]
@@ -145,9 +146,8 @@ class RVEDiTPipeline(DiffusionPipeline):
                     edited = edited if mask is None else composite(original, edited, mask[index])
                 yield edited
 
-    def _change_mask(self, frames: Frames, clip: Tensor) -> Tensor | None:
+    def _change_mask(self, source: Tensor, clip: Tensor) -> Tensor | None:
         """Where a decoded window differs from the model's own picture of its source; none: everywhere."""
-        source = encode(self.vae, to_model_range(frames)[None].to(self._execution_device))
         mask = change_mask(clip, decode(self.vae, source)[0], MASK)
         return None if is_whole(mask, MASK) else mask
 
@@ -170,8 +170,24 @@ class RVEDiTPipeline(DiffusionPipeline):
         report: Callable[[int, int], None] = lambda step, num_steps: None,
     ) -> Float[Tensor, "1 c f h w"]:
         """Algorithm 2 up to z_0: the edited latents of 4k+1 frames at model size."""
+        source = self._encode_window(frames)
+        return self._edit_latents(source, frames, instruction, settings, noise, report)
+
+    @torch.no_grad()
+    def _encode_window(self, frames: Frames) -> Tensor:
+        return encode(self.vae, to_model_range(frames)[None].to(self._execution_device))
+
+    @torch.no_grad()
+    def _edit_latents(
+        self,
+        source: Tensor,
+        frames: Frames,
+        instruction: str,
+        settings: EditSettings,
+        noise: WindowNoise,
+        report: Callable[[int, int], None],
+    ) -> Tensor:
         device = self._execution_device
-        source = encode(self.vae, to_model_range(frames)[None].to(device))
         conditional = self._condition(source, frames, instruction, settings)
         guidance = (
             self.config.default_guidance if settings.guidance_scale is None else settings.guidance_scale

@@ -16,7 +16,6 @@ from rvedit_cli import console
 if TYPE_CHECKING:
     from rvedit.chat import Journal
     from rvedit.judge.aggregate import Table
-    from rvedit.judge.frames import FrameStore
     from rvedit.judge.judges import Judge
     from rvedit.judge.protocols import JudgeProtocol
     from rvedit.workflows.judge import JudgeOrder, JudgeReport
@@ -131,19 +130,8 @@ def judge(
     docket = read_docket(order, way)
     options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped, "timeout": timeout}
     qwen = {"base_url": base_url, "local": local, "device": device, **options}
-    chosen = [
-        _judge(
-            name,
-            journal,
-            way,
-            frames,
-            order,
-            _chosen("--rubric-in", rubric_in, ("system", "user")),
-            qwen,
-            options,
-        )
-        for name in names
-    ]
+    place = _chosen("--rubric-in", rubric_in, ("system", "user"))
+    chosen = [_judge(name, journal, way, order, place, qwen, options) for name in names]
     if docket.missing and not as_json:
         first = docket.missing[0].id
         console.say(f"note: {len(docket.missing)} items have no edit in {edits}, such as {first}")
@@ -183,7 +171,6 @@ def _judge(
     name: str,
     journal: Journal,
     protocol: JudgeProtocol,
-    frames: FrameStore,
     order: JudgeOrder,
     rubric_in: Any,
     qwen: dict[str, Any],
@@ -200,7 +187,7 @@ def _judge(
             raise UserError("the reference judge needs scipy: pip install 'rvedit[judge]'") from None
         if protocol.name != "paper":
             raise UserError("--judge reference scores from 1 to 100: leave out --protocol openve")
-        return ReferenceJudge(journal, frames, probe)
+        return ReferenceJudge(journal, protocol.frames, probe)
     if name == "qwen":
         return judges.qwen_judge(
             journal, protocol, JudgeSettings(judges.QWEN_SAMPLING, probe, rubric_in), **qwen
@@ -227,8 +214,8 @@ def _print_estimates(rows: list[dict[str, Any]], as_json: bool) -> None:
 def _print_report(report: JudgeReport, prices: tuple[float | None, float | None], as_json: bool) -> None:
     from rvedit.workflows.judge import REPORT, summary_of
 
+    summary = summary_of(report)
     if as_json:
-        summary = summary_of(report)
         cost = {name: _cost(report.tokens[name], prices) for name in report.tables}
         typer.echo(json.dumps({**summary, "cost": cost, "folder": str(report.folder)}))
         return
@@ -241,9 +228,7 @@ def _print_report(report: JudgeReport, prices: tuple[float | None, float | None]
         price = _cost((prompt, completion), prices)
         typer.echo(words + (f", cost {price:.2f}" if price is not None else ""))
         _print_table(table)
-        reasons = {v.dropped for v in report.verdicts if v.judge == name and v.dropped}
-        for reason in sorted(reasons)[:5]:
-            count = sum(v.dropped == reason for v in report.verdicts if v.judge == name)
+        for reason, count in sorted(summary["judges"][name]["reasons"].items())[:5]:
             typer.echo(f"  dropped {count}: {reason}")
     if report.mean:
         typer.echo("mean over the judges, of the items that all scored")

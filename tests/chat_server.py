@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from local_server import JsonHandler, LocalServer
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
 LONGEST_HANG = 10.0  # seconds
@@ -34,7 +35,7 @@ def caption_of(digest: str) -> str:
     return f"A clip whose pictures hash to {digest[:16]}."
 
 
-class ChatServer:
+class ChatServer(LocalServer):
     """Serves while its `with` block runs.
 
     `behave` names what a request meets: ok, empty, blank, refusal, think, only-think, quoted, length,
@@ -59,20 +60,9 @@ class ChatServer:
         self.headers: list[dict[str, str]] = []
         self.probes = 0
         self.in_flight = self.most_in_flight = 0
-        self.stop = threading.Event()
         self.lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> ChatServer:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_Handler)
+        self.url += "/v1"
 
     @property
     def times_answered(self) -> Counter[str]:
@@ -80,28 +70,16 @@ class ChatServer:
             return Counter(self.answered)
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256
-    daemon_threads = True
-
-    def handle_error(self, *_: Any) -> None:
-        """Whoever asked may go at any time, and some are killed."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     owner: ChatServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         if not self._admitted():
             return
         if self.owner.models is None:
-            self._send(404, {"error": {"message": "Not Found"}})
+            self.send(404, {"error": {"message": "Not Found"}})
         else:
-            self._send(200, {"object": "list", "data": [{"id": name} for name in self.owner.models]})
+            self.send(200, {"object": "list", "data": [{"id": name} for name in self.owner.models]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -138,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.headers.append(dict(self.headers))
         if self.owner.key and self.headers["Authorization"] != f"Bearer {self.owner.key}":
             said = self.headers["Authorization"]  # some servers repeat what they were sent
-            self._send(401, {"error": {"message": f"Incorrect API key provided: {said}"}})
+            self.send(401, {"error": {"message": f"Incorrect API key provided: {said}"}})
             return False
         return True
 
@@ -154,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif status.isdigit():
             after = formatdate(time.time() + 2, usegmt=True) if wait == "date" else wait
             said = {"error": {"message": f"told to fail {self.headers['Authorization']}", "code": None}}
-            self._send(int(status), said, {"Retry-After": after} if wait else {})
+            self.send(int(status), said, {"Retry-After": after} if wait else {})
         else:
             self._reply(action, asked)
 
@@ -188,20 +166,4 @@ class _Handler(BaseHTTPRequestHandler):
         with self.owner.lock:
             if asked.number >= 0 and action not in ("no-choice", "cut-json", "truncated"):
                 self.owner.answered[asked.digest] += 1
-        self._send(200, data, cut=action == "truncated")
-
-    def _send(
-        self, status: int, body: Any, headers: dict[str, str] | None = None, *, cut: bool = False
-    ) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data[: len(data) // 2] if cut else data)
-        except OSError:  # whoever asked has gone
-            self.close_connection = True
-        if cut:
-            self.close_connection = True
+        self.send(200, data, cut=action == "truncated")

@@ -5,36 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from local_server import JsonHandler, LocalServer
 
 KEY = "gemini-very-secret-0123"
 
 
-@dataclass
-class GeminiServer:
+class GeminiServer(LocalServer):
     """`behave` names what a request meets: ok, empty, blocked, cut, garbage, hang, or a status (429:1)."""
 
-    say: Callable[[dict[str, Any]], str]
-    behave: Callable[[int], str] = lambda number: "ok"
-    asked: list[dict[str, Any]] = field(default_factory=list)
-
-    def __enter__(self) -> GeminiServer:
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.stop = threading.Event()
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.server.shutdown()
-        self.server.server_close()
+    def __init__(
+        self, say: Callable[[dict[str, Any]], str], behave: Callable[[int], str] = lambda number: "ok"
+    ) -> None:
+        self.say, self.behave = say, behave
+        self.asked: list[dict[str, Any]] = []
+        super().__init__(_Handler)
 
 
 def pictures(body: dict[str, Any]) -> list[str]:
@@ -47,12 +34,8 @@ def pictures(body: dict[str, Any]) -> list[str]:
     ]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     owner: GeminiServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -60,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         key = self.headers.get("x-goog-api-key")
         if key != KEY:
             said = {"code": 400, "message": f"API key not valid: {key}", "status": "INVALID_ARGUMENT"}
-            self._send(400, {"error": said})
+            self.send(400, {"error": said})
             return
         probe = body.get("generationConfig", {}).get("maxOutputTokens") == 16
         if not probe:
@@ -69,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, _, wait = action.partition(":")
         if status.isdigit():
             said = {"code": int(status), "message": f"told to fail {key}", "status": "UNAVAILABLE"}
-            self._send(int(status), {"error": said}, {"Retry-After": wait} if wait else {})
+            self.send(int(status), {"error": said}, {"Retry-After": wait} if wait else {})
             return
         if action == "hang":
             self.owner.stop.wait(10)
@@ -92,16 +75,4 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == "garbage":
             parts[1]["text"] = "I would say eighty or so."
         data = json.dumps(reply).encode()
-        self._send(200, data[: len(data) // 2] if action == "cut" else data)
-
-    def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:
-            self.close_connection = True
+        self.send(200, data[: len(data) // 2] if action == "cut" else data)

@@ -27,7 +27,7 @@ from rvedit.judge.frames import FrameStore
 from rvedit.judge.judges import GEMINI_SAMPLING, QWEN, QWEN_SAMPLING, gemini_judge, qwen_judge
 from rvedit.judge.protocols import PaperProtocol
 from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER, JudgeSettings
-from rvedit.judge.rubrics import system_prompt
+from rvedit.judge.rubrics import rubric, with_instruction
 from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
 from rvedit_cli.main import app
 
@@ -116,7 +116,7 @@ def test_a_request_is_the_papers(small, tmp_path):
     by_instruction = {a.body["messages"][0]["content"]: a for a in server.asked}
     for row in rows:
         item = items[row["item"]]
-        asked = by_instruction[system_prompt(item.category, item.instruction)]
+        asked = by_instruction[with_instruction(rubric(item.category), item.instruction)]
         system, user = asked.body["messages"]
         assert (system["role"], user["role"]) == ("system", "user")
         content = user["content"]
@@ -295,7 +295,7 @@ def test_a_damaged_edit_is_dropped_alone(small, tmp_path):
     reasons = {row["item"]: row["dropped"] for row in rows if row["dropped"]}
     assert set(reasons) == {"0002_clip", "0003_clip"}
     assert all("_edited.mp4" in reason for reason in reasons.values())
-    assert [item.id for item in report.missing] == ["0004_clip"]
+    assert [item.id for item in report.docket.missing] == ["0004_clip"]
 
 
 def test_two_folders_are_compared(small, tmp_path):

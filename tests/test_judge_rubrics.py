@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rvedit.judge.rubrics import rubric, system_prompt
+from rvedit.judge.rubrics import rubric, with_instruction
 from rvedit.records import Category
 
 PAPER = sorted((Path(__file__).parents[2] / "shared" / "paper").glob("*.txt"))
@@ -64,7 +64,7 @@ def test_rubrics_are_as_they_were(category):
     ],
 )
 def test_the_instruction_goes_in_verbatim(instruction):
-    prompt = system_prompt(Category.ADD, instruction)
+    prompt = with_instruction(rubric(Category.ADD), instruction)
     assert f"'''\n{instruction}\n'''" in prompt
     assert prompt.count("Scoring rules (apply to all three dimensions):") == 1
     assert prompt.replace(instruction, "{edit_prompt}") == rubric(Category.ADD)

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rvedit.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg, Video
-from rvedit.chat.retries import retry_after_seconds
+from rvedit.chat.retries import REASON_LENGTH, TRY_AGAIN, retry_after_seconds, safe_reason
 from rvedit.errors import UserError
 
 if TYPE_CHECKING:
     from openai import APIStatusError
 
-_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
 _ALL = frozenset({401, 402, 404})  # no key, no credit, no such model: the next request fares no better
-_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -154,15 +152,12 @@ class EndpointChat:
         reason = self._safe(f"HTTP {status}: {_message(error)}")
         if error.code == "insufficient_quota":  # a 429 that waiting does not help
             return ChatError(reason, "all")
-        if status in _AGAIN or status >= 500:
+        if status in TRY_AGAIN or status >= 500:
             return ChatError(reason, "again", retry_after_seconds(error.response.headers.get("retry-after")))
         return ChatError(reason, "all" if status in _ALL else "request")
 
     def _safe(self, reason: str) -> str:
-        """One short line; a server that repeats the key does not get it written down."""
-        if self.endpoint.api_key:
-            reason = reason.replace(self.endpoint.api_key, "***")
-        return " ".join(reason.split())[:_REASON_LENGTH]
+        return safe_reason(reason, self.endpoint.api_key)
 
 
 def _body(request: ChatRequest) -> dict[str, Any]:
@@ -214,7 +209,7 @@ def _reply(body: Any, request: ChatRequest) -> ChatReply:
         error = body.get("error") if isinstance(body, dict) else None
         said = error.get("message") if isinstance(error, dict) else error
         raise ChatError(
-            f"the reply holds no choice{f': {said}' if said else ''}"[:_REASON_LENGTH], "again"
+            f"the reply holds no choice{f': {said}' if said else ''}"[:REASON_LENGTH], "again"
         ) from None
 
 

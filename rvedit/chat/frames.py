@@ -60,15 +60,16 @@ class Frames:
 
     def _key(self, clip: Path) -> str | None:
         """Names a file's content without reading it; a folder of pictures has no such name."""
-        try:
-            stat = clip.stat()
-        except OSError:
-            return None
-        if not clip.is_file():
-            return None
         s = self.settings
-        shown = f"{s.count}x{s.long_side}q{s.quality}v{_VERSION}"
-        return f"frames:{shown}:{stat.st_size}:{stat.st_mtime_ns}:{os.path.abspath(clip)}"
+        return file_key(f"frames:{s.count}x{s.long_side}q{s.quality}v{_VERSION}", clip)
+
+
+def file_key(kind: str, path: Path) -> str | None:
+    """Names what is known of a file, by its size, time and place; none where there is no file."""
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return f"{kind}:{stat.st_size}:{stat.st_mtime_ns}:{os.path.abspath(path)}"
 
 
 def spread(num_frames: int, count: int) -> list[int]:

@@ -8,16 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from rvedit.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg
-from rvedit.chat.retries import retry_after_seconds
+from rvedit.chat.retries import TRY_AGAIN, retry_after_seconds, safe_reason
 from rvedit.errors import UserError
 
 PICTURE_TOKENS = 1120
 """Of a picture at the default resolution."""
 _KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
 _ALL = frozenset({401, 403, 404})
 _TRANSPORTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "anyio"})
-_REASON_LENGTH = 300
 
 
 class GeminiChat:
@@ -112,14 +110,13 @@ class GeminiChat:
         reason = self._safe(f"HTTP {code}: {error.message or error.status}")
         if code == 400 and "API key" in reason:
             return ChatError(reason, "all")
-        if code in _AGAIN or code >= 500:
+        if code in TRY_AGAIN or code >= 500:
             headers = getattr(error.response, "headers", None) or {}
             return ChatError(reason, "again", retry_after_seconds(headers.get("retry-after")))
         return ChatError(reason, "all" if code in _ALL else "request")
 
     def _safe(self, reason: str) -> str:
-        """One short line without the key."""
-        return " ".join(reason.replace(self._key, "***").split())[:_REASON_LENGTH]
+        return safe_reason(reason, self._key)
 
 
 def _reply(reply: Any, request: ChatRequest) -> ChatReply:

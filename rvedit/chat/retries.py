@@ -14,6 +14,9 @@ from rvedit.chat.messages import ChatError
 
 T = TypeVar("T")
 
+TRY_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
+REASON_LENGTH = 300
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -53,6 +56,13 @@ async def with_retries(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]])
                 raise ChatError(f"{error} (tried {times})", "again", error.retry_after) from None
         await asyncio.sleep(wait)
     raise AssertionError("a policy has at least one try")
+
+
+def safe_reason(reason: str, key: str | None) -> str:
+    """One short line; a server that repeats the key does not get it written down."""
+    if key:
+        reason = reason.replace(key, "***")
+    return " ".join(reason.split())[:REASON_LENGTH]
 
 
 def retry_after_seconds(header: str | None) -> float | None:

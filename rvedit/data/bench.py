@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from rvedit.data.manifest import clip_path, read_manifest, read_rows, write_rows
 from rvedit.data.sources.openve import OpenVE
@@ -21,6 +22,8 @@ _EDITED = "edited_result_path"
 _FOLDER_OF_BENCH = "OpenVE-Bench"
 _OURS = ", ".join(category.value for category in Category)
 _CLIPS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif", ".png", ".jpg", ".webp"}
+_ID, _ANY_ID = re.compile(r"_id\d+_edited$"), "_id*_edited"
+_Listing = dict[str, list[Path]]
 _NOT_EDITS = re.compile(r"^concat_|_concat$|_compare$|^src_video$|^src_mask$")
 
 
@@ -43,11 +46,9 @@ class BenchItem:
     description: str | None = None
     """Words for the true edit, where there are any."""
     edited: Path | None = None
-    """The edit, where the list names it."""
-    batch: bool = False
-    """Whether the list is a batch's, which names its own folder's edits only."""
-    list_folder: Path = Path()
-    """Where the list lies."""
+    """The edit, as the list spells it."""
+    list_folder: Path | None = None
+    """Where the list lies, if the edits that it names may lie beside it."""
 
 
 def read_bench(path: Path) -> list[BenchItem]:
@@ -113,10 +114,11 @@ def resolve_edits(items: Sequence[BenchItem], folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of edited clips")
+    clips_in = cache(_clips_in)  # a folder is listed once, not for every item
     found: dict[str, Path] = {}
     owners: dict[Path, str] = {}
     for item in items:
-        path = _resolve(item, folder)
+        path = _resolve(item, folder, clips_in)
         if path is None:
             continue
         if path in owners:
@@ -129,26 +131,25 @@ def resolve_edits(items: Sequence[BenchItem], folder: Path) -> dict[str, Path]:
     return found
 
 
-def _resolve(item: BenchItem, folder: Path) -> Path | None:
+def _resolve(item: BenchItem, folder: Path, clips_in: Callable[[Path], _Listing]) -> Path | None:
     if item.edited is not None:
-        # What lies in another folder is another editor's: only its name is looked for here.
         named = [folder / item.edited, folder / item.edited.name]
-        if not item.batch:
-            named += [item.list_folder / item.edited]
-        there = [path for path in named if path.is_file() and (not item.batch or path.parent == folder)]
+        named += [item.list_folder / item.edited] if item.list_folder else []
+        there = next((path for path in named if path.is_file()), None)
         if there:
-            return there[0]
+            return there
     stem, index = item.source.stem, item.index
-    homes = [folder, *(folder / word for word in {item.word, item.category and item.category.value} if word)]
+    inside = [folder / word for word in {item.word, item.category and item.category.value} if word]
     for names in (
-        [home / f"{stem}_edited" for home in homes[:1]],
-        [home / stem for home in homes[:1]],
-        [home / f"{stem}_edited" for home in homes[1:]] + [home / stem for home in homes[1:]],
-        [folder / f"{stem}_id*_edited"],
+        [folder / f"{stem}_edited"],
+        [folder / stem],
+        [home / name for name in (f"{stem}_edited", stem) for home in inside],
+        [folder / f"{stem}{_ANY_ID}"],
         [folder / str(index) / "generate"],
         [folder / f"{index:03d}_edited"],
     ):
-        clips = [clip for name in names for clip in _clips(name, item.source)]
+        named = [clip for name in names for clip in clips_in(name.parent).get(name.name, ())]
+        clips = [clip for clip in named if not clip.samefile(item.source)]
         if len(clips) > 1:
             raise UserError(
                 f"{folder}: {clips[0].name} and {clips[1].name} both could be the edit of {item.id}: keep "
@@ -159,20 +160,16 @@ def _resolve(item: BenchItem, folder: Path) -> Path | None:
     return None
 
 
-def _clips(name: Path, source: Path) -> list[Path]:
-    """The clips of a name without its ending, but for the source; a `*` in it stands for digits."""
-    pattern = re.compile(re.escape(name.name).replace(r"\*", r"\d+"))
-    if not name.parent.is_dir():
-        return []
-    return sorted(
-        path
-        for path in name.parent.iterdir()
-        if pattern.fullmatch(path.stem)
-        and path.suffix.lower() in _CLIPS
-        and path.is_file()
-        and not path.samefile(source)
-        and not _NOT_EDITS.search(path.stem)
-    )
+def _clips_in(folder: Path) -> _Listing:
+    """The clips of a folder by their names without ending, and those with an id by the name without it."""
+    clips: _Listing = {}
+    if not folder.is_dir():
+        return clips
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _CLIPS and not _NOT_EDITS.search(path.stem) and path.is_file():
+            for name in {path.stem, _ID.sub(_ANY_ID, path.stem)}:
+                clips.setdefault(name, []).append(path)
+    return clips
 
 
 def _read_csv(path: Path) -> list[BenchItem]:
@@ -223,14 +220,15 @@ def _category(word: str) -> Category | None:
 
 
 def _is_batch(path: Path) -> bool:
-    rows = read_rows(path)
-    return bool(rows) and "original_video" in rows[0]
+    """Told by the first row, so that a long manifest is not read twice."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            return "original_video" in json.loads(file.readline())
+        except (ValueError, TypeError):  # whoever reads the whole says what is wrong
+            return False
 
 
 def _read_batch(path: Path) -> list[BenchItem]:
-    def clip(row: dict[str, Any], name: str) -> Path | None:
-        return path.parent / row[name] if row.get(name) else None
-
     items = []
     for index, row in enumerate(read_rows(path)):
         wrong = [
@@ -245,7 +243,6 @@ def _read_batch(path: Path) -> list[BenchItem]:
         source = path.parent / row["original_video"]
         word = row.get("edited_type") or row.get("category") or ""
         category = _category(row.get("category") or word)
-        edited, target = clip(row, "edited"), clip(row, "target")
         items.append(
             BenchItem(
                 index,
@@ -254,11 +251,10 @@ def _read_batch(path: Path) -> list[BenchItem]:
                 category,
                 word,
                 source,
-                target,
+                path.parent / row["target"] if row.get("target") else None,
                 row.get("description"),
-                edited.resolve() if edited else None,
-                batch=True,
-                list_folder=path.parent,
+                # Its name alone: in another folder it would be another editor's.
+                Path(Path(row["edited"]).name) if row.get("edited") else None,
             )
         )
     return items

@@ -94,7 +94,12 @@ def table_of(scores: CategoryScores, seed: int = 0) -> Table | None:
 
 def item_means(items: Mapping[str, Sequence[Scores]]) -> Values:
     """(items, axes): the mean over each item's repeats."""
-    return np.array([np.mean([s.values for s in repeats], axis=0) for repeats in items.values()])
+    return np.array([mean_of(repeats).values for repeats in items.values()])
+
+
+def mean_of(repeats: Sequence[Scores]) -> Scores:
+    """Of several verdicts on one item."""
+    return Scores(*np.mean([s.values for s in repeats], axis=0).tolist())
 
 
 def estimate_of(value: float, resamples: Values) -> Estimate:

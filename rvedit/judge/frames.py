@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rvedit.chat import Frames, Journal, Jpeg
+from rvedit.chat import Frames, Journal, Jpeg, file_key
 from rvedit.judge.request import FRAMES
 from rvedit.video import probe, temporary_sibling
 
@@ -41,13 +41,17 @@ class FrameStore:
 
     def length(self, clip: Path) -> int:
         """Frames of a clip, which must be readable."""
-        stat = clip.stat()
-        key = f"length:{stat.st_size}:{stat.st_mtime_ns}:{clip.resolve()}"
-        count = self._journal.get(key)
+        key = file_key("length", clip)
+        count = self._journal.get(key) if key else None
         if count is None:
             count = probe(clip).num_frames
-            self._journal.put(key, count)
+            if key:
+                self._journal.put(key, count)
         return int(count)
+
+    def digests(self, clip: Path) -> tuple[str, ...]:
+        """Of the clip's pictures, for the record and the report; none where it was not read."""
+        return tuple(frame.sha256 for frame in self.known(clip) or ())
 
     def path(self, digest: str) -> Path:
         """Where a picture lies."""

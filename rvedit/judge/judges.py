@@ -55,6 +55,11 @@ class Case:
     edited: Path
     repeat: int = 0
 
+    def shown(self, probe: str) -> tuple[Path, Path]:
+        """The clips that stand as source and as edit before the judge."""
+        source, edited = self.item.source, self.edited
+        return {"identity": (source, source), "swap": (edited, source)}.get(probe, (source, edited))
+
 
 class Judge(Protocol):
     """Scores edits."""
@@ -123,7 +128,7 @@ class ChatJudge:
 
     def known(self, case: Case) -> Verdict | None:
         """See `Judge`."""
-        source, edited = (self._protocol.known(clip) for clip in self._shown(case))
+        source, edited = (self._protocol.known(clip) for clip in case.shown(self._settings.probe))
         if source is None or edited is None:
             return None
         request = self._request(case, source, edited)
@@ -134,7 +139,7 @@ class ChatJudge:
         if failure is None:
             return None
         reply = ChatReply(**failure["reply"])
-        return self._unreadable(case, request, failure["reason"], reply, from_cache=True)
+        return self._on_record(case, request, failure["reason"], reply, from_cache=True)
 
     def expected_tokens(self, case: Case, width: int, height: int) -> tuple[int, int]:
         """See `Judge`."""
@@ -142,7 +147,7 @@ class ChatJudge:
         picture = self._picture_tokens(round(width * scale), round(height * scale))
         request = self._request(case, [], [])
         words = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
-        return round(words / _BYTES_A_TOKEN) + self._protocol.picture_count() * picture, EXPECTED_REPLY
+        return round(words / _BYTES_A_TOKEN) + 2 * FRAMES.count * picture, EXPECTED_REPLY
 
     async def check(self) -> None:
         """See `Judge`."""
@@ -158,7 +163,7 @@ class ChatJudge:
         assert self._asker is not None, "call check() first"
         try:
             source, edited = await asyncio.gather(
-                *(asyncio.to_thread(self._protocol.read, clip) for clip in self._shown(case))
+                *(asyncio.to_thread(self._protocol.read, clip) for clip in case.shown(self._settings.probe))
             )
         except UserError as error:
             return self._dropped(case, str(error))
@@ -169,7 +174,7 @@ class ChatJudge:
             # The protocol gives an item three tries, not three a run: it stays dropped.
             record = {"reason": str(error), "reply": asdict(error.reply)}
             self._journal.put(f"dropped:{request.key}", record)
-            return self._unreadable(case, request, str(error), error.reply)
+            return self._on_record(case, request, str(error), error.reply)
         except ChatError as error:
             if error.scope == "all":
                 raise
@@ -195,21 +200,16 @@ class ChatJudge:
     def _dropped(self, case: Case, reason: str | None) -> Verdict:
         return dropped(case, self.name, self._settings.probe, reason, self._protocol.name)
 
-    def _verdict(
-        self,
-        case: Case,
-        request: ChatRequest,
-        answer: Answer[Scores],
-    ) -> Verdict:
+    def _verdict(self, case: Case, request: ChatRequest, answer: Answer[Scores]) -> Verdict:
         return replace(
-            self._unreadable(case, request, None, answer.reply, answer.from_cache),
+            self._on_record(case, request, None, answer.reply, answer.from_cache),
             scores=answer.value,
             reasoning=read_reasoning(answer.reply.text),
             transport_retries=answer.transport_retries,
             format_retries=answer.format_retries,
         )
 
-    def _unreadable(
+    def _on_record(
         self,
         case: Case,
         request: ChatRequest,
@@ -218,7 +218,7 @@ class ChatJudge:
         from_cache: bool = False,
     ) -> Verdict:
         """A reply, and what was asked, without scores."""
-        shown = self._shown(case)
+        source, edited = (self._protocol.frames.digests(clip) for clip in case.shown(self._settings.probe))
         return replace(
             self._dropped(case, reason),
             reply=reply.text,
@@ -231,21 +231,14 @@ class ChatJudge:
             format_retries=FORMAT_TRIES - 1,
             from_cache=from_cache,
             request=request.key,
-            source_frames=self._protocol.pictures(shown[0]),
-            edited_frames=self._protocol.pictures(shown[1]),
+            source_frames=source,
+            edited_frames=edited,
             note=self._lengths(case) if self._settings.probe == "none" else "",
-        )
-
-    def _shown(self, case: Case) -> tuple[Path, Path]:
-        """The clips that stand as source and as edit before the judge."""
-        source, edited = case.item.source, case.edited
-        return {"identity": (source, source), "swap": (edited, source)}.get(
-            self._settings.probe, (source, edited)
         )
 
     def _lengths(self, case: Case) -> str:
         """Editors that work at a length of their own are judged all the same, and it is said."""
-        source, edited = (self._protocol.length(clip) for clip in (case.item.source, case.edited))
+        source, edited = (self._protocol.frames.length(clip) for clip in (case.item.source, case.edited))
         return f"the edit has {edited} frames, the source {source}" if source != edited else ""
 
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from rvedit.chat import Journal, Jpeg, Video
+from rvedit.chat import Journal, Jpeg, Video, file_key
 from rvedit.data.bench import BenchItem
 from rvedit.errors import UserError
 from rvedit.judge.frames import FrameStore
-from rvedit.judge.request import CLOSING, EDITED_HEADER, FRAMES, SOURCE_HEADER
+from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER
 from rvedit.judge.rubrics import EDIT_PROMPT, rubric
 from rvedit.records import Category
 
@@ -30,6 +30,8 @@ class JudgeProtocol(Protocol):
     low: int
     """The scale's ends."""
     high: int
+    frames: FrameStore
+    """The clips' pictures, for the record and the report."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -50,15 +52,6 @@ class JudgeProtocol(Protocol):
     def read(self, clip: Path) -> Media:
         """A clip's media. Raises UserError for a clip that is damaged."""
 
-    def picture_count(self) -> int:
-        """Pictures of an item, for estimates."""
-
-    def length(self, clip: Path) -> int:
-        """Frames of a clip, which must be readable."""
-
-    def pictures(self, clip: Path) -> tuple[str, ...]:
-        """Digests of a clip's pictures in the frame store, for the record and the report."""
-
 
 class PaperProtocol:
     """Appendix D.3."""
@@ -67,7 +60,7 @@ class PaperProtocol:
     categories = tuple(category.value for category in Category)
 
     def __init__(self, frames: FrameStore) -> None:
-        self._frames = frames
+        self.frames = frames
 
     def category_of(self, item: BenchItem) -> str | None:
         """See `JudgeProtocol`."""
@@ -83,23 +76,11 @@ class PaperProtocol:
 
     def known(self, clip: Path) -> Media | None:
         """See `JudgeProtocol`."""
-        return self._frames.known(clip)
+        return self.frames.known(clip)
 
     def read(self, clip: Path) -> Media:
         """See `JudgeProtocol`."""
-        return self._frames.read(clip)
-
-    def picture_count(self) -> int:
-        """See `JudgeProtocol`."""
-        return 2 * FRAMES.count
-
-    def length(self, clip: Path) -> int:
-        """See `JudgeProtocol`."""
-        return self._frames.length(clip)
-
-    def pictures(self, clip: Path) -> tuple[str, ...]:
-        """See `JudgeProtocol`."""
-        return tuple(frame.sha256 for frame in self._frames.known(clip) or ())
+        return self.frames.read(clip)
 
 
 class OpenVEProtocol:
@@ -114,7 +95,7 @@ class OpenVEProtocol:
     name, low, high = "openve", 1, 5
 
     def __init__(self, rubrics: Path, journal: Journal, frames: FrameStore) -> None:
-        self._journal, self._frames = journal, frames
+        self._journal, self.frames = journal, frames
         if not rubrics.is_dir():
             raise UserError(f"--rubrics {rubrics}: no such folder")
         self._texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(rubrics.glob("*.txt"))}
@@ -143,31 +124,17 @@ class OpenVEProtocol:
 
     def known(self, clip: Path) -> Media | None:
         """See `JudgeProtocol`."""
-        digest = self._journal.get(self._key(clip)) if clip.is_file() else None
+        key = file_key("video", clip)
+        digest = self._journal.get(key) if key else None
         return [Video(digest, mime=_mime(clip))] if digest else None
 
     def read(self, clip: Path) -> Media:
         """See `JudgeProtocol`; the clip is decoded too, to find out whether it is whole."""
-        self._frames.read(clip)
+        self.frames.read(clip)
         video = Video.of(clip.read_bytes(), _mime(clip))
-        self._journal.put(self._key(clip), video.sha256)
+        if key := file_key("video", clip):
+            self._journal.put(key, video.sha256)
         return [video]
-
-    def picture_count(self) -> int:
-        """See `JudgeProtocol`: Gemini samples a clip once a second; about five each."""
-        return 2 * FRAMES.count
-
-    def length(self, clip: Path) -> int:
-        """See `JudgeProtocol`."""
-        return self._frames.length(clip)
-
-    def pictures(self, clip: Path) -> tuple[str, ...]:
-        """See `JudgeProtocol`."""
-        return tuple(frame.sha256 for frame in self._frames.known(clip) or ())
-
-    def _key(self, clip: Path) -> str:
-        stat = clip.stat()
-        return f"video:{stat.st_size}:{stat.st_mtime_ns}:{clip.resolve()}"
 
 
 def _mime(clip: Path) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from rvedit.chat import Journal
+from rvedit.chat import Journal, file_key
 from rvedit.data.playground import Frames, edit_mask
 from rvedit.errors import UserError
 from rvedit.judge.frames import FrameStore
@@ -117,10 +118,12 @@ class ReferenceJudge:
         """See `Judge`."""
 
     async def score(self, case: Case) -> Verdict:
-        """See `Judge`."""
+        """See `Judge`; a repeat finds what was measured before."""
+        if verdict := self.known(case):
+            return replace(verdict, from_cache=False)
         try:
             measures = await asyncio.to_thread(self._measure, case)
-            for clip in (case.item.source, case.edited):  # for the report
+            for clip in case.shown(self._probe):  # for the report
                 await asyncio.to_thread(self._frames.read, clip)
         except UserError as error:
             return dropped(case, self.name, self._probe, str(error))
@@ -131,17 +134,10 @@ class ReferenceJudge:
     async def close(self) -> None:
         """See `Judge`."""
 
-    def _clips(self, case: Case) -> tuple[Path, Path, Path | None]:
-        edited = case.item.source if self._probe == "identity" else case.edited
-        if self._probe == "swap":
-            return case.edited, case.item.source, case.item.target
-        return case.item.source, edited, case.item.target
-
     def _measure(self, case: Case) -> dict[str, float | None]:
-        source_path, edited_path, target_path = self._clips(case)
-        if target_path is None:
+        if case.item.target is None:
             raise UserError("its true edit is not known: the reference judge needs a list with targets")
-        source, edited, target = (_read(path) for path in (source_path, edited_path, target_path))
+        source, edited, target = (_read(path) for path in (*case.shown(self._probe), case.item.target))
         for name, clip in (("edit", edited), ("true edit", target)):
             if clip.shape != source.shape:
                 there, wanted = ("x".join(map(str, c.shape[:3])) for c in (clip, source))
@@ -149,30 +145,28 @@ class ReferenceJudge:
         return measure(source, edited, target, case.category == Category.STYLE.value)
 
     def _key(self, case: Case) -> str | None:
-        digest = hashlib.sha256(case.category.encode())
-        for path in self._clips(case):
-            if path is None or not path.is_file():
-                return None
-            stat = path.stat()
-            digest.update(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+        """Of what the measures are of; none where a clip is not there."""
+        target = case.item.target
+        keys = [target and file_key("clip", target)]
+        keys += [file_key("clip", clip) for clip in case.shown(self._probe)]
+        if None in keys:
+            return None
+        digest = hashlib.sha256(json.dumps([case.category, keys]).encode())
         return f"reference:{VERSION}:{digest.hexdigest()}"
 
     def _verdict(self, case: Case, measures: dict[str, float | None], from_cache: bool = False) -> Verdict:
-        scores = scores_of(measures)
+        source, edited = (self._frames.digests(clip) for clip in case.shown(self._probe))
         return replace(
             dropped(case, self.name, self._probe, None),
-            scores=scores,
+            scores=scores_of(measures),
             measures=measures,
             model=f"reference-{VERSION}",
             from_cache=from_cache,
             reasoning=", ".join(f"{k} {v:.3g}" for k, v in measures.items() if v is not None),
             request=self._key(case) or "",
-            source_frames=self._shown(self._clips(case)[0]),
-            edited_frames=self._shown(self._clips(case)[1]),
+            source_frames=source,
+            edited_frames=edited,
         )
-
-    def _shown(self, clip: Path) -> tuple[str, ...]:
-        return tuple(frame.sha256 for frame in self._frames.known(clip) or ())
 
 
 def _read(path: Path) -> Frames:

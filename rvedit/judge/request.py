@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from rvedit.chat.frames import FrameSettings
 from rvedit.chat.messages import ChatRequest, Jpeg, Sampling, Video
-from rvedit.judge.rubrics import EDIT_PROMPT
+from rvedit.judge.rubrics import with_instruction
 from rvedit.judge.scores import PARSER_VERSION
 
 FRAMES = FrameSettings(count=5, long_side=512, quality=85)
@@ -23,11 +23,7 @@ FORMAT_TRIES = 3
 SEEDS_A_REPEAT = 100
 
 Probe = Literal["none", "identity", "swap"]
-PROBES: dict[str, str] = {
-    "none": "the edit as it is",
-    "identity": "the source in the edit's place: instruction compliance should collapse",
-    "swap": "the headers exchanged, the edit as the source and the source as the edit",
-}
+"""The edit as it is; the source in its place (compliance should collapse); the headers exchanged."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,6 @@ class JudgeSettings:
     rubric_in: Literal["system", "user"] = "system"
     """Where the rubric stands: some servers advise against system messages for visual tasks."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        sampling = {k: v for k, v in vars(self.sampling).items() if v not in (None, {})}
-        return {"sampling": sampling, "probe": self.probe, "rubric_in": self.rubric_in}
-
 
 def judge_request(
     model: str,
@@ -53,14 +44,13 @@ def judge_request(
     settings: JudgeSettings,
     repeat: int = 0,
 ) -> ChatRequest:
-    """The request for a verdict; with a seed, each repeat has another one.
-
-    The instruction goes into the rubric last and verbatim, whatever braces or marks it holds.
-    """
-    system: str | None = rubric.replace(EDIT_PROMPT, instruction)
+    """The request for a verdict; with a seed, each repeat has another one."""
+    system: str | None = None
+    told = with_instruction(rubric, instruction)
     if settings.rubric_in == "user":
-        assert system is not None
-        parts, system = (system, *parts), None
+        parts = (told, *parts)
+    else:
+        system = told
     sampling = settings.sampling
     if sampling.seed is not None:
         sampling = replace(sampling, seed=sampling.seed + SEEDS_A_REPEAT * repeat)

@@ -23,7 +23,8 @@ def is_still(data: DataRecipe, step: int) -> bool:
 def fitting_bucket(shapes: Sequence[ClipShape], triplet: Triplet) -> int | None:
     """The bucket of a triplet: of those that its clips fill, the nearest in shape, and then the longest.
 
-    Shapes are compared by the logarithm of width over height, so that portrait and landscape are alike.
+    A single bucket takes all: a clip that is too short for it is told by name where it is read. Shapes are
+    compared by the logarithm of width over height, so that portrait and landscape are alike.
     """
 
     def distance(index: int) -> tuple[float, int]:
@@ -31,6 +32,8 @@ def fitting_bucket(shapes: Sequence[ClipShape], triplet: Triplet) -> int | None:
         ratio = (triplet.width / triplet.height) / (shape.width / shape.height)
         return round(abs(math.log(ratio)), 6), -shape.num_frames
 
+    if len(shapes) == 1:
+        return 0
     filled = [i for i, shape in enumerate(shapes) if shape.num_frames <= triplet.num_frames]
     return min(filled, key=distance, default=None)
 

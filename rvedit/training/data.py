@@ -200,10 +200,8 @@ class CachedSamples(ManifestSamples):
 
 
 def _sort_into_buckets(manifest: Path, triplets: list[Triplet], data: DataRecipe) -> list[list[Triplet]]:
-    """The triplets of each bucket; with one alone, all are in it."""
+    """The triplets of each bucket."""
     shapes = data.shapes
-    if len(shapes) == 1:
-        return [triplets]
     buckets: list[list[Triplet]] = [[] for _ in shapes]
     for triplet in triplets:
         index = fitting_bucket(shapes, triplet)

@@ -93,7 +93,7 @@ def _cache_latents(
     for start in range(0, len(waiting), SHARD):
         shard: dict[str, tuple[CachedClip, CachedClip]] = {}
         for row, triplet in waiting[start : start + SHARD]:
-            bucket = fitting_bucket(order.shapes, triplet) if len(order.shapes) > 1 else 0
+            bucket = fitting_bucket(order.shapes, triplet)
             try:
                 if bucket is None:
                     raise UserError(f"its {triplet.num_frames} frames fill none of {', '.join(shapes)}")

@@ -19,10 +19,11 @@ from rvedit.chat import ChatError
 from rvedit.data.bench import BenchItem, read_bench, resolve_edits
 from rvedit.data.manifest import prepare_folder, read_rows, write_json, write_rows
 from rvedit.errors import UserError
-from rvedit.judge.aggregate import CategoryScores, Table, group, table_of
+from rvedit.judge.aggregate import CategoryScores, Table, group, mean_of, table_of
 from rvedit.judge.judges import PAPER, Case, Judge, dropped
 from rvedit.judge.protocols import JudgeProtocol
 from rvedit.judge.report import write_report
+from rvedit.judge.scores import Scores
 from rvedit.judge.statistics import Difference, agreement, compare
 from rvedit.judge.verdict import Verdict
 from rvedit.video import probe
@@ -79,15 +80,13 @@ class JudgeReport:
 
     folder: Path
     verdicts: list[Verdict]
-    missing: tuple[BenchItem, ...]
-    without_rubric: dict[str, int]
+    docket: Docket
     tables: dict[str, Table | None]
     """By judge."""
     mean: Table | None
     """Over the judges, where there are several."""
     agreement: dict[str, Any]
     tokens: dict[str, tuple[int, int]]
-    scale: tuple[int, int]
     seconds: float = 0.0
     stopped: dict[str, str] = field(default_factory=dict)
     """By judge: why it did not go on."""
@@ -209,7 +208,7 @@ def judge_edits(
         tokens[judge.name] = judge.tokens
     report = summarize(order.out, verdicts, docket, tokens, stopped)
     report.seconds = time.perf_counter() - started
-    _write(order, report, judges)
+    _write(order, report)
     return report
 
 
@@ -227,8 +226,7 @@ def summarize(
     return JudgeReport(
         folder,
         verdicts,
-        docket.missing,
-        docket.without_rubric,
+        docket,
         tables,
         _mean_table(scores) if len(names) > 1 else None,
         {
@@ -236,7 +234,6 @@ def summarize(
             for (a, x), (b, y) in combinations(scores.items(), 2)
         },
         tokens,
-        docket.scale,
         stopped=stopped,
     )
 
@@ -275,16 +272,12 @@ def _read_scores(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
 
 def _mean_table(scores: dict[str, CategoryScores]) -> Table | None:
     """Over judges, each with equal weight: of the items that all of them scored."""
-    merged: list[tuple[str, str, Any]] = []
+    merged: list[tuple[str, str, Scores]] = []
     for category in sorted({name for side in scores.values() for name in side}):
         items = [set(side.get(category, {})) for side in scores.values()]
         for item in sorted(set.intersection(*items)):
             for side in scores.values():
-                repeats = side[category][item]
-                mean = [
-                    sum(column) / len(column) for column in zip(*(s.values for s in repeats), strict=True)
-                ]
-                merged.append((category, item, type(repeats[0])(*mean)))
+                merged.append((category, item, mean_of(side[category][item])))
     return table_of(group(merged))
 
 
@@ -331,7 +324,7 @@ async def _score_all(
     return stopped
 
 
-def _write(order: JudgeOrder, report: JudgeReport, judges: Sequence[Judge]) -> None:
+def _write(order: JudgeOrder, report: JudgeReport) -> None:
     """scores.jsonl, summary.json, report.html; the page only where the verdicts have changed."""
     rows = [verdict.as_row() for verdict in report.verdicts]
     stable = [{**row, "from_cache": False} for row in rows]
@@ -342,9 +335,10 @@ def _write(order: JudgeOrder, report: JudgeReport, judges: Sequence[Judge]) -> N
     except (OSError, ValueError):
         before = None
     write_rows(order.out / SCORES, rows)
+    summary = summary_of(report)
     if before != digest or not page.is_file():
-        write_report(page, summary_of(report), report.verdicts, order.out / "frames")
-    write_json(summary_path, {**summary_of(report), "digest": digest})
+        write_report(page, summary, report.verdicts, order.out / "frames")
+    write_json(summary_path, {**summary, "digest": digest})
 
 
 def summary_of(report: JudgeReport) -> dict[str, Any]:
@@ -357,8 +351,8 @@ def summary_of(report: JudgeReport) -> dict[str, Any]:
         (verdict.judge, verdict.dropped) for verdict in report.verdicts if verdict.dropped is not None
     )
     return {
-        "protocol": report.verdicts[0].protocol if report.verdicts else PAPER,
-        "scale": report.scale,
+        "protocol": report.docket.protocol,
+        "scale": report.docket.scale,
         "probe": report.verdicts[0].probe if report.verdicts else "none",
         "judges": {
             name: {
@@ -381,6 +375,6 @@ def summary_of(report: JudgeReport) -> dict[str, Any]:
         },
         "mean_over_judges": table(report.mean),
         "agreement": report.agreement,
-        "missing": [item.id for item in report.missing],
-        "without_rubric": report.without_rubric,
+        "missing": [item.id for item in report.docket.missing],
+        "without_rubric": report.docket.without_rubric,
     }

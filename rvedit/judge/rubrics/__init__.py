@@ -19,9 +19,9 @@ def rubric(category: Category) -> str:
     return text
 
 
-def system_prompt(category: Category, instruction: str) -> str:
-    """The system turn: the instruction goes in last and verbatim, whatever braces or marks it holds."""
-    return rubric(category).replace(EDIT_PROMPT, instruction)
+def with_instruction(text: str, instruction: str) -> str:
+    """A rubric with the instruction in it: last and verbatim, whatever braces or marks it holds."""
+    return text.replace(EDIT_PROMPT, instruction)
 
 
 def _read(name: str) -> str:
