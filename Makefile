@@ -5,7 +5,7 @@ check:  ## style, types, layers
 	ruff format --check .
 	mypy
 	lint-imports
-	pytest tests/test_repository.py
+	pytest -n 0 tests/test_repository.py
 
 test:
 	pytest
