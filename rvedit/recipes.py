@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from rvedit.errors import UserError
-from rvedit.records import ClipShape
+from rvedit.records import ClipShape, Operation
 
 
 class _Section(BaseModel):
@@ -73,6 +73,9 @@ class DataRecipe(_Section):
     num_frames: int = Field(81, gt=0, description="frames of a clip, 4k+1")
     buckets: tuple[Bucket, ...] = Field(
         (), description="shapes of batches, instead of num_frames, height and width; none: those alone"
+    )
+    operations: dict[Operation, PositiveFloat] = Field(
+        {}, description="weights of the playground's edits, as {swap: 3, style: 1}; none: categories evenly"
     )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that see the first frame only")
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels")
@@ -277,7 +280,7 @@ def _parse_assignment(assignment: str) -> dict[str, Any]:
 
 def _explain(path: Path, error: ValidationError) -> str:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    location = [str(part) for part in first["loc"] if part != "[key]"]  # pydantic's mark of a wrong key
     key = ".".join(location)
     if first["type"] != "extra_forbidden":
         return f"{path}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Literal
 
 
 class Category(str, Enum):
@@ -13,6 +14,10 @@ class Category(str, Enum):
     REMOVE = "remove"
     ADD = "add"
     STYLE = "style"
+
+
+Operation = Literal["swap", "recolor", "remove", "add", "style"]
+"""The playground's kinds of edit; the first two are changes."""
 
 
 @dataclass(frozen=True)

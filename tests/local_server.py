@@ -40,6 +40,7 @@ class JsonHandler(BaseHTTPRequestHandler):
     """Answers with JSON; `owner` is the server."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # as real servers have it: a small reply would wait for 40 ms
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -497,6 +499,46 @@ def test_a_category_and_a_limit(small, tmp_path):
     protocol = PaperProtocol(FrameStore(tmp_path, Journal(tmp_path / "journal.jsonl")))
     order = JudgeOrder(small / "edits", tmp_path, small / "bench.csv", ("add", "style"), limit=2)
     assert Counter(case.category for case in read_docket(order, protocol).cases) == {"add": 2, "style": 2}
+
+
+# The store of pictures
+
+
+def test_processes_give_what_this_one_gives(small, tmp_path):
+    clip = next((small / "edits").iterdir())
+    alone = FrameStore(tmp_path / "alone", Journal(tmp_path / "alone.jsonl"))
+    helped = FrameStore(tmp_path / "helped", Journal(tmp_path / "helped.jsonl"))
+    helped.open()
+    try:
+        assert helped.read(clip) == alone.read(clip)
+        assert helped.length(clip) == alone.length(clip) == 7
+        assert helped.digests(clip) == tuple(frame.sha256 for frame in alone.read(clip))
+        (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:200])
+        with pytest.raises(UserError, match=r"broken\.mp4: not a video"):
+            helped.read(tmp_path / "broken.mp4")
+    finally:
+        helped.close()
+
+
+def test_a_killed_process_costs_its_own_clip_alone(small, tmp_path):
+    """A decoder that crashes, or is killed for memory, is a reason; the next clip gets a new process."""
+    os.mkfifo(tmp_path / "endless.mp4")  # its decoder waits for what nobody writes
+    store = FrameStore(tmp_path / "frames", Journal(tmp_path / "journal.jsonl"))
+    store.open()
+    try:
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(store.read, tmp_path / "endless.mp4")
+            while not (children := {child.pid for child in active_children()}):
+                time.sleep(0.01)
+            time.sleep(0.2)
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(UserError, match="a worker process died"):
+                waiting.result(30)
+        assert len(store.read(next((small / "edits").iterdir()))) == 5
+        assert children.isdisjoint(child.pid for child in active_children())
+    finally:
+        store.close()
 
 
 # OpenVE's own protocol

@@ -1,6 +1,7 @@
 """The procedural world: deterministic, honest splits, known targets."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -41,6 +42,18 @@ def test_local_edits_leave_most_of_the_frame_alone(category):
 def test_categories_are_balanced():
     categories = [sample_triplet(0, index).category for index in range(400)]
     assert all(60 < categories.count(category) < 140 for category in Category)
+
+
+def test_operations_come_by_their_weights():
+    weights = {"swap": 3.0, "style": 1.0}
+    drawn = [sample_triplet(0, index, operations=weights) for index in range(400)]
+    counts = Counter(triplet.category for triplet in drawn)
+    assert set(counts) == {Category.CHANGE, Category.STYLE}
+    assert 260 < counts[Category.CHANGE] < 340  # 300, and over four deviations of 9 either way
+    for triplet in drawn:
+        if triplet.category == Category.CHANGE:
+            before, after = ({thing.noun for thing in s.things} for s in (triplet.source, triplet.target))
+            assert before != after, "a swap puts another thing there"
 
 
 def test_things_and_words_agree():

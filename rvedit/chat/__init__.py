@@ -7,7 +7,7 @@ a reply into what was asked for, or refuses it. No torch and no HTTP client is i
 
 from rvedit.chat.asker import Answer, Asker, lookup
 from rvedit.chat.endpoint import Endpoint, EndpointChat
-from rvedit.chat.frames import Frames, FrameSettings, expected_tokens, file_key, grey_picture
+from rvedit.chat.frames import Frames, FrameSettings, expected_tokens, file_key, grey_picture, take_frames
 from rvedit.chat.journal import Journal
 from rvedit.chat.messages import (
     BadReplyError,
@@ -46,4 +46,5 @@ __all__ = [
     "grey_picture",
     "lookup",
     "plain_text",
+    "take_frames",
 ]

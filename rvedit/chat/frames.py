@@ -50,18 +50,22 @@ class Frames:
 
         Raises UserError for a clip that cannot be read to its end.
         """
-        settings = self.settings
         with VideoReader(clip) as reader:
-            wanted = set(spread(reader.info.num_frames, settings.count))
-            pictures = [timed.frame for timed in reader.pick(wanted)]
-        if not pictures:
-            raise UserError(f"{clip}: no frame of it decodes; get another copy")
-        return [Jpeg.of(_encoded(picture, settings)) for picture in pictures]
+            return take_frames(reader, self.settings)
 
     def _key(self, clip: Path) -> str | None:
         """Names a file's content without reading it; a folder of pictures has no such name."""
         s = self.settings
         return file_key(f"frames:{s.count}x{s.long_side}q{s.quality}v{_VERSION}", clip)
+
+
+def take_frames(reader: VideoReader, settings: FrameSettings) -> list[Jpeg]:
+    """See `Frames.read`; of a clip that is open."""
+    wanted = set(spread(reader.info.num_frames, settings.count))
+    pictures = [_encoded(timed.frame, settings) for timed in reader.pick(wanted)]
+    if not pictures:
+        raise UserError(f"{reader.info.path}: no frame of it decodes; get another copy")
+    return [Jpeg.of(picture) for picture in pictures]
 
 
 def file_key(kind: str, path: Path) -> str | None:

@@ -8,8 +8,9 @@ scene, so the target, its caption and the edited region are known exactly. Every
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,14 @@ from PIL import Image, ImageDraw
 
 from rvedit.data import grammar
 from rvedit.errors import UserError
-from rvedit.records import Category
+from rvedit.records import Category, Operation
 
 Split = Literal["train", "test", "test_phrasing", "test_pair"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SUPERSAMPLING = 2
 FRAME_RATE = 12
-# Draws of the operation, in proportion; change has two operations of its own.
-OPERATIONS: dict[str, Category] = {
+# Change has two operations of its own.
+OPERATIONS: dict[Operation, Category] = {
     "swap": Category.CHANGE,
     "recolor": Category.CHANGE,
     "remove": Category.REMOVE,
@@ -94,21 +95,20 @@ class PlaygroundTriplet:
         return self.target.caption
 
 
-def sample_triplet(seed: int, index: int, split: Split = "train") -> PlaygroundTriplet:
+def sample_triplet(
+    seed: int, index: int, split: Split = "train", operations: Mapping[Operation, float] | None = None
+) -> PlaygroundTriplet:
     """Draw triplet number `index` of a split; equal arguments give equal triplets.
 
     Splits: `train`; `test` (held-out scenes); `test_phrasing` (held-out wordings); `test_pair` (a held-out
-    combination of noun and colour in the target).
+    combination of noun and colour in the target). `operations` are weights of what is drawn; without them the
+    categories come equally often, and three changes in five are swaps.
     """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     pairs_held_out = split == "test_pair"
-    category = rng.choice(["change", "add"] if pairs_held_out else [c.value for c in Category])
-    if category == "change":
-        operation = "recolor" if pairs_held_out or rng.random() < 0.4 else "swap"
-    else:
-        operation = str(category)
+    operation = _weighted_operation(rng, operations) if operations else _sample_operation(rng, pairs_held_out)
     source = _sample_scene(rng, most_things=3 if operation != "add" else 2)
     target, words = _EDITS[operation](rng, source, pairs_held_out)
     phrasings = grammar.PHRASINGS[operation]
@@ -177,7 +177,19 @@ def _pixelate(x: NDArray[np.float32], blocks: int = 16, step: int = 64) -> NDArr
     return np.asarray(quantized[:, rows][:, :, columns], np.float32)
 
 
-# --- drawing a scene at random --------------------------------------------------------------------------
+# --- drawing a triplet at random ------------------------------------------------------------------------
+
+
+def _sample_operation(rng: np.random.Generator, pairs_held_out: bool) -> Operation:
+    category = rng.choice(["change", "add"] if pairs_held_out else [c.value for c in Category])
+    if category == "change":
+        return "recolor" if pairs_held_out or rng.random() < 0.4 else "swap"
+    return cast(Operation, str(category))
+
+
+def _weighted_operation(rng: np.random.Generator, weights: Mapping[Operation, float]) -> Operation:
+    shares = np.array(list(weights.values())) / sum(weights.values())
+    return list(weights)[int(rng.choice(len(weights), p=shares))]
 
 
 def _sample_scene(rng: np.random.Generator, most_things: int) -> Scene:

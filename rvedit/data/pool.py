@@ -33,7 +33,7 @@ def run_in_pool(
         yield from map(function, jobs)
         return
     starts = iter(range(0, len(jobs), chunk))
-    pool = ProcessPoolExecutor(workers, initializer=_begin_worker)
+    pool = start_workers(workers)
     try:
         waiting: set[Future[list[Out]]] = set()
         while True:
@@ -43,12 +43,18 @@ def run_in_pool(
                 break
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                yield from _results(future)
+                yield from result_of(future)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _results(future: Future[list[Out]]) -> list[Out]:
+def start_workers(count: int) -> ProcessPoolExecutor:
+    """Processes that leave Ctrl-C to this one and end with it."""
+    return ProcessPoolExecutor(count, initializer=_begin_worker)
+
+
+def result_of(future: Future[Out]) -> Out:
+    """What a worker gave back. Raises UserError where it died."""
     try:
         return future.result()
     except BrokenProcessPool:
@@ -63,7 +69,9 @@ def _each(function: Callable[[In], Out], jobs: Sequence[In]) -> list[Out]:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even where it is killed."""
+    """Leave Ctrl-C to the parent, end with it even where it is killed, and let it run when it has work."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(5)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -151,6 +151,7 @@ class ChatJudge:
 
     async def check(self) -> None:
         """See `Judge`."""
+        self._protocol.frames.open()
         self._chat = self._connect()
         self._asker = Asker(self._chat, self._journal, self.concurrency, self._policy, FORMAT_TRIES)
         rubric = self._protocol.rubric(self._protocol.categories[0])
@@ -187,6 +188,7 @@ class ChatJudge:
 
     async def close(self) -> None:
         """See `Judge`."""
+        self._protocol.frames.close()
         if self._chat is not None:
             await self._chat.close()
 

@@ -116,6 +116,7 @@ class ReferenceJudge:
 
     async def check(self) -> None:
         """See `Judge`."""
+        self._frames.open()
 
     async def score(self, case: Case) -> Verdict:
         """See `Judge`; a repeat finds what was measured before."""
@@ -133,6 +134,7 @@ class ReferenceJudge:
 
     async def close(self) -> None:
         """See `Judge`."""
+        self._frames.close()
 
     def _measure(self, case: Case) -> dict[str, float | None]:
         if case.item.target is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from rvedit.data.pool import run_in_pool
 from rvedit.judge.scores import AXIS_LABELS
 from rvedit.judge.verdict import Verdict
 from rvedit.video import temporary_sibling
@@ -23,7 +24,6 @@ _DATA = "/*DATA*/null"
 
 def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict], frames: Path) -> None:
     """Write the page; it needs no network, and no other file."""
-    pictures: dict[str, str] = {}
     items: dict[str, dict[str, Any]] = {}
     for verdict in verdicts:
         item = items.setdefault(
@@ -38,13 +38,7 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
             },
         )
         for side in ("source", "edited"):
-            digests = getattr(verdict, f"{side}_frames")
-            if digests and not item[side]:
-                item[side] = digests
-                for digest in digests:
-                    picture = pictures.get(digest) or _picture(frames / f"{digest}.jpg")
-                    if picture:
-                        pictures[digest] = picture
+            item[side] = item[side] or getattr(verdict, f"{side}_frames")
         scores = verdict.scores
         item["verdicts"].append(
             {
@@ -61,7 +55,7 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
         "summary": summary,
         "axes": AXIS_LABELS,
         "items": list(items.values()),
-        "pictures": pictures,
+        "pictures": _pictures(frames, verdicts),
     }
     template = files("rvedit.judge").joinpath("report.html").read_text(encoding="utf-8")
     # No tag inside an instruction or a reply may act as one.
@@ -71,14 +65,23 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
     part.replace(path)
 
 
-def _picture(path: Path) -> str | None:
-    """A small JPEG as a data address; none where the picture is gone."""
+def _pictures(folder: Path, verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """Small JPEGs as data addresses, by their digests; without those whose file is gone."""
+    shown = {digest for verdict in verdicts for digest in (*verdict.source_frames, *verdict.edited_frames)}
+    files = [folder / f"{digest}.jpg" for digest in sorted(shown)]
+    return {file.stem: small for file, small in run_in_pool(_thumbnail, files, chunk=64) if small}
+
+
+def _thumbnail(file: Path) -> tuple[Path, str | None]:
     try:
-        image = Image.open(path)
-        image.draft("RGB", (PICTURE_SIDE, PICTURE_SIDE))
-        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        data = file.read_bytes()
+        image = Image.open(BytesIO(data))
+        if max(image.size) > PICTURE_SIDE:
+            image.draft("RGB", (PICTURE_SIDE, PICTURE_SIDE))
+            image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            buffer = BytesIO()
+            image.convert("RGB").save(buffer, "JPEG", quality=80)
+            data = buffer.getvalue()
     except OSError:
-        return None
-    buffer = BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return file, None
+    return file, "data:image/jpeg;base64," + base64.b64encode(data).decode()

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,12 +57,14 @@ class VideoReader:
     """A clip's frames in display order, upright, with strictly increasing times; streamed, not held.
 
     Iterating again starts again. Raises UserError, on opening or at the break, for a clip that breaks
-    off; with `allow_truncated` it warns there instead, and the iteration ends.
+    off; with `allow_truncated` it warns there instead, and the iteration ends. `threads` of 0 are as many as
+    the decoder likes; 1 is best where several clips are read at once.
     """
 
-    def __init__(self, path: str | Path, *, allow_truncated: bool = False) -> None:
+    def __init__(self, path: str | Path, *, allow_truncated: bool = False, threads: int = 0) -> None:
         self.info = probe(path)
         self._allow_truncated = allow_truncated
+        self._threads = threads
         self._frames: Generator[TimedFrame, None, None] | None = None
         if self.info.truncated and not allow_truncated:
             # Said before the first frame is decoded: nobody should wait for an edit that cannot finish.
@@ -87,11 +90,13 @@ class VideoReader:
 
     def _read(self, wanted: Collection[int] | None) -> Generator[TimedFrame, None, None]:
         info = self.info
-        decode: Callable[[VideoInfo, Collection[int] | None], Iterator[TimedFrame | None]]
-        decode = _decode_container if info.kind == "video" else _decode_pictures
+        if info.kind == "video":
+            decoded = _decode_container(info, wanted, self._threads)
+        else:
+            decoded = _decode_pictures(info, wanted)
         count = 0
         try:
-            for timed in decode(info, wanted):
+            for timed in decoded:
                 if timed is None:
                     count += 1
                     continue
@@ -145,6 +150,7 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
 def _probe_container(path: Path) -> VideoInfo:
     with _open(path) as container:
         video = _video_stream(container, path)
+        video.codec_context.thread_count = 1  # no more than one frame is decoded
         first: VideoFrame | None = None
         num_packets, num_frames, truncated = 0, 0, False
         start: int | None = None
@@ -221,14 +227,17 @@ def _missing(
     return Fraction(container.duration or 0, 1_000_000) - max(furthest, end)
 
 
-def _decode_container(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[TimedFrame | None]:
+def _decode_container(
+    info: VideoInfo, wanted: Collection[int] | None, threads: int
+) -> Iterator[TimedFrame | None]:
     """Yield the frames, and none for one that is not wanted.
 
     Raises _BrokenOffError after the last intact one of a clip that breaks off.
     """
     with _open(info.path) as container:
         video = _video_stream(container, info.path)
-        reformatter = VideoReformatter()
+        video.codec_context.thread_count = threads
+        convert = partial(VideoReformatter().reformat, threads=threads)
         usual = max(1, round(1 / (info.frame_rate * info.time_base)))  # ticks
         pts: int | None = None
         duration = usual
@@ -239,7 +248,7 @@ def _decode_container(info: VideoInfo, wanted: Collection[int] | None) -> Iterat
             pts = stated if pts is None or stated > pts else pts + 1
             duration = decoded.duration or usual
             if wanted is None or index in wanted:
-                yield TimedFrame(_to_rgb(decoded, info, reformatter), pts, decoded.duration or None)
+                yield TimedFrame(_to_rgb(decoded, info, convert), pts, decoded.duration or None)
             else:
                 yield None
         if info.truncated:
@@ -280,8 +289,8 @@ def _drained(video: VideoStream, before: int | None) -> Iterator[VideoFrame]:
             yield frame
 
 
-def _to_rgb(decoded: VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -> Frame:
-    rgb = reformatter.reformat(
+def _to_rgb(decoded: VideoFrame, info: VideoInfo, convert: Callable[..., VideoFrame]) -> Frame:
+    rgb = convert(
         decoded,
         format="rgb24",
         src_colorspace=info.matrix,

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -207,8 +206,8 @@ def judge_edits(
         verdicts += [found[index] for index in range(len(cases))]
         tokens[judge.name] = judge.tokens
     report = summarize(order.out, verdicts, docket, tokens, stopped)
-    report.seconds = time.perf_counter() - started
     _write(order, report)
+    report.seconds = time.perf_counter() - started
     return report
 
 
@@ -318,7 +317,7 @@ async def _score_all(
     unknown = [index for index in range(len(cases)) if index not in found]
     if unknown:
         # More hands than requests in flight, so that clips are decoded while every slot is taken.
-        hands = min(len(unknown), judge.concurrency + 2 * (os.cpu_count() or 1))
+        hands = min(len(unknown), 2 * judge.concurrency)
         indices = iter(unknown)
         await asyncio.gather(*(work(indices) for _ in range(hands)))
     return stopped
