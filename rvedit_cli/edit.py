@@ -100,7 +100,7 @@ def edit(
         if not out_dir:
             raise UserError("--batch: name the folder of edits with --out-dir")
         _edit_batch(
-            BatchOrder(batch, out_dir, read_shard(shard), limit, overwrite),
+            BatchOrder(batch, out_dir, model or "nano", read_shard(shard), limit, overwrite),
             lambda: _load(model, device, dtype, as_json),
             chosen,
             as_json,

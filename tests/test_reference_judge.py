@@ -113,6 +113,8 @@ def test_the_chain_of_batch_and_judge(tmp_path):
         assert (report["edited"], report["there"], report["failures"]) == (count, 0, {})
     again = json.loads(CliRunner().invoke(app, arguments).stdout)
     assert (again["edited"], again["there"]) == (0, 3)
+    other = CliRunner().invoke(app, [*arguments, "--seed", "4"])
+    assert "its edits were made with seed 0, not 4: choose another --out-dir" in str(other.exception)
     judged = ["judge", str(tmp_path / "edits"), "--judge", "reference", "--json"]
     result = CliRunner().invoke(app, judged)
     summary = json.loads(result.stdout)["judges"]["reference"]
@@ -162,3 +164,4 @@ def test_a_model_that_is_not_there_is_one_error(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, UserError)
     assert not (tmp_path / "edits" / "failures.jsonl").exists()
+    assert not (tmp_path / "edits" / "settings.json").exists(), "the right model may still be named"

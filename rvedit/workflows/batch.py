@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rvedit.data.bench import BenchItem, read_bench, write_batch
-from rvedit.data.manifest import prepare_folder, write_rows
+from rvedit.data.manifest import prepare_folder, write_json, write_rows
 from rvedit.errors import UserError
 from rvedit.records import EditSettings
 from rvedit.video import VideoReader
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
     from rvedit.editors import Editor
 
 
+SETTINGS = "settings.json"
+
+
 @dataclass(frozen=True)
 class BatchOrder:
     """Which edits are wanted, and which of them are this process's."""
 
     bench: Path
     out: Path
+    model: str = "nano"
+    """Of the edits, as it is recorded beside them."""
     shard: tuple[int, int] = (0, 1)
     """The i-th of n processes, from 0."""
     limit: int | None = None
@@ -77,15 +83,19 @@ def edit_batch(
     """Edit this shard's items; what is there already is kept, and what fails is listed and passed over.
 
     `load` gives the editor, once there is something to edit. `on_progress` gets how many are done, of how
-    many, and the next one's name.
+    many, and the next one's name. Raises UserError where the folder's edits were made in another way.
     """
     prepare_folder(order.out)
+    making = {"model": order.model, **asdict(settings)}
+    if not order.overwrite and any(_edit_of(item).is_file() for item in items):
+        _check_making(order.out, making)
     write_batch(order.out, items)
     first, step = order.shard
     mine = items[first::step]
     waiting = [item for item in mine if order.overwrite or not _edit_of(item).is_file()]
     failures: dict[str, str] = {}
     editor = load() if waiting else None
+    write_json(order.out / SETTINGS, making)
     for number, item in enumerate(waiting):
         on_progress(len(mine) - len(waiting) + number, len(mine), item.id)
         try:
@@ -105,6 +115,18 @@ def edit_batch(
         path.unlink(missing_ok=True)
     edited = len(waiting) - len(failures)
     return BatchReport(order.out, edited, len(mine) - len(waiting), failures)
+
+
+def _check_making(folder: Path, making: dict[str, Any]) -> None:
+    """One folder holds the edits of one model at one setting, and says which."""
+    path = folder / SETTINGS
+    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else making
+    for name, value in making.items():
+        if made.get(name) != value:
+            raise UserError(
+                f"{folder}: its edits were made with {name} {made.get(name)}, not {value}: choose another "
+                "--out-dir, or make them anew with --overwrite"
+            )
 
 
 def failures_path(order: BatchOrder) -> Path:
