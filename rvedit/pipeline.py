@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -45,16 +46,20 @@ class RVEDiTPipeline(DiffusionPipeline):
         window_frames, window_stride: frames edited at once, and from one window's start to the next.
         min_area, max_area: pixels of a frame inside the model; others are resized there and back.
         default_steps, default_guidance: sampling where the settings leave it open.
+        sigma_min: where the schedule would end before its shift; the last step goes to 0 all the same.
+
+    `text_encoder` and `tokenizer` may be absent where every block reads X_e alone.
     """
 
     model_cpu_offload_seq = "text_encoder->mllm->connector->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
 
     def __init__(
         self,
         transformer: RoutedWanTransformer3DModel,
         connector: EditTokenConnector,
         mllm: Qwen2_5_VLForConditionalGeneration,
-        text_encoder: UMT5EncoderModel,
+        text_encoder: UMT5EncoderModel | None,
         vae: AutoencoderKLWan,
         tokenizer: Any,
         mllm_tokenizer: Any,
@@ -66,6 +71,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         max_area: int = 704 * 1280,
         default_steps: int = 50,
         default_guidance: float = 1.0,
+        sigma_min: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -86,7 +92,14 @@ class RVEDiTPipeline(DiffusionPipeline):
             max_area=max_area,
             default_steps=default_steps,
             default_guidance=default_guidance,
+            sigma_min=sigma_min,
         )
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """The names of what is no module."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return tuple(p.name for p in parameters if p.default is not inspect.Parameter.empty)
 
     @property
     def edit_token_encoder(self) -> EditTokenEncoder:
@@ -196,7 +209,8 @@ class RVEDiTPipeline(DiffusionPipeline):
 
         num_steps = settings.num_inference_steps or self.config.default_steps
         # From pure noise to the target; the scheduler shifts them once and ends at 0.
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_steps + 1)[:-1].tolist(), device=device)
+        sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
+        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
         latents = noise.draw(tuple(source.shape)).to(device)
         for step, timestep in enumerate(self.scheduler.timesteps, start=1):
             velocity = self._velocity(latents, timestep, conditional)
@@ -211,7 +225,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         self, source: Tensor, frames: Frames, instruction: str, settings: EditSettings
     ) -> _Condition:
         """Alg. 2, lines 1-2."""
-        seen = self.edit_token_encoder.sight.sample(frames)
+        seen = self.edit_token_encoder.sight(frames)
         conditioning = condition(self, source.to(self.transformer.dtype), [seen], [instruction])
         contexts = self.transformer.contexts(conditioning, reuse=True) if settings.reuse_key_values else None
         return _Condition(conditioning, contexts)

@@ -37,7 +37,7 @@ def test_a_still_clip_is_cut_as_the_library_cuts_an_image(
     tiny_encoder: EditTokenEncoder, height: int, width: int
 ) -> None:
     frame = random_clip(1, height, width)[0]
-    patches, grid = tiny_encoder.patchify(np.stack([frame, frame])[None])
+    patches, grid = tiny_encoder.patchify(tiny_encoder.sight(np.stack([frame, frame]))[None])
     expected, expected_grid = library_patches(frame)
     assert grid.tolist() == [expected_grid]
     assert_close(patches, expected.flatten(1), rtol=0, atol=1e-5)
@@ -70,7 +70,7 @@ def test_other_sizes_are_resized_as_the_library_does(
 ) -> None:
     frame = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
     frame = (127 + 120 * np.sin(frame / 9)).astype(np.uint8)
-    patches, grid = tiny_encoder.patchify(np.stack([frame, frame])[None])
+    patches, grid = tiny_encoder.patchify(tiny_encoder.sight(np.stack([frame, frame]))[None])
     expected, expected_grid = library_patches(frame)
     assert grid.tolist() == [expected_grid]
     # Pillow's bicubic filter works in integers: one of 256 levels, about 0.015 after normalisation.

@@ -1,19 +1,16 @@
-"""Editors built from configs, read from folders and written to them."""
+"""Our own checkpoints: folders that `RVEDiTPipeline.save_pretrained` wrote, and nano built fresh."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
+from rvedit.checkpoints.files import weight_files
 from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
 from rvedit.model.nano_tokenizer import train_tokenizer
@@ -36,6 +33,9 @@ MODULE_CLASSES: dict[str, Any] = {
     "vae": AutoencoderKLWan,
 }
 
+OPTIONAL = ("text_encoder", "tokenizer")
+"""What a checkpoint whose blocks all read X_e alone may lack."""
+
 
 def build_nano(
     corpus: Iterable[str], vae: AutoencoderKLWan, routing_depth: int | None, shift: float, seed: int
@@ -57,59 +57,33 @@ def build_nano(
     )
 
 
-def find_checkpoint(name: str, option: str = "--model") -> Path:
-    """The folder of a checkpoint: `nano`, a folder, a run's folder, or a hub id, which is fetched.
-
-    `option` is how the user said it, for the error.
-    """
-    if name == "nano":
-        return Path(str(files("rvedit") / "nano"))
-    folder = Path(name).expanduser()
-    if (folder / "model" / "model_index.json").is_file() or (folder / "model" / "vae").is_dir():
-        return folder / "model"
-    if folder.is_dir():
-        return folder
-    if name.count("/") != 1 or name.startswith(("/", ".", "~", "runs/")):
-        raise UserError(
-            f"{option} {name}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{option} {name}: not a folder here, and not to be had from the hub: {reason}"
-        ) from None
-
-
-def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
-    """Read a folder that `RVEDiTPipeline.save_pretrained` wrote; keys that do not fit are a UserError."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(f"{folder}: not a checkpoint of rvedit: it has no model_index.json")
-    config = json.loads(index.read_text(encoding="utf-8"))
-    if config.get("_class_name") != "RVEDiTPipeline":
-        raise UserError(f"{folder}: a checkpoint of {config.get('_class_name')}, not of RVEDiTPipeline")
-    for name in ("tokenizer", "mllm_tokenizer", "scheduler"):
+def load_own(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> RVEDiTPipeline:
+    """Read a folder of ours, by its model_index.json; keys that do not fit are a UserError."""
+    absent = {name for name in OPTIONAL if index.get(name) == [None, None]}
+    for name in {"tokenizer", "mllm_tokenizer", "scheduler"} - absent:
         _require_folder(folder, name)
-    settings = {key: value for key, value in config.items() if key in NANO_PIPELINE}
+    settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
+    modules: dict[str, Any] = {
+        name: None if name in absent else load_module(name, folder / name, dtype) for name in MODULE_CLASSES
+    }
+    tokenizer = None if "tokenizer" in absent else AutoTokenizer.from_pretrained(folder / "tokenizer")
     return RVEDiTPipeline(
-        **{name: load_module(name, folder / name, dtype) for name in MODULE_CLASSES},
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        **modules,
+        tokenizer=tokenizer,
         mllm_tokenizer=AutoTokenizer.from_pretrained(folder / "mllm_tokenizer"),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         **settings,
     )
 
 
-def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """Read one module; keys that do not fit are an error that names them."""
-    _require_folder(folder.parent, name)
+    _require_folder(folder.parent, folder.name)
     cls = MODULE_CLASSES[name]
+    is_transformers = issubclass(cls, PreTrainedModel)
+    weight_files(folder, "model" if is_transformers else "diffusion_pytorch_model")
     # transformers names the keys of wrong shape only when it is told to let them pass; diffusers always does.
-    options = {"ignore_mismatched_sizes": True} if issubclass(cls, PreTrainedModel) else {}
+    options |= {"ignore_mismatched_sizes": True} if is_transformers else {}
     try:
         module, info = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -123,19 +97,6 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
     if problems:
         raise UserError(f"{folder}: the checkpoint's keys do not fit {name}: {'; '.join(problems)}")
     return module.eval()
-
-
-def with_weights(module: Any, state: Mapping[str, Tensor]) -> Any:
-    """A module of the same config as `module`, holding the tensors of `state` themselves."""
-    with init_empty_weights():
-        config = module.config
-        fresh = (
-            type(module)(config) if isinstance(module, PreTrainedModel) else type(module).from_config(config)
-        )
-    fresh.load_state_dict(state, assign=True)
-    if isinstance(fresh, PreTrainedModel):
-        fresh.tie_weights()
-    return fresh
 
 
 def with_vae(pipeline: RVEDiTPipeline, vae: AutoencoderKLWan) -> RVEDiTPipeline:

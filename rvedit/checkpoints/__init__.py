@@ -1,0 +1,20 @@
+"""Editors built from configs, read from folders and files, and written to folders.
+
+`load_pipeline` knows what it is given: our own folders, Wan2.2-TI2V-5B as diffusers or as Wan has it, and
+Kiwi-Edit as published or as trained.
+"""
+
+from rvedit.checkpoints.files import with_weights
+from rvedit.checkpoints.find import find_checkpoint
+from rvedit.checkpoints.load import load_pipeline
+from rvedit.checkpoints.own import MODULE_CLASSES, build_nano, load_module, with_vae
+
+__all__ = [
+    "MODULE_CLASSES",
+    "build_nano",
+    "find_checkpoint",
+    "load_module",
+    "load_pipeline",
+    "with_vae",
+    "with_weights",
+]

@@ -1,0 +1,113 @@
+"""Weights as files: read whole or not at all, and put into modules without a second copy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rvedit.errors import UserError
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json. Raises UserError where it is missing or not JSON."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: not a whole checkpoint: {path.name} is missing") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: cannot be read: holds no object")
+    return value
+
+
+def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
+    """The files of a model's weights: one, or the shards that its index names.
+
+    Raises UserError that names the first of those that are missing, or one that is cut off.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_config(index).get("weight_map", {}).values()))
+        files = [folder / name for name in names]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"{folder}: {missing[0]}{more} of {len(files)} shards missing: download the folder again"
+            )
+    else:
+        files = [folder / f"{stem}.safetensors"]
+        if not files[0].is_file():
+            raise UserError(f"{folder}: not a whole checkpoint: {files[0].name} is missing")
+    for file in files:
+        check_file(file)
+    return files
+
+
+def check_file(file: Path) -> None:
+    """Raises UserError for a safetensors file that is cut off or none at all."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file}: not a whole safetensors file ({str(error).splitlines()[0]}): download it again"
+        ) from None
+
+
+def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of some files, on the CPU, mapped from the disk rather than copied."""
+    state: dict[str, Tensor] = {}
+    for file in files:
+        check_file(file)
+        with safe_open(file, "pt") as content:
+            state.update({key: content.get_tensor(key) for key in content.keys()})  # noqa: SIM118
+    return state
+
+
+def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """A diffusers model of a config that holds the state's own tensors, cast where they differ.
+
+    What the class keeps in fp32 stays so. Raises KeyError with the keys that do not fit.
+    """
+    with init_empty_weights():
+        module = cls.from_config(dict(config))
+    precise = cls._keep_in_fp32_modules or ()
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
+        f"of another shape {key}" for key in own if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise KeyError(problems[0] + (f" and {len(problems) - 1} more" if len(problems) > 1 else ""))
+    cast = {
+        key: tensor.to(torch.float32 if any(part in key for part in precise) else dtype)
+        for key, tensor in state.items()
+    }
+    module.load_state_dict(cast, assign=True)
+    return module.eval()
+
+
+def with_weights(module: Any, state: Mapping[str, Tensor]) -> Any:
+    """A module of the same config as `module`, holding the tensors of `state` themselves."""
+    with init_empty_weights():
+        config = module.config
+        fresh = (
+            type(module)(config) if isinstance(module, PreTrainedModel) else type(module).from_config(config)
+        )
+    fresh.load_state_dict(state, assign=True)
+    if isinstance(fresh, PreTrainedModel):
+        fresh.tie_weights()
+    return fresh

@@ -1,0 +1,37 @@
+"""What a folder or file is, and who reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rvedit.checkpoints import kiwi, wan
+from rvedit.checkpoints.files import read_config
+from rvedit.checkpoints.own import load_own
+from rvedit.errors import UserError
+from rvedit.pipeline import RVEDiTPipeline
+
+_WAN = ("WanPipeline", "WanImageToVideoPipeline")
+
+
+def load_pipeline(path: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
+    """Read a checkpoint of any kind that we know; one that is none, or not whole, is a UserError."""
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: weights are read from safetensors files and folders only")
+        return kiwi.load_file(path, dtype) if kiwi.is_trained_file(path) else wan.load_file(path, dtype)
+    if not (path / "model_index.json").is_file():
+        if wan.is_original(path):
+            return wan.load_original(path, dtype)
+        raise UserError(f"{path}: not a checkpoint of rvedit: it has no model_index.json")
+    index = read_config(path / "model_index.json")
+    kind = index.get("_class_name")
+    kind = kind[-1] if isinstance(kind, list) else kind
+    if kind == "RVEDiTPipeline":
+        return load_own(path, index, dtype)
+    if kind == "KiwiEditPipeline":
+        return kiwi.load_folder(path, dtype)
+    if kind in _WAN:
+        return wan.load_folder(path, dtype)
+    raise UserError(f"{path}: a checkpoint of {kind}, not of RVEDiTPipeline, Wan2.2-TI2V-5B or Kiwi-Edit")

@@ -1,0 +1,223 @@
+"""Kiwi-Edit's checkpoints in our pipeline, against straight-line code written from their description."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import foreign
+import numpy as np
+import pytest
+import torch
+from conftest import random_clip
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from rvedit.checkpoints import load_pipeline
+from rvedit.errors import UserError
+from rvedit.model.conditioning import condition
+from rvedit.model.latents import decode, encode
+from rvedit.pipeline import EditSettings, RVEDiTPipeline
+from rvedit.video_tensors import to_model_range
+from rvedit.windows import WindowNoise
+
+INSTRUCTION = "make the fish orange"
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_tokenizer, tmp_path_factory) -> Path:
+    return foreign.save_kiwi(tmp_path_factory.mktemp("kiwi") / "kiwi-edit", tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder) -> RVEDiTPipeline:
+    return load_pipeline(folder)
+
+
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(5, 256, 256), (21, 256, 288), (1, 256, 256)])
+@torch.no_grad()
+def test_the_context_is_theirs(folder, pipeline, num_frames, height, width):
+    clip = random_clip(num_frames, height, width)
+    encoder = pipeline.edit_token_encoder
+    ours = encoder([encoder.sight(clip)], [INSTRUCTION])
+    theirs = foreign.reference_context(folder, clip, INSTRUCTION)
+    assert ours.shape[1] == (foreign.IMAGE_QUERIES if num_frames == 1 else foreign.VIDEO_QUERIES)
+    assert_close(ours, theirs, **CLOSE)
+    assert theirs.std() > 0.1, "a context of nearly nothing would be close to anything"
+
+
+@torch.no_grad()
+def test_a_forward_pass_is_theirs(folder, pipeline):
+    clip = random_clip(5, 256, 256)
+    source = encode(pipeline.vae, to_model_range(clip)[None])
+    noisy = torch.randn(source.shape, generator=torch.Generator().manual_seed(1))
+    context = foreign.reference_context(folder, clip, INSTRUCTION)
+    seen = pipeline.edit_token_encoder.sight(clip)
+    given = condition(pipeline, source, [seen], [INSTRUCTION])
+    for sigma in (1.0, 0.4):
+        ours = pipeline.transformer(noisy, torch.tensor([1000 * sigma]), given).sample
+        theirs = foreign.reference_velocity(folder, noisy, source, context, sigma)
+        assert_close(ours, theirs, **CLOSE)
+        assert theirs.std() > 0.1
+
+
+@pytest.mark.parametrize("num_frames", [5, 1])
+@torch.no_grad()
+def test_an_edit_of_five_steps_is_theirs(folder, pipeline, num_frames):
+    clip = random_clip(num_frames, 256, 256)
+    noise = WindowNoise(pipeline.window_plan, 3)
+    latents = pipeline.edit_window(clip, INSTRUCTION, EditSettings(5, seed=3), noise)
+    assert_close(
+        decode(pipeline.vae, latents)[0], foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3), **CLOSE
+    )
+
+
+def test_every_block_reads_editing_tokens_alone(pipeline):
+    assert pipeline.transformer.config.routing_depth == len(pipeline.transformer.blocks)
+    assert pipeline.text_encoder is None
+    assert torch.equal(
+        pipeline.transformer.visual_embedder.weight, pipeline.transformer.patch_embedding.weight
+    )
+
+
+def test_it_is_saved_and_read_as_one_of_ours(pipeline, tmp_path):
+    clip = random_clip(5, 256, 256)
+    pipeline.save_pretrained(tmp_path / "ours")
+    again = load_pipeline(tmp_path / "ours")
+    settings = EditSettings(2)
+    assert np.array_equal(again(clip, INSTRUCTION, settings), pipeline(clip, INSTRUCTION, settings))
+
+
+def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) -> dict[str, torch.Tensor]:
+    """What Kiwi-Edit's trainer writes, and the deltas of its adapters."""
+    parts = foreign.kiwi_parts()
+    transformer = foreign.to_original_transformer(foreign.make_wan_transformer().state_dict())
+    state = {f"pipe.dit.{key}": tensor for key, tensor in transformer.items()}
+    for name in ("image_queries", "video_queries", "ref_queries"):
+        state[f"pipe.mllm.{name}.q"] = parts[name]
+    for layer in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        state[f"pipe.mllm.{spelling}.{layer}"] = parts[f"connector.{layer}"]
+        state[f"pipe.mllm.ref_connector.{layer}"] = parts[f"ref_connector.{layer}"]
+    for part in ("weight", "bias"):
+        state[f"pipe.vae_condition.patch_embedding.{part}"] = parts[f"source.{part}"]
+    deltas = {}
+    if adapters:
+        generator = torch.Generator().manual_seed(6)
+        for layer, rows, columns in (("self_attn.q_proj", 64, 64), ("mlp.down_proj", 64, 96)):
+            up, down = torch.randn(rows, 2, generator=generator), torch.randn(2, columns, generator=generator)
+            name = f"pipe.mllm.model.model.language_model.layers.1.{layer}"
+            state |= {f"{name}.lora_A.default.weight": down, f"{name}.lora_B.default.weight": up}
+            deltas[f"model.language_model.layers.1.{layer}.weight"] = up @ down
+    save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)
+    return deltas
+
+
+@pytest.fixture
+def companions(tiny_tokenizer, tmp_path, monkeypatch) -> tuple[Path, Path]:
+    wan, qwen = foreign.save_companions(tmp_path, tiny_tokenizer)
+    monkeypatch.setenv("RVEDIT_WAN", str(wan))
+    monkeypatch.setenv("RVEDIT_MLLM", str(qwen))
+    return wan, qwen
+
+
+@pytest.mark.parametrize("spelling", ["connetor", "connector"])
+def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, companions, tmp_path, spelling):
+    trained_file(tmp_path / "kiwi.safetensors", spelling, adapters=False)
+    loaded = load_pipeline(tmp_path / "kiwi.safetensors")
+    for name in ("transformer", "connector", "mllm"):
+        ours, theirs = getattr(loaded, name).state_dict(), getattr(pipeline, name).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert loaded.config.sigma_min == pipeline.config.sigma_min == pytest.approx(0.003 / 1.002)
+
+
+def test_adapters_are_merged(pipeline, companions, tmp_path):
+    deltas = trained_file(tmp_path / "kiwi.safetensors")
+    trained = load_pipeline(tmp_path / "kiwi.safetensors").mllm.state_dict()
+    base = pipeline.mllm.state_dict()
+    assert len(deltas) == 2
+    for key, tensor in base.items():
+        assert_close(trained[key], tensor + deltas[key] if key in deltas else tensor, rtol=0, atol=1e-6)
+
+
+def test_adapters_of_the_transformer_are_merged(pipeline, companions, tmp_path):
+    """A file that holds no weights of the transformer but adapters: the base's, and their products."""
+    trained_file(tmp_path / "kiwi.safetensors", adapters=False)
+    state = load_file(tmp_path / "kiwi.safetensors")
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("pipe.dit.")}
+    up, down = torch.randn(128, 2), torch.randn(2, 128)
+    state["blocks.1.cross_attn.o.lora_A.default.weight"] = down
+    state["blocks.1.cross_attn.o.lora_B.default.weight"] = up
+    save_file(state, tmp_path / "lora.safetensors")
+    trained = load_pipeline(tmp_path / "lora.safetensors").transformer.state_dict()
+    changed = "blocks.1.attn2.to_out.0.weight"
+    for key, tensor in pipeline.transformer.state_dict().items():
+        assert_close(trained[key], tensor + up @ down if key == changed else tensor, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_of_nothing_is_refused(companions, tmp_path):
+    trained_file(tmp_path / "kiwi.safetensors", adapters=False)
+    state = load_file(tmp_path / "kiwi.safetensors")
+    state["pipe.mllm.model.layers.9.mlp.up_proj.lora_B.default.weight"] = torch.ones(96, 2)
+    save_file(state, tmp_path / "half.safetensors")
+    with pytest.raises(UserError, match=r"half an adapter: .*layers\.9.* has no lora_A"):
+        load_pipeline(tmp_path / "half.safetensors")
+    state["pipe.mllm.model.layers.9.mlp.up_proj.lora_A.default.weight"] = torch.ones(2, 64)
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(
+        UserError, match=r"holds .*layers\.9\.mlp\.up_proj.*which the multimodal LLM does not have"
+    ):
+        load_pipeline(tmp_path / "other.safetensors")
+
+
+def without(path: str):
+    def damage(folder: Path) -> None:
+        target = folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return damage
+
+
+def cut_off(folder: Path) -> None:
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def without_a_shard(folder: Path) -> None:
+    part = folder / "transformer"
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "part-3.safetensors"}}
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (part / "diffusion_pytorch_model.safetensors").rename(part / "part-2.safetensors")
+
+
+def without_a_key(folder: Path) -> None:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    del state["decoder.head.2.weight"]
+    save_file(state, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            without("source_embedder/diffusion_pytorch_model.safetensors"),
+            "diffusion_pytorch_model.safetensors is mi",
+        ),
+        (without("processor/qwen_config.json"), "qwen_config.json is missing"),
+        (without("transformer/config.json"), "config.json is missing"),
+        (cut_off, "not a whole safetensors file"),
+        (without_a_shard, "part-1.safetensors and 1 more of 3 shards missing"),
+        (without_a_key, "do not fit vae: "),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(folder, tmp_path, damage, says):
+    shutil.copytree(folder, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    with pytest.raises(UserError) as caught:
+        load_pipeline(tmp_path / "damaged")
+    assert says in str(caught.value)
+    assert "damaged" in str(caught.value)
+    assert "\n" not in str(caught.value)
