@@ -60,7 +60,7 @@ def make_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen:
     return Qwen(Qwen2_5_VLConfig.from_dict(config)).eval()
 
 
-def to_original_vae(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_original_vae(state: dict[str, torch.Tensor], num_res_blocks: int = 1) -> dict[str, torch.Tensor]:
     """Diffusers' names -> Wan's own, by this table and no other."""
     renamed = {}
     residual = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
@@ -77,7 +77,8 @@ def to_original_vae(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             parts = [parts[0], place, *rest]
         else:
             kind = "downsamples" if parts[1] == "down_blocks" else "upsamples"
-            layers = 1 if kind == "downsamples" else 2  # of residual blocks; the resampler comes after them
+            # The resampler comes after the residual blocks.
+            layers = num_res_blocks if kind == "downsamples" else num_res_blocks + 1
             if parts[3] == "resnets":
                 parts = [parts[0], kind, parts[2], kind, parts[4], residual[parts[5]], *parts[6:]]
             else:

@@ -430,7 +430,7 @@ def test_why_a_recipe_cannot_run() -> None:
     assert why_it_cannot_run(nano, 0) is None
     assert why_it_cannot_run(nano, 1) is None
     for recipe, gpus, reason in (
-        (paper(), 8, "weights of wan2.2-5b are not here"),
+        (paper("model.init_from=null"), 8, "weights of wan2.2-5b are not here"),
         (paper("model.init_from=there"), 0, "no GPU"),
         (paper("model.init_from=there"), 8, "a GPU here has 24 GB"),
     ):

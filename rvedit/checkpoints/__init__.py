@@ -8,9 +8,11 @@ from rvedit.checkpoints.files import with_weights
 from rvedit.checkpoints.find import find_checkpoint
 from rvedit.checkpoints.load import load_pipeline
 from rvedit.checkpoints.own import MODULE_CLASSES, build_nano, load_module, with_vae
+from rvedit.checkpoints.wan import add_text_encoder
 
 __all__ = [
     "MODULE_CLASSES",
+    "add_text_encoder",
     "build_nano",
     "find_checkpoint",
     "load_module",

@@ -179,6 +179,16 @@ def original_vae(config: Mapping[str, Any], state: Mapping[str, Tensor], where: 
     return vae
 
 
+def add_text_encoder(pipeline: RVEDiTPipeline) -> None:
+    """Give a pipeline that has none the text encoder of `companion_wan`, for blocks that are to read X_l."""
+    if pipeline.text_encoder is None:
+        wan = companion_wan()
+        pipeline.register_modules(
+            text_encoder=load_module("text_encoder", wan / "text_encoder", pipeline.connector.dtype),
+            tokenizer=AutoTokenizer.from_pretrained(wan / "tokenizer"),
+        )
+
+
 def _assemble(transformer: RoutedWanTransformer3DModel, wan: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     """A pipeline on Wan's parts, with a connector that gives zeros before it is trained."""
     qwen = companion_mllm()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rvedit.checkpoints import (
     MODULE_CLASSES,
+    add_text_encoder,
     build_nano,
     find_checkpoint,
     load_pipeline,
@@ -47,7 +48,7 @@ class EditorObjective(nn.Module):
     def __init__(self, pipeline: RVEDiTPipeline, recipe: Recipe):
         super().__init__()
         for name in MODULE_CLASSES:
-            if name != "vae":
+            if name != "vae" and getattr(pipeline, name) is not None:
                 setattr(self, name, getattr(pipeline, name))
         # Not a child: the VAE is frozen, and neither wrapped nor saved in checkpoints.
         object.__setattr__(self, "pipeline", pipeline)
@@ -82,7 +83,8 @@ class EditorTask:
             transformer.visual_embedder,
             transformer.condition_embedder.text_embedder,
         ):
-            part.requires_grad_(deep)
+            if part is not None:
+                part.requires_grad_(deep)
         freeze(self.objective, recipe.model.frozen)
         self.adapters = _adapt_language(self.pipeline, recipe.model) if recipe.model.lora_rank else None
         if recipe.model.gradient_checkpointing:
@@ -159,6 +161,8 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
                 f"{len(transformer.blocks)} blocks"
             )
         transformer.register_to_config(routing_depth=model.routing_depth)
+    if transformer.config.routing_depth < len(transformer.blocks):
+        add_text_encoder(pipeline)
     return pipeline
 
 

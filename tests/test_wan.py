@@ -1,0 +1,149 @@
+"""Wan2.2-TI2V-5B as a start: every layout gives the same model, and a fresh one is Wan's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import foreign
+import pytest
+import torch
+from accelerate import init_empty_weights
+from conftest import random_clip
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from rvedit.checkpoints import load_pipeline
+from rvedit.checkpoints.wan import original_transformer, original_vae
+from rvedit.errors import UserError
+from rvedit.model.conditioning import condition
+from rvedit.model.latents import encode
+from rvedit.model.presets import WAN22_5B_TRANSFORMER
+from rvedit.model.presets_5b import WAN22_VAE
+from rvedit.model.routing import Conditioning
+from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.pipeline import EditSettings
+from rvedit.recipes import load_recipe
+from rvedit.video_tensors import to_model_range
+from rvedit.workflows.train import train
+
+INSTRUCTION = "make the fish orange"
+
+
+@pytest.fixture
+def companions(tiny_tokenizer, tmp_path, monkeypatch) -> tuple[Path, Path]:
+    wan, qwen = foreign.save_companions(tmp_path, tiny_tokenizer)
+    monkeypatch.setenv("RVEDIT_WAN", str(wan))
+    monkeypatch.setenv("RVEDIT_MLLM", str(qwen))
+    return wan, qwen
+
+
+@torch.no_grad()
+def test_a_fresh_model_is_wan_itself(companions):
+    """X_e and the source's tokens are zero: shown the text alone, the transformer computes what Wan does."""
+    pipeline = load_pipeline(companions[0])
+    clip = random_clip(5, 64, 64)
+    source = encode(pipeline.vae, to_model_range(clip)[None])
+    given = condition(pipeline, source, [pipeline.edit_token_encoder.sight(clip)], [INSTRUCTION])
+    assert given.edit_tokens is not None
+    assert given.text_tokens is not None
+    assert given.edit_tokens.abs().max() == 0
+    assert given.source_tokens.abs().max() == 0
+    ours = pipeline.transformer
+    assert ours.config.routing_depth == len(ours.blocks) // 2
+    assert torch.equal(ours.visual_embedder.weight, ours.patch_embedding.weight)
+    wan = foreign.make_wan_transformer()
+    states = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
+    noisy, time = torch.randn(source.shape, generator=torch.Generator().manual_seed(1)), torch.tensor([500.0])
+    ours.register_to_config(routing_depth=0)
+    tokens = ours.condition_embedder.text_embedder(states)
+    shown = Conditioning(text_tokens=tokens, source_tokens=given.source_tokens)
+    assert_close(
+        ours(noisy, time, shown).sample, wan(noisy, time, states, return_dict=False)[0], rtol=0, atol=1e-5
+    )
+
+
+def test_all_layouts_give_the_same_model(companions, tmp_path):
+    """The diffusers folder, one file with Wan's names, one with a user interface's prefix, Wan's shards."""
+    folder = load_pipeline(companions[0])
+    state = foreign.to_original_transformer(foreign.make_wan_transformer().state_dict())
+    save_file(state, tmp_path / "wan2.2_ti2v_5B.safetensors")
+    save_file({f"model.diffusion_model.{k}": v for k, v in state.items()}, tmp_path / "prefixed.safetensors")
+    shards = tmp_path / "Wan2.2-TI2V-5B"
+    shards.mkdir()
+    (shards / "config.json").write_text(json.dumps({"_class_name": "WanModel", "dim": 128}))
+    names = sorted(state)
+    places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(names)}
+    for place in set(places.values()):
+        save_file({name: state[name] for name in names if places[name] == place}, shards / place)
+    index = shards / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    for path in (tmp_path / "wan2.2_ti2v_5B.safetensors", tmp_path / "prefixed.safetensors", shards):
+        loaded = load_pipeline(path)
+        for name in ("transformer", "connector", "mllm", "text_encoder", "vae"):
+            ours, other = (getattr(pipeline, name).state_dict() for pipeline in (folder, loaded))
+            assert ours.keys() == other.keys()
+            assert all(torch.equal(ours[key], other[key]) for key in ours), (path, name)
+
+
+def test_the_published_names_are_all_known():
+    """At the real size, on the meta device: every name of Wan's transformer and VAE finds its place."""
+    with init_empty_weights():
+        wan = RoutedWanTransformer3DModel(**WAN22_5B_TRANSFORMER)
+        vae = AutoencoderKLWan(**WAN22_VAE)
+    embedders = ("source_embedder", "visual_embedder")
+    released = {key: tensor for key, tensor in wan.state_dict().items() if not key.startswith(embedders)}
+    ours = original_transformer(foreign.to_original_transformer(released), torch.float32, Path("wan"))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in wan.state_dict().items()
+    }
+    config = {
+        "dim": 160, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+        "temperal_downsample": [False, True, True], "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
+    }  # fmt: skip
+    original = foreign.to_original_vae(vae.state_dict(), num_res_blocks=2)
+    loaded = original_vae(config, original, Path("vae"))
+    assert {k: v.shape for k, v in loaded.state_dict().items()} == {
+        k: v.shape for k, v in vae.state_dict().items()
+    }
+    assert {key: loaded.config[key] for key in WAN22_VAE} == WAN22_VAE
+
+
+def test_an_edit_from_a_fresh_start_runs(companions):
+    clip = random_clip(5, 256, 256)
+    edited = load_pipeline(companions[0])(clip, INSTRUCTION, EditSettings(2))
+    assert edited.shape == clip.shape
+
+
+def test_weights_that_are_none_of_wan_are_refused(companions, tmp_path):
+    save_file({"layer.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors: not the weights of a Wan transformer"):
+        load_pipeline(tmp_path / "other.safetensors")
+    (tmp_path / "weights.pth").write_bytes(b"pickle")
+    with pytest.raises(UserError, match=r"weights\.pth: weights are read from safetensors"):
+        load_pipeline(tmp_path / "weights.pth")
+    config = companions[0] / "transformer" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "in_channels": 36}))
+    with pytest.raises(UserError, match=r"reads 36 channels and gives 4: RVEDiT starts from Wan2\.2-TI2V-5B"):
+        load_pipeline(companions[0])
+
+
+@pytest.mark.parametrize("kind", ["wan", "kiwi"])
+def test_training_goes_on_from_them(companions, tiny_tokenizer, tmp_path, kind):
+    """One step with routing and alignment; Kiwi-Edit's lacks a text encoder, which Wan gives."""
+    start = companions[0] if kind == "wan" else foreign.save_kiwi(tmp_path / "kiwi", tiny_tokenizer)
+    recipe = tmp_path / "more.yaml"
+    recipe.write_text(
+        f"model: {{preset: nano, init_from: {start}, routing_depth: 1}}\n"
+        "data: {height: 64, width: 64, num_frames: 5, workers: 0}\nsteps: 1\nbatch_size: 1\n"
+        "alignment: {weight: 0.1}\n"
+    )
+    list(train(load_recipe(recipe), tmp_path / "runs", "cpu"))
+    trained = load_pipeline(tmp_path / "runs" / "more" / "model")
+    assert trained.transformer.config.routing_depth == 1
+    assert trained.text_encoder is not None
+    before = load_file(start / "transformer" / "diffusion_pytorch_model.safetensors")
+    after = trained.transformer.state_dict()
+    assert any(not torch.equal(after[key], tensor) for key, tensor in before.items())
