@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Literal
 
 
@@ -83,6 +84,12 @@ class EditSettings:
     """Project X_e, X_v and X_l to keys and values once per window, not once per step."""
     preserve: bool = False
     """Keep the source's own pixels where the model changed nothing, unless it changed the whole frame."""
+    description: str | None = None
+    """Words for the edited clip, for editors that read those and not an instruction."""
+    mask: Path | None = None
+    """A clip or picture that is white where the edit may be, for editors that take one."""
+    frame_rate: float | None = None
+    """The source's frames a second, for editors that have a rate of their own."""
 
 
 @dataclass(frozen=True)

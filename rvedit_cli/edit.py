@@ -38,7 +38,11 @@ def edit(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="nano|DIR|HUB_ID", envvar="RVEDIT_MODEL", help="Which weights. [default: nano]"),
+        typer.Option(
+            metavar="nano|DIR|HUB_ID|lucy|vace|ditto",
+            envvar="RVEDIT_MODEL",
+            help="Which weights, or another editor. [default: nano]",
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps; by default the model's own.")
@@ -53,6 +57,12 @@ def edit(
             "--preserve", help="Keep the source's own pixels where nothing was changed; not in styles."
         ),
     ] = False,
+    description: Annotated[
+        str | None, typer.Option(help="Words for the result, for editors that read those, such as vace.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="For vace: a clip or picture, white where it may change something.")
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write source and edit side by side.")
     ] = False,
@@ -90,7 +100,7 @@ def edit(
         edit_file,
     )
 
-    chosen = EditSettings(steps, guidance, seed, preserve=preserve)
+    chosen = EditSettings(steps, guidance, seed, preserve=preserve, description=description, mask=mask)
     if batch:
         if source or output or compare or allow_truncated:
             raise UserError(

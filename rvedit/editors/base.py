@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames
@@ -16,6 +16,8 @@ class Editor(Protocol):
     """
 
     name: str
+    pipeline: Any
+    """Of diffusers' kind."""
 
     def edit(
         self,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "settings.json"
+_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def edit_batch(
     many, and the next one's name. Raises UserError where the folder's edits were made in another way.
     """
     prepare_folder(order.out)
-    making = {"model": order.model, **asdict(settings)}
+    making = {"model": order.model, **{name: asdict(settings)[name] for name in _RECORDED}}
     if not order.overwrite and any(_edit_of(item).is_file() for item in items):
         _check_making(order.out, making)
     write_batch(order.out, items)
@@ -102,7 +103,8 @@ def edit_batch(
             instruction = checked_instruction(item.instruction)
             with VideoReader(item.source) as reader:
                 assert editor is not None
-                edit_file(reader, instruction, _edit_of(item), editor, settings, overwrite=True)
+                described = replace(settings, description=item.description)
+                edit_file(reader, instruction, _edit_of(item), editor, described, overwrite=True)
         except UserError as error:
             failures[item.id] = str(error)
         except (RuntimeError, OSError) as error:  # such as a full memory: the next clip may be smaller

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,8 @@ def edit_file(
             comparing = stack.enter_context(
                 VideoWriter(comparison, like=info, overwrite=overwrite, width=width)
             )
-        for edited in editor.edit(source_frames(), instruction, settings or EditSettings(), on_progress):
+        settings = replace(settings or EditSettings(), frame_rate=float(info.frame_rate))
+        for edited in editor.edit(source_frames(), instruction, settings, on_progress):
             timed = pending.popleft()
             writer.write(edited, timed.pts, timed.duration)
             if comparing:

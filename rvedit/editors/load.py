@@ -1,0 +1,58 @@
+"""Editors by their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.editors.base import Editor
+from rvedit.editors.rvedit import RVEDiTEditor
+from rvedit.editors.whole_clip import KNOWN, load_foreign, load_known
+from rvedit.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FOREIGN = {"LucyEditPipeline": "lucy", "WanVACEPipeline": "vace"}
+
+
+def load_editor(model: str = "nano", device: str | None = None, dtype: str | None = None) -> Editor:
+    """Load an editor: `nano`, `lucy`, `vace`, `ditto`, or a folder, a file or a hub id with weights.
+
+    Without a device it is the accelerator if there is one; without a dtype fp32 on a CPU and bf16 elsewhere.
+    """
+    place = _device(device)
+    kind = dtype or ("fp32" if place.type == "cpu" else "bf16")
+    if kind not in DTYPES:
+        raise UserError(f"--dtype {kind}: choose one of {', '.join(DTYPES)}")
+    editor: Editor
+    if model in KNOWN:
+        editor = load_known(model, DTYPES[kind])
+    else:
+        path = find_checkpoint(model)
+        foreign = _FOREIGN.get(_pipeline_class(path))
+        if foreign:
+            editor = load_foreign(path, model, KNOWN[foreign].native, DTYPES[kind])
+        else:
+            editor = RVEDiTEditor(load_pipeline(path, DTYPES[kind]), model)
+    editor.pipeline.to(place)
+    return editor
+
+
+def _pipeline_class(path: Path) -> str:
+    """What a folder says it is; empty where it says nothing."""
+    try:
+        return str(json.loads((path / "model_index.json").read_text(encoding="utf-8")).get("_class_name"))
+    except (OSError, ValueError):
+        return ""
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device: try cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine or this build of torch has no CUDA: try --device cpu")
+    return device

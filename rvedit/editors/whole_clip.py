@@ -1,0 +1,224 @@
+"""The other editors of Table 1 that diffusers runs: Lucy-Edit, VACE, and Ditto's adapters on VACE.
+
+They edit a clip of their native size, length and rate at once. A longer clip is edited in pieces of that
+length, one after the other; what comes back has the source's frames and size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, LucyEditPipeline, WanVACEPipeline
+from PIL import Image
+
+from rvedit.checkpoints import find_checkpoint
+from rvedit.errors import UserError
+from rvedit.records import EditSettings, Progress
+from rvedit.video import VideoReader
+from rvedit.video_tensors import Frames, resize_frames
+
+_GRID = 16
+
+
+@dataclass(frozen=True)
+class Native:
+    """What an editor was trained on."""
+
+    height: int
+    width: int
+    num_frames: int
+    frame_rate: float
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The native size where a source has about its shape, lying or standing; else one of its area."""
+        shape = (self.height, self.width) if width >= height else (self.width, self.height)
+        if abs(np.log(width / height) - np.log(shape[1] / shape[0])) < 0.1:
+            return shape
+        scale = (self.height * self.width / (height * width)) ** 0.5
+        rows, columns = (max(1, round(side * scale / _GRID)) * _GRID for side in (height, width))
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class Known:
+    """An editor of Table 1."""
+
+    weights: str
+    native: Native
+    variable: str
+    """Names other weights."""
+    adapters: str | None = None
+    """Of a checkpoint without any of its own: a repository of adapters, and the file in it."""
+
+
+KNOWN = {
+    "lucy": Known("decart-ai/Lucy-Edit-1.1-Dev", Native(480, 832, 81, 24.0), "RVEDIT_LUCY"),
+    "vace": Known("Wan-AI/Wan2.1-VACE-14B-diffusers", Native(720, 1280, 81, 16.0), "RVEDIT_VACE"),
+    "ditto": Known(
+        "Wan-AI/Wan2.1-VACE-14B-diffusers",
+        Native(480, 832, 73, 20.0),
+        "RVEDIT_VACE",
+        "QingyanBai/Ditto_models",
+    ),
+}
+"""By the name that `--model` takes."""
+
+
+class WholeClipEditor:
+    """A pipeline of diffusers as an editor.
+
+    Args:
+        name: as it stands in results.
+        pipeline: Lucy-Edit's or VACE's.
+        native: what it was trained on.
+        reads_description: it wants words for the result, not an instruction.
+    """
+
+    def __init__(self, name: str, pipeline: Any, native: Native, reads_description: bool) -> None:
+        self.name, self.pipeline, self.native = name, pipeline, native
+        self._reads_description = reads_description
+        pipeline.set_progress_bar_config(disable=True)
+
+    def windows(self, num_frames: int) -> int:
+        """See `Editor.windows`; of a source at the native rate."""
+        return -(-num_frames // self.native.num_frames)
+
+    def edit(
+        self,
+        frames: Iterable[Frames],
+        instruction: str,
+        settings: EditSettings,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Iterator[Frames]:
+        """See `Editor.edit`. Raises UserError where it lacks a description."""
+        if self._reads_description and not settings.description:
+            raise UserError(
+                f"{self.name} reads a description of the result, not an instruction: give it with "
+                "--description, or a list with target captions"
+            )
+        if settings.preserve:
+            raise UserError(
+                f"--preserve compares an edit with RVEDiT's own picture of the source: not {self.name}'s"
+            )
+        words = settings.description if self._reads_description else instruction
+        assert words is not None
+        # A source of more frames a second than the editor knows is seen at the editor's rate.
+        stride = max(1.0, (settings.frame_rate or 0.0) / self.native.frame_rate)
+        span = int((self.native.num_frames - 1) * stride) + 1
+        source, masks = iter(frames), _masks(settings.mask)
+        index = 0
+        while piece := list(islice(source, span)):
+            size = piece[0].shape[:2]
+            seen = [round(n * stride) for n in range(int((len(piece) - 1) / stride) + 1)]
+            mask = [next(masks) for _ in piece]
+
+            def report(step: int, num_steps: int, window: int = index) -> None:
+                on_progress(Progress(window + 1, step, num_steps))
+
+            shown = np.stack([piece[n] for n in seen])
+            edited = self._run(shown, [mask[n] for n in seen], words, settings, report)
+            for number in range(len(piece)):
+                nearest = min(len(seen) - 1, round(number / stride))
+                yield resize_frames(edited[nearest][None], *size)[0]
+            index += 1
+
+    def _run(
+        self,
+        frames: Frames,
+        masks: list[Frames | None],
+        words: str,
+        settings: EditSettings,
+        report: Callable[[int, int], None],
+    ) -> Frames:
+        """Edit at most a native length: padded to 4k+1 frames by the last, and cut again."""
+        count = len(frames)
+        height, width = self.native.size(*frames.shape[1:3])
+        padding = (1 - count) % 4
+        frames = resize_frames(np.concatenate([frames, frames[-1:].repeat(padding, axis=0)]), height, width)
+        options: dict[str, Any] = {}
+        if isinstance(self.pipeline, WanVACEPipeline):
+            shown: list[Any] = [*masks, *masks[-1:] * padding]
+            white = np.full((height, width, 3), 255, np.uint8)
+            options["mask"] = [
+                Image.fromarray(white if m is None else resize_frames(m[None], height, width)[0])
+                for m in shown
+            ]
+        if settings.num_inference_steps:
+            options["num_inference_steps"] = settings.num_inference_steps
+        if settings.guidance_scale is not None:
+            options["guidance_scale"] = settings.guidance_scale
+
+        def progress(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            report(step + 1, pipeline.num_timesteps)
+            return values
+
+        result = self.pipeline(
+            prompt=words,
+            video=[Image.fromarray(frame) for frame in frames],
+            height=height,
+            width=width,
+            num_frames=len(frames),
+            generator=torch.Generator("cpu").manual_seed(settings.seed),
+            output_type="np",
+            callback_on_step_end=progress,
+            **options,
+        ).frames[0]
+        return np.asarray((result[:count] * 255).round().clip(0, 255), np.uint8)
+
+
+def load_known(name: str, dtype: torch.dtype) -> WholeClipEditor:
+    """`lucy`, `vace` or `ditto`, from the hub or from where its variable points."""
+    known = KNOWN[name]
+    folder = find_checkpoint(os.environ.get(known.variable) or known.weights, known.variable)
+    editor = load_foreign(folder, name, known.native, dtype)
+    if known.adapters:
+        adapters = os.environ.get("RVEDIT_DITTO") or known.adapters
+        file = find_checkpoint(adapters, "RVEDIT_DITTO")
+        editor.pipeline.load_lora_weights(file if file.is_dir() else file.parent, weight_name=_adapter(file))
+        editor._reads_description = False  # Ditto's adapters were trained on instructions
+    return editor
+
+
+def load_foreign(folder: Path, name: str, native: Native, dtype: torch.dtype) -> WholeClipEditor:
+    """A folder of one of the pipelines that we drive."""
+    if importlib.util.find_spec("ftfy") is None:
+        raise UserError(f"{name}: its pipeline needs ftfy: pip install 'rvedit[editors]'")
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    if not isinstance(pipeline, (LucyEditPipeline, WanVACEPipeline)):
+        raise UserError(f"{folder}: a {type(pipeline).__name__}, which is no editor that we drive")
+    return WholeClipEditor(name, pipeline, native, isinstance(pipeline, WanVACEPipeline))
+
+
+def _adapter(file: Path) -> str:
+    """The file of adapters: the one that is named, or Ditto's of global edits."""
+    if file.is_file():
+        return file.name
+    found = sorted(
+        path for path in file.glob("**/*.safetensors") if "global" in path.name and "style" not in path.name
+    )
+    if not found:
+        raise UserError(f"{file}: holds no adapters of global edits: name a file with RVEDIT_DITTO")
+    return os.fspath(found[0].relative_to(file))
+
+
+def _masks(path: Path | None) -> Iterator[Frames | None]:
+    """A mask for every frame of a source, the last one over and over; none: everything may change."""
+    mask: Frames | None = None
+    if path is not None:
+        with VideoReader(path) as reader:
+            for timed in reader:
+                mask = timed.frame
+                yield mask
+    while True:
+        yield mask

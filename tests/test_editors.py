@@ -1,0 +1,177 @@
+"""Lucy-Edit, VACE and Ditto: tiny random pipelines of diffusers' own classes, driven as the real ones are."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_text_encoder, random_clip
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    LucyEditPipeline,
+    WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
+)
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from rvedit.editors import KNOWN, WholeClipEditor, load_editor
+from rvedit.editors.whole_clip import Native
+from rvedit.errors import UserError
+from rvedit.records import EditSettings
+from rvedit.video import write_clip
+from rvedit_cli.main import app
+
+SMALL = Native(32, 48, 5, 12.0)
+TWO_STEPS = EditSettings(num_inference_steps=2, guidance_scale=1.0)
+SIZES = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 16,
+    "text_dim": 32, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
+def save_pipeline(folder, kind, tokenizer):
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": make_text_encoder(tokenizer),
+        "vae": vae,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=5.0),
+    }
+    if kind == "lucy":
+        pipeline = LucyEditPipeline(**parts, transformer=WanTransformer3DModel(**SIZES, in_channels=32))
+    else:
+        transformer = WanVACETransformer3DModel(**SIZES, in_channels=16, vace_layers=[0], vace_in_channels=96)
+        pipeline = WanVACEPipeline(**parts, transformer=transformer)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_tokenizer, tmp_path_factory):
+    root = tmp_path_factory.mktemp("editors")
+    return {kind: save_pipeline(root / kind, kind, tiny_tokenizer) for kind in ("lucy", "vace")}
+
+
+def small(folders, kind):
+    """At a native size that suits the test."""
+    editor = load_editor(str(folders[kind]))
+    assert isinstance(editor, WholeClipEditor)
+    editor.native = SMALL
+    return editor
+
+
+def edited(editor, clip, **settings):
+    chosen = EditSettings(num_inference_steps=2, guidance_scale=1.0, **settings)
+    seen = []
+    frames = list(editor.edit(iter(clip), "make the fish orange", chosen, seen.append))
+    return np.stack(frames), [(p.window, p.step, p.num_steps) for p in seen]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "height", "width"), [(1, 33, 50), (5, 32, 48), (7, 61, 30), (12, 40, 40)]
+)
+@pytest.mark.parametrize("kind", ["lucy", "vace"])
+def test_what_comes_back_has_the_sources_length_and_size(folders, kind, num_frames, height, width):
+    clip = random_clip(num_frames, height, width)
+    result, progress = edited(small(folders, kind), clip, description="an orange fish")
+    assert result.shape == clip.shape
+    assert progress == [(w + 1, s, 2) for w in range(-(-num_frames // 5)) for s in (1, 2)]
+    assert result.std() > 1, "something is drawn"
+
+
+def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
+    editor = small(folders, "lucy")
+    calls = []
+    real = editor.pipeline.__class__.__call__
+
+    def watch(self, **arguments):
+        calls.append(arguments)
+        return real(self, **arguments)
+
+    monkeypatch.setattr(editor.pipeline.__class__, "__call__", watch)
+    clip = np.stack([np.full((32, 48, 3), 10 * n, np.uint8) for n in range(12)])
+    result, _ = edited(editor, clip, frame_rate=24.0)  # twice the native rate: every other frame is seen
+    levels = [[int(np.asarray(f).mean().round()) for f in call["video"]] for call in calls]
+    assert levels == [[0, 20, 40, 60, 80], [90, 110, 110, 110, 110]]
+    assert [(call["height"], call["width"], call["num_frames"]) for call in calls] == [(32, 48, 5)] * 2
+    assert len(result) == 12
+    assert np.array_equal(result[8], result[8])
+    edited(editor, random_clip(1, 48, 32))
+    assert (calls[-1]["height"], calls[-1]["width"]) == (48, 32), "a standing clip is edited standing"
+
+
+def test_native_sizes():
+    native = KNOWN["lucy"].native
+    assert native.size(720, 1280) == (480, 832)
+    assert native.size(1280, 720) == (832, 480)
+    rows, columns = native.size(1000, 1000)
+    assert rows == columns
+    assert 0.9 < rows * columns / (480 * 832) < 1.1
+    assert rows % 16 == 0
+
+
+def test_vace_wants_a_description_and_takes_a_mask(folders, tmp_path, monkeypatch):
+    editor = small(folders, "vace")
+    clip = random_clip(5, 32, 48)
+    with pytest.raises(UserError, match="give it with --description"):
+        next(editor.edit(iter(clip), "make the fish orange", TWO_STEPS))
+    mask = np.zeros((5, 32, 48, 3), np.uint8)
+    mask[:, :, 24:] = 255
+    write_clip(tmp_path / "mask.mkv", mask, 12)
+    calls = []
+    real = editor.pipeline.__class__.__call__
+    monkeypatch.setattr(
+        editor.pipeline.__class__, "__call__", lambda self, **kw: (calls.append(kw), real(self, **kw))[1]
+    )
+    masked, _ = edited(editor, clip, description="an orange fish", mask=tmp_path / "mask.mkv")
+    whole, _ = edited(editor, clip, description="an orange fish")
+    assert [call["prompt"] for call in calls] == ["an orange fish"] * 2
+    seen = np.asarray(calls[0]["mask"][0])
+    assert seen[:, :20].max() < 20
+    assert seen[:, 28:].min() > 235
+    assert np.asarray(calls[1]["mask"][0]).min() == 255
+    assert not np.array_equal(masked, whole)
+
+
+def test_by_name_and_by_command(folders, tmp_path, monkeypatch, tiny_tokenizer):
+    """`--model lucy` with weights of one's own, and Ditto's adapters on VACE."""
+    monkeypatch.setenv("RVEDIT_LUCY", str(folders["lucy"]))
+    monkeypatch.setenv("RVEDIT_VACE", str(folders["vace"]))
+    for name, native in (("lucy", "lucy"), ("vace", "vace"), ("ditto", "ditto")):
+        monkeypatch.setitem(KNOWN, name, type(KNOWN[name])(
+            KNOWN[name].weights, SMALL, KNOWN[native].variable, KNOWN[name].adapters
+        ))  # fmt: skip
+    write_clip(tmp_path / "in.mp4", random_clip(6, 32, 48), 12)
+    arguments = ["edit", str(tmp_path / "in.mp4"), "make it red", "--steps", "1", "--guidance", "1", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--model", "lucy", "-o", str(tmp_path / "out.mp4")])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["num_frames"], report["width"], report["height"], report["model"]) == (6, 48, 32, "lucy")
+
+    weight = load_editor("vace").pipeline.transformer.blocks[0].attn1.to_q.weight
+    up, down = torch.randn(weight.shape[0], 2), torch.randn(2, weight.shape[1])
+    name = "diffusion_model.blocks.0.self_attn.q"
+    adapters = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    save_file(adapters, tmp_path / "ditto_global.safetensors")
+    monkeypatch.setenv("RVEDIT_DITTO", str(tmp_path / "ditto_global.safetensors"))
+    ditto, vace = load_editor("ditto"), load_editor("vace")
+    clip = random_clip(5, 32, 48)
+    ours, _ = edited(ditto, clip)  # an instruction is enough
+    base, _ = edited(vace, clip, description="make the fish orange")
+    assert not np.array_equal(ours, base), "the adapters are in use"
+
+
+def test_what_they_cannot_do_is_said(folders, tmp_path):
+    with pytest.raises(UserError, match="--preserve needs"):
+        next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(preserve=True)))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LucyEditPipeline"}')
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_editor(str(tmp_path))
