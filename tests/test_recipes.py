@@ -12,8 +12,9 @@ from rvedit.recipes import NUM_BLOCKS, Recipe, load_recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 OVERLAY = FOLDER / "nano_scale.yaml"
-# data.yaml is a mix of data sets, for `rvedit prepare mix`.
-RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path not in (OVERLAY, FOLDER / "data.yaml"))
+# data.yaml is a mix of data sets, for `rvedit prepare mix`; table1.yaml lists editors.
+NO_TRAINING = (OVERLAY, FOLDER / "data.yaml", FOLDER / "table1.yaml")
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path not in NO_TRAINING)
 PAPER = [path for path in RECIPES if load_recipe(path).paper]
 
 

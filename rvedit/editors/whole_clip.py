@@ -105,9 +105,7 @@ class WholeClipEditor:
                 "--description, or a list with target captions"
             )
         if settings.preserve:
-            raise UserError(
-                f"--preserve compares an edit with RVEDiT's own picture of the source: not {self.name}'s"
-            )
+            raise UserError(f"--preserve needs RVEDiT's own picture of the source: {self.name} has none")
         words = settings.description if self._reads_description else instruction
         assert words is not None
         # A source of more frames a second than the editor knows is seen at the editor's rate.
