@@ -20,11 +20,11 @@ from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
-from rvedit.model.latents import decode, encode
+from rvedit.model.latents import decode_frames, encode
 from rvedit.model.routing import Conditioning
 from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.records import EditSettings, Progress
-from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
+from rvedit.video_tensors import Frames, resize_frames, to_model_range
 from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
 
 MASK = MaskSettings()
@@ -104,7 +104,7 @@ class RVEDiTPipeline(DiffusionPipeline):
     @property
     def edit_token_encoder(self) -> EditTokenEncoder:
         """g_phi of Alg. 1."""
-        return EditTokenEncoder(self.mllm, self.mllm_tokenizer, self.connector)
+        return EditTokenEncoder(self.mllm, self.mllm_tokenizer, self.connector, self._execution_device)
 
     @property
     def window_plan(self) -> WindowPlan:
@@ -148,21 +148,24 @@ class RVEDiTPipeline(DiffusionPipeline):
             if previous is not None:
                 latents = cross_fade(previous, latents, plan)
             previous = latents
-            with torch.no_grad():
-                clip = decode(self.vae, latents)[0]
-                mask = self._change_mask(source, clip) if settings.preserve else None
-            given = to_frames(clip)
+            given = self._decode(latents)
+            mask = self._change_mask(source, given) if settings.preserve else None
             for index in range(window.first_new, window.end):
                 edited = resize_frames(given[index][None], *size[0])[0]
                 if settings.preserve:
                     original = originals.popleft()
                     edited = edited if mask is None else composite(original, edited, mask[index])
                 yield edited
+        self.maybe_free_model_hooks()
 
-    def _change_mask(self, source: Tensor, clip: Tensor) -> Tensor | None:
+    def _change_mask(self, source: Tensor, given: Frames) -> Tensor | None:
         """Where a decoded window differs from the model's own picture of its source; none: everywhere."""
-        mask = change_mask(clip, decode(self.vae, source)[0], MASK)
+        mask = change_mask(to_model_range(given), to_model_range(self._decode(source)), MASK)
         return None if is_whole(mask, MASK) else mask
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> Frames:
+        return np.concatenate(list(decode_frames(self.vae, latents)))
 
     def model_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the model takes: on its grid, of an area it knows, of about this shape."""

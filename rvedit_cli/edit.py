@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,6 +72,20 @@ def edit(
     dtype: Annotated[
         str | None, typer.Option(metavar="fp32|bf16|fp16", help="By default fp32 on a CPU, else bf16.")
     ] = None,
+    offload: Annotated[
+        str,
+        typer.Option(
+            metavar="none|model|group",
+            help="What waits on the CPU: nothing, components that do not compute, or all layers but a few.",
+        ),
+    ] = "none",
+    quantization: Annotated[
+        str | None,
+        typer.Option("--quantize", metavar="int8|fp8|nf4", help="Store the large matrices in fewer bits."),
+    ] = None,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", help="Encode and decode by tiles: slower, for small cards.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     batch: Annotated[
         Path | None,
@@ -101,6 +115,10 @@ def edit(
     )
 
     chosen = EditSettings(steps, guidance, seed, preserve=preserve, description=description, mask=mask)
+
+    def load() -> Editor:
+        return _load(model, as_json, device, dtype, offload, quantization, vae_tiling)
+
     if batch:
         if source or output or compare or allow_truncated:
             raise UserError(
@@ -111,7 +129,7 @@ def edit(
             raise UserError("--batch: name the folder of edits with --out-dir")
         _edit_batch(
             BatchOrder(batch, out_dir, model or "nano", read_shard(shard), limit, overwrite),
-            lambda: _load(model, device, dtype, as_json),
+            load,
             chosen,
             as_json,
         )
@@ -126,7 +144,7 @@ def edit(
         output = output or default_output(source)
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
-        editor = _load(model, device, dtype, as_json)
+        editor = load()
         with console.progress_bar() as bar:
             windows = editor.windows(reader.info.num_frames)
             task = bar.add_task("editing", total=windows, note="")
@@ -155,13 +173,13 @@ def edit(
         typer.echo(f"{report.comparison}: source and edit side by side")
 
 
-def _load(model: str | None, device: str | None, dtype: str | None, as_json: bool) -> Editor:
+def _load(model: str | None, as_json: bool, *options: Any) -> Editor:
     from rvedit.editors import load_editor
 
     console.quiet_libraries()
     if model is None and not as_json:
         console.say(NANO_NOTE)
-    return load_editor(model or "nano", device, dtype)
+    return load_editor(model or "nano", *options)
 
 
 def _edit_batch(order: BatchOrder, load: Callable[[], Editor], settings: EditSettings, as_json: bool) -> None:

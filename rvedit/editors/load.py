@@ -9,6 +9,8 @@ import torch
 
 from rvedit.checkpoints import find_checkpoint, load_pipeline
 from rvedit.editors.base import Editor
+from rvedit.editors.placement import OFFLOADS, QUANTIZATIONS, Offload, Quantize, quantize
+from rvedit.editors.placement import place as put
 from rvedit.editors.rvedit import RVEDiTEditor
 from rvedit.editors.whole_clip import KNOWN, load_foreign, load_known
 from rvedit.errors import UserError
@@ -17,11 +19,24 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FOREIGN = {"LucyEditPipeline": "lucy", "WanVACEPipeline": "vace"}
 
 
-def load_editor(model: str = "nano", device: str | None = None, dtype: str | None = None) -> Editor:
+def load_editor(
+    model: str = "nano",
+    device: str | None = None,
+    dtype: str | None = None,
+    offload: Offload = "none",
+    quantization: Quantize | None = None,
+    vae_tiling: bool = False,
+) -> Editor:
     """Load an editor: `nano`, `lucy`, `vace`, `ditto`, or a folder, a file or a hub id with weights.
 
     Without a device it is the accelerator if there is one; without a dtype fp32 on a CPU and bf16 elsewhere.
+    `offload` keeps what does not compute on the CPU: whole components (`model`) or all layers (`group`).
+    `quantization` stores the large matrices in int8, fp8 or nf4. `vae_tiling` encodes and decodes by tiles.
     """
+    if offload not in OFFLOADS:
+        raise UserError(f"--offload {offload}: choose one of {', '.join(OFFLOADS)}")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UserError(f"--quantize {quantization}: choose one of {', '.join(QUANTIZATIONS)}")
     place = _device(device)
     kind = dtype or ("fp32" if place.type == "cpu" else "bf16")
     if kind not in DTYPES:
@@ -36,7 +51,17 @@ def load_editor(model: str = "nano", device: str | None = None, dtype: str | Non
             editor = load_foreign(path, model, KNOWN[foreign].native, DTYPES[kind])
         else:
             editor = RVEDiTEditor(load_pipeline(path, DTYPES[kind]), model)
-    editor.pipeline.to(place)
+    if quantization:
+        quantize(editor.pipeline, quantization, place)
+    if vae_tiling:
+        editor.pipeline.vae.enable_tiling()
+    try:
+        put(editor.pipeline, place, offload)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{model}: its weights do not fit the memory of {place}: try --offload model or group, or "
+            "--quantize nf4; --plan --card GB says what fits"
+        ) from None
     return editor
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from rvedit.model.offloading import onload
 from rvedit.video_tensors import Frames, resize_frames
 
 SYSTEM_PROMPT = (
@@ -142,11 +143,19 @@ def _pillow_resize(frames: Frames, height: int, width: int) -> Frames:
 
 
 class EditTokenEncoder:
-    """g_phi(v, l) of Alg. 1: (frames, instruction) -> X_e. Holds no weights of its own."""
+    """g_phi(v, l) of Alg. 1: (frames, instruction) -> X_e. Holds no weights of its own.
+
+    `device` is where it computes; by default where the queries lie.
+    """
 
     def __init__(
-        self, mllm: Qwen2_5_VLForConditionalGeneration, tokenizer: Any, connector: EditTokenConnector
+        self,
+        mllm: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: Any,
+        connector: EditTokenConnector,
+        device: torch.device | None = None,
     ):
+        self.device = device
         self.mllm = mllm
         self.tokenizer = tokenizer
         self.connector = connector
@@ -168,7 +177,8 @@ class EditTokenEncoder:
         self, frames: Sequence[UInt8[np.ndarray, "n h w 3"]], instructions: Sequence[str]
     ) -> Float[Tensor, "b k d"]:
         """X_e of a batch of clips (of equal frame count and size, as `sight` gives them) and instructions."""
-        device = self.connector.queries.device
+        device = self.device or self.connector.queries.device
+        onload(self.mllm)
         is_image = len(frames[0]) == 1 and self.connector.config.num_image_queries > 0
         queries = self.connector.image_queries if is_image else self.connector.queries
         patches, grid = self.patchify(np.stack(frames))
@@ -180,7 +190,7 @@ class EditTokenEncoder:
         input_ids = inputs.input_ids
         embeddings = self.mllm.get_input_embeddings()(input_ids)
         is_query = input_ids == self.tokenizer.convert_tokens_to_ids(QUERY_TOKEN)
-        given = queries.to(embeddings.dtype).repeat(len(texts), 1)
+        given = queries.to(embeddings.device, embeddings.dtype).repeat(len(texts), 1)
         embeddings = embeddings.masked_scatter(is_query[..., None], given)
         patches, grids = patches.to(device), grid.expand(len(texts), 3).to(device)
         shown: dict[str, Any]

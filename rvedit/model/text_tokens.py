@@ -28,7 +28,7 @@ def encode_text(
         return_tensors="pt",
     ).to(next(text_encoder.parameters()).device)
     states = text_encoder(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
-    masked: Tensor = states * inputs.attention_mask[..., None]
+    masked: Tensor = states * inputs.attention_mask[..., None].to(states.device)
     return masked
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rvedit.model.cross_attention import BlockContext, RoutedCrossAttnProcessor, Trace, block_trace
+from rvedit.model.offloading import onload
 from rvedit.model.routing import Conditioning, route
 from rvedit.model.visual_tokens import flatten_tokens, position_embedding
 
@@ -97,6 +98,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` are
         the text encoder's hidden states.
         """
+        onload(self)
         visual = source = text = None
         if source_latents is not None:
             visual_volume = self.visual_embedder(source_latents)

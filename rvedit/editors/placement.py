@@ -1,0 +1,81 @@
+"""Where an editor's weights lie, and in how many bits: for cards that are smaller than the model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers.hooks import apply_layerwise_casting
+from torch import nn
+
+from rvedit.errors import UserError
+
+Offload = Literal["none", "model", "group"]
+Quantize = Literal["int8", "fp8", "nf4"]
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+QUANTIZATIONS: tuple[Quantize, ...] = get_args(Quantize)
+BITS: dict[Quantize, float] = {"int8": 8.0, "fp8": 8.0, "nf4": 4.5}
+"""Of a weight in a large matrix, its scales included."""
+
+
+def stacks(pipeline: Any) -> dict[str, nn.Module]:
+    """The layers that hold nearly all of the weights, by component."""
+    found: dict[str, nn.Module] = {}
+    if getattr(pipeline, "transformer", None) is not None:
+        found["transformer"] = pipeline.transformer.blocks
+    if getattr(pipeline, "mllm", None) is not None:
+        found["mllm"] = pipeline.mllm.model.language_model.layers
+    if getattr(pipeline, "text_encoder", None) is not None:
+        found["text_encoder"] = pipeline.text_encoder.encoder.block
+    return found
+
+
+def quantize(pipeline: Any, kind: Quantize, device: torch.device) -> None:
+    """Store the matrices of the large stacks in 8 or 4 bits; products are still of the model's own dtype."""
+    for stack in stacks(pipeline).values():
+        dtype = next(p.dtype for p in stack.parameters() if p.is_floating_point())
+        if kind == "fp8":
+            # umT5 looks at the dtype of its wo before it is called, so that one stays.
+            apply_layerwise_casting(
+                stack, torch.float8_e4m3fn, dtype, skip_modules_pattern=("norm", r"\bwo\b")
+            )
+        elif kind == "int8":
+            torchao = _optional("torchao.quantization", kind)
+            torchao.quantize_(stack, torchao.Int8WeightOnlyConfig(version=2))
+        else:
+            _to_nf4(stack, dtype, device)
+
+
+def place(pipeline: Any, device: torch.device, offload: Offload) -> None:
+    """Put a pipeline on its device: whole, component by component as they are needed, or layer by layer."""
+    if offload == "none":
+        pipeline.to(device)
+    elif offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        # On an accelerator the next layer is fetched while one computes.
+        stream = device.type == "cuda"
+        pipeline.enable_group_offload(device, offload_type="leaf_level", use_stream=stream)
+
+
+def _to_nf4(stack: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    bnb = _optional("bitsandbytes", "nf4")
+    for parent in list(stack.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                small = bnb.nn.Linear4bit(
+                    layer.in_features, layer.out_features, layer.bias is not None, dtype, quant_type="nf4"
+                )
+                small.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+                if layer.bias is not None:
+                    small.bias = layer.bias
+                setattr(parent, name, small.to(device))  # moving is what packs them
+
+
+def _optional(name: str, kind: str) -> Any:
+    package = name.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--quantize {kind}: needs {package}: pip install 'rvedit[quantize]'")
+    return importlib.import_module(name)

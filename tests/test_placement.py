@@ -1,0 +1,134 @@
+"""Offloading, quantisation, tiles and frame-wise decoding: the same edit, held otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline, make_vae, random_clip
+from torch.testing import assert_close
+
+from rvedit.editors.placement import place, quantize, stacks
+from rvedit.model.footprint import LiveBytes
+from rvedit.model.latents import decode, decode_frames
+from rvedit.records import EditSettings
+from rvedit.video_tensors import to_frames
+
+SETTINGS = EditSettings(num_inference_steps=2, guidance_scale=2.0)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pipeline(tiny_tokenizer):
+    return make_pipeline(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_tokenizer):
+    return make_pipeline(tiny_tokenizer)(random_clip(10), "make the fish orange", SETTINGS)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "group"])
+def test_an_offloaded_editor_edits_the_same(pipeline, expected, offload):
+    place(pipeline, CPU, offload)
+    edited = pipeline(random_clip(10), "make the fish orange", SETTINGS)
+    assert np.array_equal(edited, expected)
+    again = pipeline(random_clip(10), "make the fish orange", SETTINGS)
+    assert np.array_equal(again, expected), "a second clip finds its models again"
+
+
+def test_every_component_is_fetched_before_it_computes(pipeline):
+    """What `--offload model` rests on: each module's hook is called before any of its weights is used."""
+    fetched, used = [], []
+
+    class Hook:
+        def __init__(self, name):
+            self.name = name
+
+        def pre_forward(self, module, *args, **kwargs):
+            fetched.append(self.name)
+
+    names = ("transformer", "connector", "mllm", "text_encoder", "vae")
+    for name in names:
+        module = getattr(pipeline, name)
+        hook = module._hf_hook = Hook(name)
+        if name not in ("mllm", "vae"):  # accelerate's hook wraps `forward`
+            module.register_forward_pre_hook(lambda m, args, hook=hook: hook.pre_forward(m), prepend=True)
+        for part in module.modules():
+            if not list(part.children()):
+                part.register_forward_pre_hook(
+                    lambda m, args, name=name: used.append((name, name in fetched))
+                )
+    pipeline(random_clip(5), "make the fish orange", SETTINGS)
+    assert {name for name, _ in used} == set(names)
+    assert all(was_there for _, was_there in used)
+
+
+def bytes_of(module):
+    state = [*module.parameters(), *module.buffers()]
+    return sum(tensor.untyped_storage().nbytes() for tensor in state)
+
+
+# Of a stack's bytes at most, and decibels against the edit in full precision.
+SMALLER = [("fp8", None, 0.45, 18), ("int8", "torchao", 0.5, 22), ("nf4", "bitsandbytes", 0.4, 12)]
+
+
+@pytest.mark.parametrize(("kind", "needs", "share", "least"), SMALLER)
+def test_a_quantised_editor_is_smaller_and_edits_nearly_the_same(
+    pipeline, expected, kind, needs, share, least
+):
+    if needs and importlib.util.find_spec(needs) is None:
+        pytest.skip(f"{needs} is not installed")
+    before = {name: bytes_of(stack) for name, stack in stacks(pipeline).items()}
+    quantize(pipeline, kind, CPU)
+    if kind != "int8":  # torchao's tensors keep their sizes to themselves
+        for name, stack in stacks(pipeline).items():
+            assert bytes_of(stack) < share * before[name] + 20_000, name
+    edited = pipeline(random_clip(10), "make the fish orange", SETTINGS)
+    error = np.square(edited.astype(float) - expected).mean()
+    assert error > 0
+    assert 10 * np.log10(255**2 / error) > least
+
+
+def test_frames_are_decoded_one_by_one_to_the_same_clip():
+    torch.manual_seed(0)
+    vae, latents = make_vae(), torch.randn(1, 8, 4, 3, 2)
+    with torch.no_grad():
+        parts = list(decode_frames(vae, latents))
+        whole = to_frames(decode(vae, latents)[0])
+    assert [len(part) for part in parts] == [1, 4, 4, 4]
+    assert np.array_equal(np.concatenate(parts), whole)
+    vae.enable_tiling()
+    with torch.no_grad():
+        assert np.array_equal(np.concatenate(list(decode_frames(vae, latents))), whole), "smaller than a tile"
+
+
+def test_a_long_clip_takes_no_more_memory_to_decode_than_a_short_one():
+    vae = make_vae()
+
+    def peak(latent_frames, whole):
+        latents = torch.randn(1, 8, latent_frames, 8, 8)
+        with torch.no_grad(), LiveBytes() as live:
+            if whole:
+                decode(vae, latents)
+            else:
+                for _ in decode_frames(vae, latents):
+                    pass
+        return live.peak
+
+    short, long = peak(3, False), peak(11, False)
+    assert long < 1.1 * short
+    assert peak(11, True) > 1.5 * long, "the library's way holds the clip, and twice as it grows"
+
+
+def test_tiles_give_nearly_the_same():
+    torch.manual_seed(0)
+    vae, latents = make_vae(), torch.randn(1, 8, 2, 24, 24)
+    with torch.no_grad():
+        whole = np.concatenate(list(decode_frames(vae, latents)))
+        vae.enable_tiling()
+        tiled = np.concatenate(list(decode_frames(vae, latents)))
+    assert tiled.shape == whole.shape
+    assert_close(torch.tensor(tiled).float().mean(), torch.tensor(whole).float().mean(), rtol=0.05, atol=1)
