@@ -86,6 +86,12 @@ def edit(
     vae_tiling: Annotated[
         bool, typer.Option("--vae-tiling", help="Encode and decode by tiles: slower, for small cards.")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory and time it takes, and load nothing.")
+    ] = False,
+    card: Annotated[
+        float | None, typer.Option(min=1, help="Of --plan: what to switch on for a card of so many GB.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     batch: Annotated[
         Path | None,
@@ -138,6 +144,17 @@ def edit(
         raise UserError("--out-dir, --shard and --limit are for --batch")
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
+    if plan or card:
+        _print_plan(
+            source,
+            model or "nano",
+            device,
+            dtype,
+            (offload, quantization, vae_tiling, steps, guidance),
+            card,
+            as_json,
+        )
+        return
     # All that can be wrong with the files is said before torch is imported and a model is loaded.
     instruction = checked_instruction(instruction)
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
@@ -171,6 +188,36 @@ def edit(
     typer.echo(f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s")
     if report.comparison:
         typer.echo(f"{report.comparison}: source and edit side by side")
+
+
+def _print_plan(
+    source: Path,
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    options: tuple[Any, ...],
+    card: float | None,
+    as_json: bool,
+) -> None:
+    from rvedit.editors.load import DTYPES, pick_device, pick_dtype
+    from rvedit.records import ClipShape
+    from rvedit.video import probe
+    from rvedit.workflows.plan_edit import EditOptions, matrix_rate, plan_edit, what_fits
+    from rvedit_cli.plan import print_edit_plan
+
+    info = probe(source)
+    place = pick_device(device)
+    # For a card that is not here: what is computed with there.
+    kind = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
+    clip, chosen = ClipShape(info.num_frames, info.height, info.width), EditOptions(kind, *options)
+    plan = plan_edit(clip, model, chosen)
+    fitting = what_fits(clip, model, chosen, card * 1e9) if card else None
+    seconds = None if card else plan.seconds(matrix_rate(place, kind))
+    if as_json:
+        found = {"plan": plan.as_json(), "seconds": seconds, "fits": fitting and fitting.as_json()}
+        typer.echo(json.dumps(found))
+    else:
+        print_edit_plan(plan, seconds, str(place), fitting, card)
 
 
 def _load(model: str | None, as_json: bool, *options: Any) -> Editor:

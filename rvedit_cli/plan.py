@@ -10,6 +10,34 @@ import typer
 
 if TYPE_CHECKING:
     from rvedit.training.plan import TrainingPlan
+    from rvedit.workflows.plan_edit import EditPlan
+
+
+def print_edit_plan(
+    plan: EditPlan,
+    seconds: tuple[float, float] | None,
+    device: str,
+    fitting: EditPlan | None,
+    card: float | None,
+) -> None:
+    """What an edit takes, and what to switch on for a card of so many GB."""
+    rows, columns = plan.size
+    windows = f"{plan.windows} window{'s' * (plan.windows > 1)} of {plan.steps} steps"
+    typer.echo(f"{windows} at {columns}x{rows} with {plan.options.words}; nothing was loaded")
+    weights = [(name, size(value)) for name, value in plan.weights.items()]
+    _table("weights", ("", "size"), [*weights, ("total", size(sum(plan.weights.values())))])
+    stages = [(stage.name, size(stage.work)) for stage in plan.stages]
+    _table("held beside them while", ("", "size"), stages)
+    host = "" if device == "cpu" and card is None else f", {size(plan.host_bytes)} of the host's memory"
+    typer.echo(f"peak: {size(plan.device_bytes)} on the device{host}")
+    if seconds:
+        typer.echo(f"time on {device}, roughly: {seconds[0]:.3g} s a step, {seconds[1]:.3g} s in all")
+    if card is None:
+        return
+    if fitting is None:
+        typer.echo(f"no combination fits a card of {card:g} GB: edit a smaller clip, or on a larger card")
+    else:
+        typer.echo(f"a card of {card:g} GB: {fitting.options.words} ({size(fitting.device_bytes)})")
 
 
 def print_plan(plan: TrainingPlan, as_json: bool = False) -> None:

@@ -37,20 +37,18 @@ def load_editor(
         raise UserError(f"--offload {offload}: choose one of {', '.join(OFFLOADS)}")
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise UserError(f"--quantize {quantization}: choose one of {', '.join(QUANTIZATIONS)}")
-    place = _device(device)
-    kind = dtype or ("fp32" if place.type == "cpu" else "bf16")
-    if kind not in DTYPES:
-        raise UserError(f"--dtype {kind}: choose one of {', '.join(DTYPES)}")
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
     editor: Editor
     if model in KNOWN:
-        editor = load_known(model, DTYPES[kind])
+        editor = load_known(model, kind)
     else:
         path = find_checkpoint(model)
         foreign = _FOREIGN.get(_pipeline_class(path))
         if foreign:
-            editor = load_foreign(path, model, KNOWN[foreign].native, DTYPES[kind])
+            editor = load_foreign(path, model, KNOWN[foreign].native, kind)
         else:
-            editor = RVEDiTEditor(load_pipeline(path, DTYPES[kind]), model)
+            editor = RVEDiTEditor(load_pipeline(path, kind), model)
     if quantization:
         quantize(editor.pipeline, quantization, place)
     if vae_tiling:
@@ -73,7 +71,16 @@ def _pipeline_class(path: Path) -> str:
         return ""
 
 
-def _device(name: str | None) -> torch.device:
+def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """By name; fp32 on a CPU and bf16 elsewhere."""
+    kind = name or ("fp32" if device.type == "cpu" else "bf16")
+    if kind not in DTYPES:
+        raise UserError(f"--dtype {kind}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[kind]
+
+
+def pick_device(name: str | None) -> torch.device:
+    """By name; the accelerator if there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:

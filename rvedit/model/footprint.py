@@ -34,7 +34,10 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation and count what is new."""
+        """Run the operation and count what is new: a view of what was there before is not."""
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, Tensor):
+                self._sizes.setdefault(value.untyped_storage()._cdata, 0)
         out = func(*args, **(kwargs or {}))
         for value in tree_iter(out):
             if isinstance(value, Tensor):

@@ -29,7 +29,15 @@ def encode(vae: AutoencoderKLWan, clip: Float[Tensor, "b 3 t h w"]) -> Float[Ten
 
 
 def decode_frames(vae: AutoencoderKLWan, latents: Float[Tensor, "1 c f y x"]) -> Iterator[Frames]:
-    """As `decode`, a few frames at a time and each to the CPU at once, (t, h, w, 3): no whole clip of floats.
+    """As `decode`, some frames (t, h, w, 3) at a time and each to the CPU: no whole clip of floats."""
+    for pixels in decode_parts(vae, latents):
+        yield to_frames(pixels[0])
+
+
+def decode_parts(
+    vae: AutoencoderKLWan, latents: Float[Tensor, "1 c f y x"]
+) -> Iterator[Float[Tensor, "1 3 t h w"]]:
+    """The pixels of one latent frame after the other, up to [-1, 1].
 
     With tiling switched on the library decodes tile by tile, and the clip comes whole.
     """
@@ -37,7 +45,7 @@ def decode_frames(vae: AutoencoderKLWan, latents: Float[Tensor, "1 c f y x"]) ->
     latents = (latents.float() * std + mean).to(vae.dtype)
     tile = vae.tile_sample_min_height // vae.spatial_compression_ratio
     if vae.use_tiling and max(latents.shape[-2:]) > tile:
-        yield to_frames(vae.decode(latents).sample[0])
+        yield vae.decode(latents).sample
         return
     onload(vae)
     vae.clear_cache()
@@ -48,7 +56,7 @@ def decode_frames(vae: AutoencoderKLWan, latents: Float[Tensor, "1 c f y x"]) ->
         pixels = vae.decoder(part, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
         if vae.config.patch_size is not None:
             pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
-        yield to_frames(pixels[0])
+        yield pixels
     vae.clear_cache()
 
 

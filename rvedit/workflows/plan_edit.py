@@ -1,0 +1,340 @@
+"""`rvedit edit --plan`: what an edit will take, before any weight is loaded.
+
+Memory is found by running the editor's own modules on the meta device (`rvedit.model.footprint`), time by
+counting operations and measuring what this device multiplies. 1 GB is 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+
+from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint
+from rvedit.checkpoints.files import read_config
+from rvedit.editors import KNOWN
+from rvedit.editors.placement import BITS, Offload, Quantize, stacks
+from rvedit.errors import UserError
+from rvedit.model.edit_tokens import EditTokenConnector
+from rvedit.model.flops import Shape, context_lengths, forward_flops
+from rvedit.model.footprint import peak_bytes
+from rvedit.model.latents import decode_parts, encode
+from rvedit.model.presets import WAN22_5B_CONNECTOR, WAN22_5B_TRANSFORMER
+from rvedit.model.presets_5b import WAN22_VAE, qwen25_vl_3b_config, umt5_xxl_config
+from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import ClipShape
+from rvedit.windows import WindowPlan
+
+WORDS = 64
+"""Of the multimodal LLM's prompt, roughly."""
+UTILIZATION = 0.5
+"""Of the device's measured matrix rate, as a guess."""
+ROOM = 0.92
+"""Of a card's memory that a plan may fill: the driver and the allocator want some."""
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """What the user may switch."""
+
+    dtype: torch.dtype = torch.bfloat16
+    offload: Offload = "none"
+    quantization: Quantize | None = None
+    vae_tiling: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+
+    @property
+    def words(self) -> str:
+        """As they are written on the command line."""
+        parts = [] if self.offload == "none" else [f"--offload {self.offload}"]
+        parts += [f"--quantize {self.quantization}"] if self.quantization else []
+        parts += ["--vae-tiling"] if self.vae_tiling else []
+        return " ".join(parts) or "no option"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of an edit: who is needed, what it holds beside its weights, and what it computes."""
+
+    name: str
+    modules: tuple[str, ...]
+    work: int
+    """Bytes."""
+    flops: float
+    """Of one window; of one step where it is the transformer's."""
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """The answer."""
+
+    options: EditOptions
+    size: tuple[int, int]
+    """Rows and columns inside the model, pixels."""
+    windows: int
+    steps: int
+    weights: dict[str, int]
+    """Bytes, by component."""
+    stages: tuple[Stage, ...]
+    device_bytes: int
+    """Peak on the device that computes."""
+    host_bytes: int
+    """Peak of the host's memory, where that is another."""
+    step_flops: float
+    other_flops: float
+    """Of a window beside its steps."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a program."""
+        options = self.options
+        return {
+            "options": options.words,
+            "dtype": str(options.dtype).removeprefix("torch."),
+            "model_size": self.size,
+            "windows": self.windows,
+            "steps": self.steps,
+            "weights_bytes": self.weights,
+            "stage_bytes": {stage.name: stage.work for stage in self.stages},
+            "device_bytes": self.device_bytes,
+            "host_bytes": self.host_bytes,
+            "step_flops": self.step_flops,
+            "window_flops_beside_steps": self.other_flops,
+        }
+
+    def seconds(self, flops_per_second: float) -> tuple[float, float]:
+        """(per step, in total) at a matrix rate of which a part is reached."""
+        rate = flops_per_second * UTILIZATION
+        total = self.windows * (self.steps * self.step_flops + self.other_flops)
+        return self.step_flops / rate, total / rate
+
+
+def plan_edit(clip: ClipShape, model: str, options: EditOptions) -> EditPlan:
+    """What editing a clip takes. Raises UserError for an editor that is not RVEDiT's kind."""
+    return _plan(clip, outline(model), options, {})
+
+
+def what_fits(clip: ClipShape, model: str, options: EditOptions, card_bytes: float) -> EditPlan | None:
+    """The first plan that fits a card, from the fastest to the smallest; none where nothing does."""
+    pipeline = outline(model)
+    known: dict[bool, tuple[Stage, ...]] = {}
+    ladder: list[tuple[Offload, Quantize | None, bool]] = [
+        ("none", None, False),
+        ("none", None, True),
+        ("model", None, False),
+        ("model", None, True),
+        ("model", "fp8", True),
+        ("group", None, True),
+        ("group", "nf4", True),
+    ]
+    for offload, quantization, tiling in ladder:
+        chosen = replace(options, offload=offload, quantization=quantization, vae_tiling=tiling)
+        plan = _plan(clip, pipeline, chosen, known)
+        if plan.device_bytes <= ROOM * card_bytes:
+            return plan
+    return None
+
+
+def outline(model: str) -> RVEDiTPipeline:
+    """The pipeline of a checkpoint, without weights: by its configs, or as the 5B is published."""
+    if model in KNOWN:
+        raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
+    path = None if model.count("/") == 1 and not Path(model).exists() else find_checkpoint(model)
+    own = path is not None and (path / "connector").is_dir()
+    kind = str(read_config(path / "model_index.json").get("_class_name")) if path and path.is_dir() else ""
+    if any(name in kind for name in ("Lucy", "VACE")):
+        raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
+    with torch.device("meta"):
+        if own:
+            assert path is not None
+            modules = {name: _module(name, path) for name in MODULE_CLASSES if (path / name).is_dir()}
+        else:
+            transformer = dict(WAN22_5B_TRANSFORMER)
+            if "kiwi" in f"{kind} {model}".lower():
+                transformer["routing_depth"] = transformer["num_layers"]
+            modules = {
+                "transformer": RoutedWanTransformer3DModel(**transformer),
+                "connector": EditTokenConnector(**WAN22_5B_CONNECTOR),
+                "mllm": Qwen2_5_VLForConditionalGeneration(qwen25_vl_3b_config()),
+                "text_encoder": UMT5EncoderModel(umt5_xxl_config()),
+                "vae": AutoencoderKLWan(
+                    **{**WAN22_VAE, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
+                ),
+            }
+    reads_text = modules["transformer"].config.routing_depth < len(modules["transformer"].blocks)
+    text_encoder = modules.get("text_encoder") if reads_text else None
+    index = read_config(path / "model_index.json") if own and path else {}
+    settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
+    return RVEDiTPipeline(
+        **{**modules, "text_encoder": text_encoder},
+        tokenizer=None,
+        mllm_tokenizer=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        **settings,
+    )
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Multiplications and additions a second of this device, measured on one product."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    a @ a
+    best = float("inf")
+    for _ in range(3):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _module(name: str, path: Path) -> Any:
+    config = read_config(path / name / "config.json")
+    cls = MODULE_CLASSES[name]
+    if hasattr(cls, "from_config"):
+        return cls.from_config(config)
+    return cls(cls.config_class.from_dict(config))
+
+
+def _plan(
+    clip: ClipShape, pipeline: RVEDiTPipeline, options: EditOptions, known: dict[bool, tuple[Stage, ...]]
+) -> EditPlan:
+    """`known` keeps the stages, which depend on the tiles alone."""
+    windows = WindowPlan(pipeline.config.window_frames, pipeline.config.window_stride)
+    frames = min(windows.length, clip.num_frames + (1 - clip.num_frames) % 4)
+    rows, columns = pipeline.model_size(clip.height, clip.width)
+    steps = options.steps or pipeline.config.default_steps
+    guidance = pipeline.config.default_guidance if options.guidance is None else options.guidance
+    conditions = 1 + (guidance != 1.0)
+    names = [name for name in MODULE_CLASSES if getattr(pipeline, name) is not None]
+    weights = {name: _weight_bytes(pipeline, name, options) for name in names}
+    tiled = options.vae_tiling
+    if tiled not in known:
+        known[tiled] = tuple(_stages(pipeline, ClipShape(frames, rows, columns), options, conditions))
+    stages = known[tiled]
+    everything = sum(weights.values())
+    most = max(stage.work for stage in stages)
+    if options.offload == "none":
+        device, host = everything + most, everything
+    elif options.offload == "model":
+        # The VAE, which reads the source first, stays until the transformer is fetched.
+        held = [stage.work + sum(weights[name] for name in {*stage.modules, "vae"}) for stage in stages]
+        device, host = max(held), everything
+    else:
+        layers = [module for name in names for module in getattr(pipeline, name).modules()]
+        largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
+        device, host = most + 2 * largest * options.dtype.itemsize, everything
+    step = next(stage for stage in stages if stage.name == "a step")
+    others = sum(stage.flops for stage in stages if stage is not step)
+    return EditPlan(
+        options, (rows, columns), windows.count(clip.num_frames), steps, weights, stages, device, host,
+        step.flops, others,
+    )  # fmt: skip
+
+
+def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditOptions) -> int:
+    module = getattr(pipeline, name)
+    total = sum(parameter.numel() for parameter in module.parameters())
+    if name == "vae":
+        return total * max(4, options.dtype.itemsize) if total > 1e8 else total * options.dtype.itemsize
+    small = 0.0
+    if options.quantization:
+        stack = stacks(pipeline).get(name, nn.Module())
+        matrices = sum(m.weight.numel() for m in stack.modules() if isinstance(m, nn.Linear))
+        small = matrices * BITS[options.quantization] / 8
+        total -= matrices
+    return round(total * options.dtype.itemsize + small)
+
+
+def _stages(
+    pipeline: RVEDiTPipeline, clip: ClipShape, options: EditOptions, conditions: int
+) -> Iterator[Stage]:
+    vae, transformer, connector = pipeline.vae, pipeline.transformer, pipeline.connector
+    dtype = options.dtype
+
+    def stage(name: str, modules: tuple[str, ...], call: Callable[[], Any], times: int = 1) -> Stage:
+        with FlopCounterMode(display=False) as counter:
+            work = peak_bytes(call)
+        return Stage(name, modules, work, float(counter.get_total_flops()) * times)
+
+    def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
+    grid = (1 + (clip.num_frames - 1) // temporal, clip.height // spatial, clip.width // spatial)
+    latents = empty(1, vae.config.z_dim, *grid, of=torch.float32)
+    tile = (vae.tile_sample_min_height, vae.tile_sample_min_width) if options.vae_tiling else (10**6, 10**6)
+    rows, columns = min(clip.height, tile[0]), min(clip.width, tile[1])
+    # The VAE works frame by frame, and three latent frames are enough to reach its peak.
+    few = min(clip.num_frames, 1 + 2 * temporal)
+    pixels = empty(1, 3, few, rows, columns, of=torch.float32)
+    # What the tiles are put together into; the whole clip comes at once then, and twice as it is blended.
+    tiled = 2 * 12 * clip.num_frames * clip.height * clip.width * (rows * columns < clip.height * clip.width)
+    given = 12 * clip.num_frames * clip.height * clip.width
+    share = clip.num_frames * clip.height * clip.width / (few * rows * columns)
+    reading = stage("reading the source", ("vae",), lambda: encode(vae, pixels.clone()))
+    yield replace(reading, work=reading.work + given, flops=reading.flops * share)
+
+    sight = pipeline.edit_token_encoder.sight
+    vision = pipeline.mllm.config.vision_config
+    seen_rows, seen_columns = sight.size(clip.height, clip.width)
+    pairs = -(-min(clip.num_frames, sight.max_frames) // vision.temporal_patch_size)
+    tokens = pairs * (seen_rows // sight.grid) * (seen_columns // sight.grid)
+    length = tokens + WORDS + connector.config.num_queries
+    language = _cast(pipeline.mllm.model.language_model, dtype)
+    states = empty(1, length, connector.config.llm_width)
+    places = torch.empty(3, 1, length, dtype=torch.long, device="meta")
+    yield stage(
+        "editing tokens",
+        ("mllm", "connector"),
+        lambda: language(inputs_embeds=states.clone(), position_ids=places, use_cache=False),
+        conditions,
+    )
+    text = None
+    if pipeline.text_encoder is not None:
+        words = pipeline.config.max_text_length
+        encoder = _cast(pipeline.text_encoder, dtype)
+        ids = torch.empty(1, words, dtype=torch.long, device="meta")
+        text = empty(1, words, encoder.config.d_model)
+        yield stage("text tokens", ("text_encoder",), lambda: encoder(ids), conditions)
+
+    model = _cast(transformer, dtype)
+    edit_tokens = empty(1, connector.config.num_queries, connector.config.width)
+
+    def two_steps() -> None:
+        given = [model.condition(edit_tokens, latents.to(dtype), text) for _ in range(conditions)]
+        read = [model.contexts(conditioning, reuse=True) for conditioning in given]
+        for _ in range(2):
+            for conditioning, contexts in zip(given, read, strict=True):
+                model(latents.to(dtype), empty(1, of=torch.float32), conditioning, contexts)
+
+    shape = Shape(
+        dict(transformer.config), grid, connector.config.num_queries,
+        pipeline.config.max_text_length if text is not None else 0,
+    )  # fmt: skip
+    flops = conditions * forward_flops(shape, context_lengths(shape), reuse=True)
+    yield Stage("a step", ("transformer",), peak_bytes(two_steps), flops)
+
+    def decode() -> None:
+        part = latents[:, :, : 1 + (few - 1) // temporal, : rows // spatial, : columns // spatial]
+        for _ in decode_parts(vae, part):
+            pass
+
+    decoding = stage("decoding", ("vae",), decode)
+    yield replace(decoding, work=decoding.work + tiled, flops=decoding.flops * share)
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    """Without the library's advice on parts in fp32, which holds for weights."""
+    return nn.Module.to(module, dtype)

@@ -1,0 +1,93 @@
+"""`rvedit edit --plan`: estimates without weights, against what real edits hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import make_pipeline, random_clip
+from typer.testing import CliRunner
+
+from rvedit.checkpoints import load_pipeline
+from rvedit.model.footprint import LiveBytes, peak_bytes
+from rvedit.records import ClipShape, EditSettings
+from rvedit.workflows.plan_edit import EditOptions, outline, plan_edit, what_fits
+from rvedit_cli.main import app
+
+FP32 = EditOptions(torch.float32)
+REAL = ClipShape(81, 704, 1280)
+
+
+def test_live_bytes_by_hand():
+    """Two tensors of 4000 bytes at most: the third comes when the first has gone; a view is nothing new."""
+
+    def work():
+        a = torch.ones(1000)
+        b = a + 1
+        c = b.view(10, 100)
+        del a
+        return c * 2
+
+    with LiveBytes() as live:
+        work()
+    assert live.peak == 8000
+    assert live.now == 0
+
+
+def test_fused_attention_holds_no_matrix():
+    query = torch.empty(1, 2, 1000, 16, device="meta")
+    peak = peak_bytes(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    assert peak == 4 * query.numel()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(("num_frames", "size"), [(9, 32), (9, 48), (5, 32)])
+def test_the_estimate_is_what_an_edit_holds(tiny_tokenizer, tmp_path, num_frames, size, guidance):
+    """Small, so that what hardly counts at the real size (masks, tables, words) counts here."""
+    pipeline = make_pipeline(tiny_tokenizer)
+    pipeline.save_pretrained(tmp_path / "tiny")
+    pipeline = load_pipeline(tmp_path / "tiny")
+    plan = plan_edit(ClipShape(num_frames, size, size), str(tmp_path / "tiny"), FP32)
+    assert plan.weights == {
+        name: sum(p.numel() * 4 for p in getattr(pipeline, name).parameters()) for name in plan.weights
+    }
+    clip = random_clip(num_frames, size, size)
+    with LiveBytes() as live:
+        pipeline(clip, "make the fish orange", EditSettings(2, guidance))
+    estimate = max(stage.work for stage in plan.stages)
+    assert 0.7 < estimate / live.peak < 1.3, (estimate, live.peak)
+
+
+def test_offloading_needs_less_and_the_published_model_fits_a_card():
+    peaks = [
+        plan_edit(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers", EditOptions(**options)).device_bytes
+        for options in ({}, {"vae_tiling": True}, {"vae_tiling": True, "offload": "model"})
+    ]
+    assert peaks[0] > peaks[1] > peaks[2]
+    assert 20e9 < peaks[1] < 32e9, "the weights alone are 20 GB"
+    fits = what_fits(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers", EditOptions(), 24e9)
+    assert fits is not None
+    assert fits.options.words == "--offload model --vae-tiling"
+    assert what_fits(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers", EditOptions(), 4e9) is None
+
+
+def test_the_routing_depth_decides_about_the_text_encoder():
+    assert outline("linyq/kiwi-edit-5b-instruct-only-diffusers").text_encoder is None
+    assert outline("Wan-AI/Wan2.2-TI2V-5B-Diffusers").text_encoder is not None
+
+
+def test_the_command(tiny_tokenizer, tmp_path):
+    make_pipeline(tiny_tokenizer).save_pretrained(tmp_path / "tiny")
+    from rvedit.video import write_clip
+
+    write_clip(tmp_path / "in.mp4", random_clip(20, 32, 48), 12)
+    arguments = ["edit", str(tmp_path / "in.mp4"), "red", "--plan", "--model", str(tmp_path / "tiny")]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert plan["plan"]["windows"] == 4
+    assert plan["seconds"][1] > plan["seconds"][0] > 0
+    said = CliRunner().invoke(app, [*arguments, "--card", "1"]).stdout
+    assert "a card of 1 GB: no option" in said
+    assert not list(tmp_path.glob("*_edited*"))
