@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,10 +216,12 @@ class RVEDiTPipeline(DiffusionPipeline):
         sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
         latents = noise.draw(tuple(source.shape)).to(device)
+        if self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()  # of another clip, or another window
         for step, timestep in enumerate(self.scheduler.timesteps, start=1):
-            velocity = self._velocity(latents, timestep, conditional)
+            velocity = self._velocity(latents, timestep, conditional, "conditional")
             if unconditional is not None:
-                baseline = self._velocity(latents, timestep, unconditional)
+                baseline = self._velocity(latents, timestep, unconditional, "unconditional")
                 velocity = baseline + guidance * (velocity - baseline)
             latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             report(step, num_steps)
@@ -233,11 +236,10 @@ class RVEDiTPipeline(DiffusionPipeline):
         contexts = self.transformer.contexts(conditioning, reuse=True) if settings.reuse_key_values else None
         return _Condition(conditioning, contexts)
 
-    def _velocity(self, latents: Tensor, timestep: Tensor, given: _Condition) -> Tensor:
-        output = self.transformer(
-            latents.to(self.transformer.dtype),
-            timestep.expand(len(latents)),
-            given.conditioning,
-            given.contexts,
-        )
+    def _velocity(self, latents: Tensor, timestep: Tensor, given: _Condition, name: str) -> Tensor:
+        """`name` keeps apart what step caches remember of the two conditions."""
+        model = self.transformer
+        with model.cache_context(name) if model.is_cache_enabled else nullcontext():
+            time = timestep.expand(len(latents))
+            output = model(latents.to(model.dtype), time, given.conditioning, given.contexts)
         return output.sample.float()

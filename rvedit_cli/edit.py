@@ -86,6 +86,18 @@ def edit(
     vae_tiling: Annotated[
         bool, typer.Option("--vae-tiling", help="Encode and decode by tiles: slower, for small cards.")
     ] = False,
+    fast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="first-block|taylorseer", help="Let steps reuse what earlier ones computed: less exact."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks: pays off over many windows.")
+    ] = False,
+    attention: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Attention kernels by diffusers' names, such as flash.")
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what memory and time it takes, and load nothing.")
     ] = False,
@@ -123,7 +135,8 @@ def edit(
     chosen = EditSettings(steps, guidance, seed, preserve=preserve, description=description, mask=mask)
 
     def load() -> Editor:
-        return _load(model, as_json, device, dtype, offload, quantization, vae_tiling)
+        speed = (fast, compiled, attention)
+        return _load(model, as_json, device, dtype, offload, quantization, vae_tiling, *speed)
 
     if batch:
         if source or output or compare or allow_truncated:

@@ -12,6 +12,7 @@ from rvedit.editors.base import Editor
 from rvedit.editors.placement import OFFLOADS, QUANTIZATIONS, Offload, Quantize, quantize
 from rvedit.editors.placement import place as put
 from rvedit.editors.rvedit import RVEDiTEditor
+from rvedit.editors.speed import FASTS, Fast, choose_attention, compile_blocks, reuse_steps
 from rvedit.editors.whole_clip import KNOWN, load_foreign, load_known
 from rvedit.errors import UserError
 
@@ -26,17 +27,23 @@ def load_editor(
     offload: Offload = "none",
     quantization: Quantize | None = None,
     vae_tiling: bool = False,
+    fast: Fast | None = None,
+    compiled: bool = False,
+    attention: str | None = None,
 ) -> Editor:
     """Load an editor: `nano`, `lucy`, `vace`, `ditto`, or a folder, a file or a hub id with weights.
 
     Without a device it is the accelerator if there is one; without a dtype fp32 on a CPU and bf16 elsewhere.
     `offload` keeps what does not compute on the CPU: whole components (`model`) or all layers (`group`).
     `quantization` stores the large matrices in int8, fp8 or nf4. `vae_tiling` encodes and decodes by tiles.
+    `fast` lets steps reuse earlier ones' work; `compiled` compiles the blocks; `attention` names kernels.
     """
     if offload not in OFFLOADS:
         raise UserError(f"--offload {offload}: choose one of {', '.join(OFFLOADS)}")
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise UserError(f"--quantize {quantization}: choose one of {', '.join(QUANTIZATIONS)}")
+    if fast is not None and fast not in FASTS:
+        raise UserError(f"--fast {fast}: choose one of {', '.join(FASTS)}")
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     editor: Editor
@@ -53,6 +60,12 @@ def load_editor(
         quantize(editor.pipeline, quantization, place)
     if vae_tiling:
         editor.pipeline.vae.enable_tiling()
+    if attention:
+        choose_attention(editor.pipeline, attention)
+    if fast:
+        reuse_steps(editor.pipeline, fast)
+    if compiled:
+        compile_blocks(editor.pipeline)
     try:
         put(editor.pipeline, place, offload)
     except torch.OutOfMemoryError:
