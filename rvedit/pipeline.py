@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
 from rvedit.model.latents import decode_frames, encode
 from rvedit.model.routing import Conditioning
 from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.provenance import Provenance
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames, resize_frames, to_model_range
 from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
@@ -75,6 +78,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         sigma_min: float = 0.0,
     ) -> None:
         super().__init__()
+        self.provenance = Provenance()
         self.register_modules(
             transformer=transformer,
             connector=connector,
@@ -101,6 +105,48 @@ class RVEDiTPipeline(DiffusionPipeline):
         """The names of what is no module."""
         parameters = inspect.signature(cls.__init__).parameters.values()
         return tuple(p.name for p in parameters if p.default is not inspect.Parameter.empty)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As diffusers', and a model card with where the weights come from; `push_to_hub` has its own way."""
+        folder = Path(save_directory)
+        super().save_pretrained(folder, *args, **{**kwargs, "push_to_hub": False})
+        blocks, depth = len(self.transformer.blocks), self.transformer.config.routing_depth
+        count = sum(
+            p.numel()
+            for part in self.components.values()
+            if hasattr(part, "parameters")
+            for p in part.parameters()
+        )
+        facts = {
+            "parameters": f"{count / 1e9:.3g} billion",
+            "blocks, routing depth": f"{blocks}, {depth}",
+            "editing tokens": self.connector.config.num_queries,
+            "frames at once": self.config.window_frames,
+            "steps, guidance": f"{self.config.default_steps}, {self.config.default_guidance:g}",
+        }
+        self.provenance.write(folder, kwargs.get("repo_id") or folder.resolve().name, facts)
+        if kwargs.get("push_to_hub"):
+            options = {key: kwargs[key] for key in ("private", "token") if key in kwargs}
+            self.push_to_hub(kwargs.get("repo_id") or folder.resolve().name, folder=folder, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        folder: str | Path | None = None,
+    ) -> str:
+        """Upload the pipeline, or a folder that it was saved to; returns the address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as temporary:
+            if folder is None:
+                folder = Path(temporary) / repo_id.rpartition("/")[2]
+                self.save_pretrained(folder)
+            api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder))
+        return str(repo)
 
     @property
     def edit_token_encoder(self) -> EditTokenEncoder:

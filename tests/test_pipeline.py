@@ -225,7 +225,7 @@ def test_another_dtype_is_honoured(saved: Path) -> None:
 
 def test_a_checkpoint_is_safetensors_and_text(saved: Path) -> None:
     files = [path for path in saved.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert {path.parent.name for path in weights} == {
         "transformer", "connector", "mllm", "text_encoder", "vae"

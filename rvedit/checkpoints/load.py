@@ -11,27 +11,37 @@ from rvedit.checkpoints.files import read_config
 from rvedit.checkpoints.own import load_own
 from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
+from rvedit.provenance import KIWI, QWEN, WAN, Provenance
 
 _WAN = ("WanPipeline", "WanImageToVideoPipeline")
 
 
 def load_pipeline(path: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
     """Read a checkpoint of any kind that we know; one that is none, or not whole, is a UserError."""
+    pipeline, base = _load(path, dtype)
+    pipeline.provenance = Provenance(base=base) if base else Provenance.read(path)
+    return pipeline
+
+
+def _load(path: Path, dtype: torch.dtype) -> tuple[RVEDiTPipeline, tuple[str, ...]]:
+    """The pipeline, and what it was made from where its folder does not say."""
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: weights are read from safetensors files and folders only")
-        return kiwi.load_file(path, dtype) if kiwi.is_trained_file(path) else wan.load_file(path, dtype)
+        if kiwi.is_trained_file(path):
+            return kiwi.load_file(path, dtype), (KIWI, WAN, QWEN)
+        return wan.load_file(path, dtype), (WAN, QWEN)
     if not (path / "model_index.json").is_file():
         if wan.is_original(path):
-            return wan.load_original(path, dtype)
+            return wan.load_original(path, dtype), (WAN, QWEN)
         raise UserError(f"{path}: not a checkpoint of rvedit: it has no model_index.json")
     index = read_config(path / "model_index.json")
     kind = index.get("_class_name")
     kind = kind[-1] if isinstance(kind, list) else kind
     if kind == "RVEDiTPipeline":
-        return load_own(path, index, dtype)
+        return load_own(path, index, dtype), ()
     if kind == "KiwiEditPipeline":
-        return kiwi.load_folder(path, dtype)
+        return kiwi.load_folder(path, dtype), (KIWI, WAN, QWEN)
     if kind in _WAN:
-        return wan.load_folder(path, dtype)
+        return wan.load_folder(path, dtype), (WAN, QWEN)
     raise UserError(f"{path}: a checkpoint of {kind}, not of RVEDiTPipeline, Wan2.2-TI2V-5B or Kiwi-Edit")

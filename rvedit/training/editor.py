@@ -22,10 +22,12 @@ from rvedit.checkpoints import (
     with_vae,
     with_weights,
 )
+from rvedit.data.manifest import read_manifest
 from rvedit.data.playground import sample_triplet
 from rvedit.errors import UserError
 from rvedit.model.causal_convolution import cheapen_single_frames
 from rvedit.pipeline import RVEDiTPipeline
+from rvedit.provenance import PLAYGROUND, Provenance
 from rvedit.recipes import ModelRecipe, Recipe
 from rvedit.records import EditSettings
 from rvedit.training.data import collate, editor_samples, load
@@ -37,6 +39,8 @@ from rvedit.video import temporary_sibling
 from rvedit.video_tensors import Frames
 
 CORPUS_SIZE = 3_000
+DATA_SETS = {"openve": "OpenVE-3M", "reco": "ReCo-Data", "ditto": "Ditto-1M"}
+"""By a manifest's word for them."""
 LANGUAGE_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -124,10 +128,22 @@ class EditorTask:
                 settings = {k: v for k, v in settings.items() if not k.startswith("_")}
                 pipeline = RVEDiTPipeline(**{**pipeline.components, **parts}, **settings)
         if self.processes.is_main:
+            pipeline.provenance = self._provenance()
             part = temporary_sibling(folder)
             pipeline.save_pretrained(part)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+
+    def _provenance(self) -> Provenance:
+        before, recipe = self.pipeline.provenance, self.recipe
+        base = before.base or (("nano",) if recipe.model.preset == "nano" else ())
+        data: set[str] = {*before.data}
+        if recipe.data.source == "manifest" and recipe.data.manifest:
+            names = {triplet.dataset for triplet in read_manifest(Path(recipe.data.manifest))}
+            data |= {DATA_SETS.get(name, name) for name in names}
+        else:
+            data |= {PLAYGROUND}
+        return Provenance(base, tuple(sorted(data)), recipe.model_dump(mode="json", exclude={"paper"}))
 
 
 def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
