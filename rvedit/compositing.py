@@ -21,15 +21,15 @@ from rvedit.video_tensors import Frames
 class MaskSettings:
     """When a difference is an edit, and how wide its border is."""
 
-    low: float = 0.06
+    low: float = 0.12
     """Differences below are the model's own noise; of the range of a channel, 0 to 1."""
-    high: float = 0.14
+    high: float = 0.35
     """Differences above are the edit."""
-    smoothing: float = 1 / 64
+    smoothing: float = 1 / 128
     """Radius over which differences are averaged, of the frame's short side."""
-    border: float = 1 / 24
+    border: float = 1 / 128
     """How far the edit shows around what it changed, of the short side; it fades over the same length."""
-    whole: float = 0.45
+    whole: float = 0.35
     """An edit of more than this share of a window's pixels, such as a style, is kept as it is."""
 
 

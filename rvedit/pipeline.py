@@ -23,13 +23,13 @@ from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
-from rvedit.model.latents import decode_frames, encode
+from rvedit.model.latents import StreamDecoder, encode
 from rvedit.model.routing import Conditioning
 from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.provenance import Provenance
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames, resize_frames, to_model_range
-from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
+from rvedit.windows import WindowNoise, WindowPlan, carry_over, split
 
 MASK = MaskSettings()
 
@@ -173,7 +173,10 @@ class RVEDiTPipeline(DiffusionPipeline):
         settings = settings or EditSettings()
         plan = self.window_plan
         noise = WindowNoise(plan, settings.seed)
-        previous: Tensor | None = None
+        decoder = StreamDecoder(self.vae)
+        latents: Tensor | None = None
+        known: Tensor | None = None
+        decoded: Frames | None = None  # of the window, at the model's size
         size: list[tuple[int, int]] = []
 
         originals: deque[Frames] = deque()  # those not given yet, where they are needed again
@@ -191,28 +194,32 @@ class RVEDiTPipeline(DiffusionPipeline):
                 on_progress(Progress(index + 1, step, num_steps))
 
             source = self._encode_window(window.frames)
-            latents = self._edit_latents(source, window.frames, instruction, settings, noise, report)
-            if previous is not None:
-                latents = cross_fade(previous, latents, plan)
-            previous = latents
-            given = self._decode(latents)
-            mask = self._change_mask(source, given) if settings.preserve else None
-            for index in range(window.first_new, window.end):
-                edited = resize_frames(given[index][None], *size[0])[0]
+            if decoded is not None and latents is not None:
+                # The window goes on from what was edited: its first frame, and the latents that it shares.
+                first = self._encode_window(decoded[plan.stride : plan.stride + 1])
+                known = carry_over(latents, first, plan)
+            latents = self._edit_latents(source, window.frames, instruction, settings, noise, report, known)
+            new = self._decode(decoder, latents if known is None else latents[:, :, known.shape[2] :])
+            new = new[window.first_new - len(window.frames) :]  # tiles begin anew, with a single frame
+            decoded = new if decoded is None else np.concatenate([decoded[plan.stride :], new])
+            mask = self._change_mask(source, new) if settings.preserve else None
+            for index in range(window.end - window.first_new):
+                edited = resize_frames(new[index][None], *size[0])[0]
                 if settings.preserve:
                     original = originals.popleft()
                     edited = edited if mask is None else composite(original, edited, mask[index])
                 yield edited
         self.maybe_free_model_hooks()
 
-    def _change_mask(self, source: Tensor, given: Frames) -> Tensor | None:
-        """Where a decoded window differs from the model's own picture of its source; none: everywhere."""
-        mask = change_mask(to_model_range(given), to_model_range(self._decode(source)), MASK)
+    def _change_mask(self, source: Tensor, new: Frames) -> Tensor | None:
+        """Where a window's new frames differ from the model's own picture of the source; none: everywhere."""
+        picture = self._decode(StreamDecoder(self.vae), source)[-len(new) :]
+        mask = change_mask(to_model_range(new), to_model_range(picture), MASK)
         return None if is_whole(mask, MASK) else mask
 
     @torch.no_grad()
-    def _decode(self, latents: Tensor) -> Frames:
-        return np.concatenate(list(decode_frames(self.vae, latents)))
+    def _decode(self, decoder: StreamDecoder, latents: Tensor) -> Frames:
+        return decoder.frames(latents)
 
     def model_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the model takes: on its grid, of an area it knows, of about this shape."""
@@ -249,7 +256,11 @@ class RVEDiTPipeline(DiffusionPipeline):
         settings: EditSettings,
         noise: WindowNoise,
         report: Callable[[int, int], None],
+        known: Tensor | None = None,
     ) -> Tensor:
+        """z_0 of a window, whose first latents may be `known`: at every step those are where they would be on
+        their way from the noise, so that the others are drawn to go with them.
+        """
         device = self._execution_device
         conditional = self._condition(source, frames, instruction, settings)
         guidance = (
@@ -261,15 +272,19 @@ class RVEDiTPipeline(DiffusionPipeline):
         # From pure noise to the target; the scheduler shifts them once and ends at 0.
         sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-        latents = noise.draw(tuple(source.shape)).to(device)
+        initial = latents = noise.draw(tuple(source.shape)).to(device)
         if self.transformer.is_cache_enabled:
             self.transformer._reset_stateful_cache()  # of another clip, or another window
+        given = 0 if known is None else known.shape[2]
         for step, timestep in enumerate(self.scheduler.timesteps, start=1):
             velocity = self._velocity(latents, timestep, conditional, "conditional")
             if unconditional is not None:
                 baseline = self._velocity(latents, timestep, unconditional, "unconditional")
                 velocity = baseline + guidance * (velocity - baseline)
             latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            if known is not None:
+                sigma = self.scheduler.sigmas[step]
+                latents[:, :, :given] = (1 - sigma) * known + sigma * initial[:, :, :given]
             report(step, num_steps)
         return latents
 

@@ -1,8 +1,9 @@
 """Windows over a long clip, in the VAE's time: one frame, then groups of four.
 
 Windows start at multiples of the stride, a multiple of four, so every latent of a window but its first covers
-the same four frames as a latent of the window before. Those are cross-faded; the first one, which covers a
-single frame here and four there, gives way to the window before.
+the same four frames as a latent of the window before. Those are carried over, and the first one, which covers
+a single frame here and four there, is that frame as it was edited: a window goes on from what was edited, and
+does not begin anew. (Windows that were edited apart and cross-faded showed a jump at every seam.)
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class WindowPlan:
 
     @property
     def overlap(self) -> int:
-        """Latent frames that two neighbours share and cross-fade."""
+        """Latent frames that two neighbours share."""
         return self.latents - 1 - self.shift
 
     def count(self, num_frames: int) -> int:
@@ -79,30 +80,22 @@ def split(frames: Iterable[Frames], plan: WindowPlan) -> Iterator[Window]:
         while ahead is not None and len(held) < plan.length:
             held.append(ahead)
             ahead = next(source, None)
-        last = ahead is None
         real = len(held)
         full = plan.length if index else min(plan.length, real + (1 - real) % GROUP)
         padded = held + [held[-1]] * (full - real)
-        end = real if last else plan.stride + 1
-        yield Window(index, np.stack(padded), first_new=1 if index else 0, end=end)
+        yield Window(index, np.stack(padded), first_new=plan.length - plan.stride if index else 0, end=real)
         held = held[plan.stride :]
         index += 1
 
 
-def cross_fade(
-    previous: Float[Tensor, "b c f h w"], current: Float[Tensor, "b c f h w"], plan: WindowPlan
-) -> Float[Tensor, "b c f h w"]:
-    """The current window's latents, faded from the previous window's where the two overlap."""
-    if not plan.overlap:
-        return current
-    weight = torch.arange(1, plan.overlap + 1, device=current.device, dtype=current.dtype) / (
-        plan.overlap + 1
-    )
-    weight = weight[:, None, None]
-    shared = slice(1, 1 + plan.overlap)
-    faded = current.clone()
-    faded[:, :, shared] = (1 - weight) * previous[:, :, plan.shift + 1 :] + weight * current[:, :, shared]
-    return faded
+def carry_over(
+    previous: Float[Tensor, "b c f h w"], first: Float[Tensor, "b c 1 h w"], plan: WindowPlan
+) -> Float[Tensor, "b c k h w"]:
+    """The latents of a window that are known from the one before: its first ones.
+
+    `first` is its first frame, as it was edited before; the others are the previous window's own.
+    """
+    return torch.cat([first, previous[:, :, plan.shift + 1 :]], dim=2)
 
 
 class WindowNoise:

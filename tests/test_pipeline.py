@@ -76,7 +76,7 @@ def test_frames_stream_out_before_the_clip_is_read(tiny_pipeline: RVEDiTPipeline
             yield random_clip(1, seed=read)[0]
 
     stream = tiny_pipeline.stream(endless(), INSTRUCTION, ONE_STEP)
-    for _ in range(5):
+    for _ in range(9):
         next(stream)
     assert read == 10, "a window of 9, and one frame ahead"
     next(stream)
@@ -84,11 +84,30 @@ def test_frames_stream_out_before_the_clip_is_read(tiny_pipeline: RVEDiTPipeline
 
 
 def test_a_long_clip_starts_as_its_first_window_alone(tiny_pipeline: RVEDiTPipeline) -> None:
-    """Frames 0-4 are given by the first window whatever follows it."""
+    """Frames 0-8 are given by the first window whatever follows it."""
     clip = random_clip(30)
     whole = tiny_pipeline(clip, INSTRUCTION, ONE_STEP)
     first = tiny_pipeline(clip[:9], INSTRUCTION, ONE_STEP)
-    assert np.array_equal(whole[:5], first[:5])
+    assert np.array_equal(whole[:9], first)
+
+
+@torch.no_grad()
+def test_a_window_goes_on_from_the_one_before(tiny_pipeline: RVEDiTPipeline) -> None:
+    """What is known stays to the end, whatever the model says, and the rest is drawn to go with it."""
+    clip = random_clip(9)
+    source = encode(tiny_pipeline.vae, to_model_range(clip)[None])
+
+    def edit(known: torch.Tensor | None) -> torch.Tensor:
+        noise, settings = WindowNoise(tiny_pipeline.window_plan, 0), EditSettings(num_inference_steps=4)
+        return tiny_pipeline._edit_latents(
+            source, clip, INSTRUCTION, settings, noise, lambda step, total: None, known
+        )
+
+    free = edit(None)
+    known = torch.randn_like(free)[:, :, :2]
+    bound = edit(known)
+    assert torch.equal(bound[:, :, :2], known)
+    assert not torch.equal(bound[:, :, 2:], free[:, :, 2:])
 
 
 def test_progress_tells_every_step_of_every_window(tiny_pipeline: RVEDiTPipeline) -> None:

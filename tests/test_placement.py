@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from rvedit.editors.placement import place, quantize, stacks
 from rvedit.model.footprint import LiveBytes
-from rvedit.model.latents import decode, decode_frames
+from rvedit.model.latents import StreamDecoder, decode
 from rvedit.records import EditSettings
 from rvedit.video_tensors import to_frames
 
@@ -96,13 +96,25 @@ def test_frames_are_decoded_one_by_one_to_the_same_clip():
     torch.manual_seed(0)
     vae, latents = make_vae(), torch.randn(1, 8, 4, 3, 2)
     with torch.no_grad():
-        parts = list(decode_frames(vae, latents))
+        parts = list(StreamDecoder(vae)(latents))
         whole = to_frames(decode(vae, latents)[0])
-    assert [len(part) for part in parts] == [1, 4, 4, 4]
-    assert np.array_equal(np.concatenate(parts), whole)
+    assert [part.shape[2] for part in parts] == [1, 4, 4, 4]
+    assert np.array_equal(to_frames(torch.cat(parts, dim=2)[0]), whole)
     vae.enable_tiling()
     with torch.no_grad():
-        assert np.array_equal(np.concatenate(list(decode_frames(vae, latents))), whole), "smaller than a tile"
+        assert np.array_equal(StreamDecoder(vae).frames(latents), whole), "smaller than a tile"
+
+
+def test_pieces_are_decoded_as_the_whole_whatever_comes_between():
+    torch.manual_seed(0)
+    vae, latents = make_vae(), torch.randn(1, 8, 5, 3, 2)
+    with torch.no_grad():
+        whole = to_frames(decode(vae, latents)[0])
+        decoder = StreamDecoder(vae)
+        first = decoder.frames(latents[:, :, :3])
+        decode(vae, torch.randn(1, 8, 2, 3, 2))  # another clip
+        rest = decoder.frames(latents[:, :, 3:])
+    assert np.array_equal(np.concatenate([first, rest]), whole)
 
 
 def test_a_long_clip_takes_no_more_memory_to_decode_than_a_short_one():
@@ -114,7 +126,7 @@ def test_a_long_clip_takes_no_more_memory_to_decode_than_a_short_one():
             if whole:
                 decode(vae, latents)
             else:
-                for _ in decode_frames(vae, latents):
+                for _ in StreamDecoder(vae)(latents):
                     pass
         return live.peak
 
@@ -127,8 +139,8 @@ def test_tiles_give_nearly_the_same():
     torch.manual_seed(0)
     vae, latents = make_vae(), torch.randn(1, 8, 2, 24, 24)
     with torch.no_grad():
-        whole = np.concatenate(list(decode_frames(vae, latents)))
+        whole = StreamDecoder(vae).frames(latents)
         vae.enable_tiling()
-        tiled = np.concatenate(list(decode_frames(vae, latents)))
+        tiled = StreamDecoder(vae).frames(latents)
     assert tiled.shape == whole.shape
     assert_close(torch.tensor(tiled).float().mean(), torch.tensor(whole).float().mean(), rtol=0.05, atol=1)

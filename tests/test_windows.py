@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rvedit.windows import WindowNoise, WindowPlan, cross_fade, split
+from rvedit.windows import WindowNoise, WindowPlan, carry_over, split
 
 plans = st.integers(1, 6).flatmap(
     lambda groups: st.builds(
@@ -83,40 +83,17 @@ def test_plans_off_the_vaes_grid_are_refused(length: int, stride: int) -> None:
         WindowPlan(length, stride)
 
 
-@given(plan=plans, values=st.tuples(st.floats(-2, 2), st.floats(-2, 2)))
-def test_fading_is_a_weighted_mean_that_moves_steadily_to_the_current_window(
-    plan: WindowPlan, values: tuple[float, float]
-) -> None:
-    shape = (1, 2, plan.latents, 1, 1)
-    constant = torch.full(shape, values[0])
-    assert_close(cross_fade(constant, constant.clone(), plan), constant)
-    ramp = cross_fade(torch.zeros(shape), torch.ones(shape), plan)[0, 0, 1:, 0, 0]
-    faded = ramp[: plan.overlap]
-    assert (faded > 0).all()
-    assert (faded < 1).all()
-    assert (ramp.diff() >= 0).all()
-    assert (faded.diff() > 0).all()
-    assert_close(faded + faded.flip(0), torch.ones(plan.overlap))
-    assert (ramp[plan.overlap :] == 1).all()
-
-
 @given(plan=plans, index=st.integers(0, 5))
-def test_fading_joins_latents_of_the_same_frames(plan: WindowPlan, index: int) -> None:
+def test_what_is_carried_over_covers_the_same_frames(plan: WindowPlan, index: int) -> None:
     """Latent j > 0 of a window from frame s covers frames s + 4j - 3 ... s + 4j: labelled by s / 4 + j."""
 
     def labels(start: int) -> torch.Tensor:
         return torch.arange(plan.latents, dtype=torch.float32)[None, None, :, None, None] + start / 4
 
     current = labels((index + 1) * plan.stride)
-    assert_close(cross_fade(labels(index * plan.stride), current, plan), current)
-
-
-def test_fading_leaves_its_arguments_alone() -> None:
-    plan = WindowPlan(13, 4)
-    previous, current = torch.zeros(1, 1, 4, 1, 1), torch.ones(1, 1, 4, 1, 1)
-    cross_fade(previous, current, plan)
-    assert (previous == 0).all()
-    assert (current == 1).all()
+    known = carry_over(labels(index * plan.stride), current[:, :, :1], plan)
+    assert known.shape[2] == 1 + plan.overlap
+    assert_close(known, current[:, :, : 1 + plan.overlap])
 
 
 @given(plan=plans, seed=st.integers(0, 2**31))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
@@ -28,36 +30,41 @@ def encode(vae: AutoencoderKLWan, clip: Float[Tensor, "b 3 t h w"]) -> Float[Ten
     return (latents - mean) / std
 
 
-def decode_frames(vae: AutoencoderKLWan, latents: Float[Tensor, "1 c f y x"]) -> Iterator[Frames]:
-    """As `decode`, some frames (t, h, w, 3) at a time and each to the CPU: no whole clip of floats."""
-    for pixels in decode_parts(vae, latents):
-        yield to_frames(pixels[0])
+class StreamDecoder:
+    """Decodes a long clip's latents piece by piece, as if they came at once: the causal VAE's memory is kept.
 
-
-def decode_parts(
-    vae: AutoencoderKLWan, latents: Float[Tensor, "1 c f y x"]
-) -> Iterator[Float[Tensor, "1 3 t h w"]]:
-    """The pixels of one latent frame after the other, up to [-1, 1].
-
-    With tiling switched on the library decodes tile by tile, and the clip comes whole.
+    Holds a few frames' activations and never the clip. With tiling switched on the library decodes tile by
+    tile, and every piece begins anew.
     """
-    mean, std = _statistics(vae, latents)
-    latents = (latents.float() * std + mean).to(vae.dtype)
-    tile = vae.tile_sample_min_height // vae.spatial_compression_ratio
-    if vae.use_tiling and max(latents.shape[-2:]) > tile:
-        yield vae.decode(latents).sample
-        return
-    onload(vae)
-    vae.clear_cache()
-    hidden = vae.post_quant_conv(latents.to(vae.post_quant_conv.weight.device))
-    for index in range(hidden.shape[2]):
-        vae._conv_idx = [0]
-        part = hidden[:, :, index : index + 1]
-        pixels = vae.decoder(part, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
-        if vae.config.patch_size is not None:
-            pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
-        yield pixels
-    vae.clear_cache()
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        self._memory: list[Any] | None = None
+
+    def __call__(self, latents: Float[Tensor, "1 c f y x"]) -> Iterator[Float[Tensor, "1 3 t h w"]]:
+        """The pixels of one latent frame after the other, up to [-1, 1]."""
+        vae = self.vae
+        mean, std = _statistics(vae, latents)
+        latents = (latents.float() * std + mean).to(vae.dtype)
+        tile = vae.tile_sample_min_height // vae.spatial_compression_ratio
+        if vae.use_tiling and max(latents.shape[-2:]) > tile:
+            yield vae.decode(latents).sample
+            return
+        onload(vae)
+        hidden = vae.post_quant_conv(latents.to(vae.post_quant_conv.weight.device))
+        for part in hidden.split(1, dim=2):
+            is_first = self._memory is None
+            if self._memory is None:
+                vae.clear_cache()
+                self._memory, vae._feat_map = vae._feat_map, None
+            pixels = vae.decoder(part, feat_cache=self._memory, feat_idx=[0], first_chunk=is_first)
+            if vae.config.patch_size is not None:
+                pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+            yield pixels
+
+    def frames(self, latents: Float[Tensor, "1 c f y x"]) -> Frames:
+        """The same as frames (t, h, w, 3), each brought to the CPU at once."""
+        return np.concatenate([to_frames(pixels[0]) for pixels in self(latents)])
 
 
 def decode(vae: AutoencoderKLWan, latents: Float[Tensor, "b c f y x"]) -> Float[Tensor, "b 3 t h w"]:

@@ -26,7 +26,7 @@ from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
 from rvedit.model.flops import Shape, context_lengths, forward_flops
 from rvedit.model.footprint import peak_bytes
-from rvedit.model.latents import decode_parts, encode
+from rvedit.model.latents import StreamDecoder, encode
 from rvedit.model.presets import WAN22_5B_CONNECTOR, WAN22_5B_TRANSFORMER
 from rvedit.model.presets_5b import WAN22_VAE, qwen25_vl_3b_config, umt5_xxl_config
 from rvedit.model.transformer import RoutedWanTransformer3DModel
@@ -328,7 +328,7 @@ def _stages(
 
     def decode() -> None:
         part = latents[:, :, : 1 + (few - 1) // temporal, : rows // spatial, : columns // spatial]
-        for _ in decode_parts(vae, part):
+        for _ in StreamDecoder(vae)(part):
             pass
 
     decoding = stage("decoding", ("vae",), decode)
