@@ -40,7 +40,7 @@ def test_only_the_embedded_weights_are_big():
 def test_embedded_weights_are_bf16_safetensors_of_at_most_40_mb():
     files = [p for p in (ROOT / "rvedit" / "nano").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 40_000_000
-    assert {p.suffix for p in files} <= {".safetensors", ".json", ".jinja", ".txt"}
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".jinja", ".txt", ".md"}
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as weights:

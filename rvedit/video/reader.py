@@ -10,7 +10,6 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import av
 import numpy as np
@@ -24,9 +23,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rvedit.errors import UserError
 from rvedit.video.clip import FULL, RGB, SCALING, UNSPECIFIED, Frame, TimedFrame, VideoInfo
+from rvedit.video.orientation import orientation
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _FOLDER_RATE = Fraction(24)
+_Decoded = Iterator[TimedFrame | None]
 
 
 class _BrokenOffError(Exception):
@@ -57,8 +58,8 @@ class VideoReader:
     """A clip's frames in display order, upright, with strictly increasing times; streamed, not held.
 
     Iterating again starts again. Raises UserError, on opening or at the break, for a clip that breaks
-    off; with `allow_truncated` it warns there instead, and the iteration ends. `threads` of 0 are as many as
-    the decoder likes; 1 is best where several clips are read at once.
+    off; with `allow_truncated` it warns there instead, and the iteration ends. `threads`: 0 for as
+    many as the decoder likes; 1 is best where several clips are read at once.
     """
 
     def __init__(self, path: str | Path, *, allow_truncated: bool = False, threads: int = 0) -> None:
@@ -90,10 +91,10 @@ class VideoReader:
 
     def _read(self, wanted: Collection[int] | None) -> Generator[TimedFrame, None, None]:
         info = self.info
-        if info.kind == "video":
-            decoded = _decode_container(info, wanted, self._threads)
-        else:
-            decoded = _decode_pictures(info, wanted)
+        is_video = info.kind == "video"
+        decoded = (
+            _decode_container(info, wanted, self._threads) if is_video else _decode_pictures(info, wanted)
+        )
         count = 0
         try:
             for timed in decoded:
@@ -190,7 +191,7 @@ def _probe_container(path: Path) -> VideoInfo:
             slack = max(2 / frame_rate, Fraction(1, 4))
             truncated = truncated or _missing(container, video, begin, end, furthest) > slack
 
-        swaps_axes = _orientation(first)[0]
+        swaps_axes = orientation(first)[0]
         width, height = (first.height, first.width) if swaps_axes else (first.width, first.height)
         aspect = video.sample_aspect_ratio or None
         context, is_rgb = video.codec_context, first.format.is_rgb or first.format.has_palette
@@ -227,9 +228,7 @@ def _missing(
     return Fraction(container.duration or 0, 1_000_000) - max(furthest, end)
 
 
-def _decode_container(
-    info: VideoInfo, wanted: Collection[int] | None, threads: int
-) -> Iterator[TimedFrame | None]:
+def _decode_container(info: VideoInfo, wanted: Collection[int] | None, threads: int) -> _Decoded:
     """Yield the frames, and none for one that is not wanted.
 
     Raises _BrokenOffError after the last intact one of a clip that breaks off.
@@ -300,26 +299,10 @@ def _to_rgb(decoded: VideoFrame, info: VideoInfo, convert: Callable[..., VideoFr
         interpolation=SCALING,
     )
     frame: Frame = np.asarray(rgb.to_ndarray(), np.uint8)
-    swaps_axes, flips_x, flips_y = _orientation(decoded)
+    swaps_axes, flips_x, flips_y = orientation(decoded)
     if swaps_axes:
         frame = frame.transpose(1, 0, 2)
     return np.ascontiguousarray(frame[:: -1 if flips_y else 1, :: -1 if flips_x else 1])
-
-
-def _orientation(decoded: VideoFrame) -> tuple[bool, bool, bool]:
-    """How to turn a frame upright: swap its axes, then flip x, then flip y.
-
-    From the display matrix, which maps a pixel (x, y) to (a x + c y, b x + d y); a slant, which no
-    camera writes, is taken for the nearest quarter turn.
-    """
-    side_data: Any = decoded.side_data
-    data = side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, c < 0, b < 0
-    return False, a < 0, d < 0
 
 
 def _seconds(clock: str) -> Fraction | None:
@@ -390,7 +373,7 @@ def _picture_size(file: Path) -> tuple[int, int]:
         return image.size[::-1] if is_on_its_side else image.size
 
 
-def _decode_pictures(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[TimedFrame | None]:
+def _decode_pictures(info: VideoInfo, wanted: Collection[int] | None) -> _Decoded:
     files = _pictures(info.path) if info.kind == "folder" else [info.path]
     for index, file in enumerate(files):
         if wanted is not None and index not in wanted:
