@@ -23,7 +23,7 @@ class MaskSettings:
 
     low: float = 0.12
     """Differences below are the model's own noise; of the range of a channel, 0 to 1."""
-    high: float = 0.35
+    high: float = 0.25
     """Differences above are the edit."""
     smoothing: float = 1 / 128
     """Radius over which differences are averaged, of the frame's short side."""
