@@ -199,8 +199,7 @@ class RVEDiTPipeline(DiffusionPipeline):
                 first = self._encode_window(decoded[plan.stride : plan.stride + 1])
                 known = carry_over(latents, first, plan)
             latents = self._edit_latents(source, window.frames, instruction, settings, noise, report, known)
-            new = self._decode(decoder, latents if known is None else latents[:, :, known.shape[2] :])
-            new = new[window.first_new - len(window.frames) :]  # tiles begin anew, with a single frame
+            new = self._decode(decoder, latents, 0 if known is None else known.shape[2])
             decoded = new if decoded is None else np.concatenate([decoded[plan.stride :], new])
             mask = self._change_mask(source, new) if settings.preserve else None
             for index in range(window.end - window.first_new):
@@ -218,8 +217,8 @@ class RVEDiTPipeline(DiffusionPipeline):
         return None if is_whole(mask, MASK) else mask
 
     @torch.no_grad()
-    def _decode(self, decoder: StreamDecoder, latents: Tensor) -> Frames:
-        return decoder.frames(latents)
+    def _decode(self, decoder: StreamDecoder, latents: Tensor, known: int = 0) -> Frames:
+        return decoder.frames(latents, known)
 
     def model_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest size that the model takes: on its grid, of an area it knows, of about this shape."""

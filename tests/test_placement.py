@@ -117,6 +117,17 @@ def test_pieces_are_decoded_as_the_whole_whatever_comes_between():
     assert np.array_equal(np.concatenate([first, rest]), whole)
 
 
+def test_tiles_over_several_windows(pipeline):
+    """Tiles keep no memory between windows: every frame comes out all the same, and nearly as without."""
+    clip, settings = random_clip(20, 32, 48), EditSettings(2)
+    plain = pipeline(clip, "make the fish orange", settings)
+    pipeline.vae.enable_tiling(tile_sample_min_height=16, tile_sample_min_width=16)
+    pipeline.vae.tile_sample_stride_height = pipeline.vae.tile_sample_stride_width = 16
+    tiled = pipeline(clip, "make the fish orange", settings)
+    assert tiled.shape == plain.shape
+    assert not np.array_equal(tiled, plain), "tiles were used"
+
+
 def test_a_long_clip_takes_no_more_memory_to_decode_than_a_short_one():
     vae = make_vae()
 

@@ -34,24 +34,27 @@ class StreamDecoder:
     """Decodes a long clip's latents piece by piece, as if they came at once: the causal VAE's memory is kept.
 
     Holds a few frames' activations and never the clip. With tiling switched on the library decodes tile by
-    tile, and every piece begins anew.
+    tile and keeps no memory: what was decoded before is decoded again there.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
         self._memory: list[Any] | None = None
 
-    def __call__(self, latents: Float[Tensor, "1 c f y x"]) -> Iterator[Float[Tensor, "1 3 t h w"]]:
-        """The pixels of one latent frame after the other, up to [-1, 1]."""
+    def __call__(
+        self, latents: Float[Tensor, "1 c f y x"], known: int = 0
+    ) -> Iterator[Float[Tensor, "1 3 t h w"]]:
+        """The pixels of one latent frame after the other, up to [-1, 1], but for the first `known` ones."""
         vae = self.vae
         mean, std = _statistics(vae, latents)
         latents = (latents.float() * std + mean).to(vae.dtype)
         tile = vae.tile_sample_min_height // vae.spatial_compression_ratio
         if vae.use_tiling and max(latents.shape[-2:]) > tile:
-            yield vae.decode(latents).sample
+            before = 1 + (known - 1) * vae.config.scale_factor_temporal if known else 0
+            yield vae.decode(latents).sample[:, :, before:]
             return
         onload(vae)
-        hidden = vae.post_quant_conv(latents.to(vae.post_quant_conv.weight.device))
+        hidden = vae.post_quant_conv(latents[:, :, known:].to(vae.post_quant_conv.weight.device))
         for part in hidden.split(1, dim=2):
             is_first = self._memory is None
             if self._memory is None:
@@ -62,9 +65,9 @@ class StreamDecoder:
                 pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
             yield pixels
 
-    def frames(self, latents: Float[Tensor, "1 c f y x"]) -> Frames:
+    def frames(self, latents: Float[Tensor, "1 c f y x"], known: int = 0) -> Frames:
         """The same as frames (t, h, w, 3), each brought to the CPU at once."""
-        return np.concatenate([to_frames(pixels[0]) for pixels in self(latents)])
+        return np.concatenate([to_frames(pixels[0]) for pixels in self(latents, known)])
 
 
 def decode(vae: AutoencoderKLWan, latents: Float[Tensor, "b c f y x"]) -> Float[Tensor, "b 3 t h w"]:
