@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from _common import arguments, device_name, print_table, write_json
-from nano_quality import SEED
-from tqdm import tqdm
+from nano_quality import held_out
 
-from rvedit.data.playground import PlaygroundTriplet, edit_mask, render, sample_triplet
 from rvedit.editors import load_editor
 from rvedit.editors.speed import FASTS, reuse_steps
 from rvedit.judge.measures import edit_gain, preservation
@@ -31,23 +27,9 @@ from rvedit.video_tensors import to_model_range
 SIZE = 128
 
 
-def held_out(count: int, num_frames: int) -> Iterator[tuple[PlaygroundTriplet, Any, Any, Any]]:
-    """(triplet, source, target, mask): as many of each category."""
-    left = defaultdict(lambda: -(-count // 4))
-    index = 0
-    for _ in tqdm(range(count)):
-        while not left[(triplet := sample_triplet(SEED, index, "test")).category]:
-            index += 1
-        index += 1
-        left[triplet.category] -= 1
-        source, target = (render(scene, num_frames, SIZE, SIZE) for scene in (triplet.source, triplet.target))
-        whole = triplet.category.value == "style"
-        yield triplet, source, target, np.ones(source.shape[:3], bool) if whole else edit_mask(source, target)
-
-
 def preserve_table(pipeline, count):
     gains, kept = ([], []), ([], [])
-    for triplet, source, target, mask in held_out(count, 9):
+    for triplet, source, target, mask in held_out(count, 9, SIZE):
         for side, flag in enumerate((False, True)):
             edit = pipeline(source, triplet.instruction, EditSettings(preserve=flag))
             gains[side].append(edit_gain(source, edit, target, mask))
@@ -76,7 +58,7 @@ def fast_table(pipeline, count):
     transformer = pipeline.transformer
     variants = ["plain", *FASTS]
     seconds, gains, near = (defaultdict(list) for _ in range(3))
-    for triplet, source, target, mask in held_out(count, 9):
+    for triplet, source, target, mask in held_out(count, 9, SIZE):
         edits = {}
         for name in variants:
             if name != "plain":
@@ -109,7 +91,7 @@ def fast_table(pipeline, count):
 def seam_table(pipeline, count, num_frames=33):
     stride = pipeline.config.window_stride
     across, inside = defaultdict(list), defaultdict(list)
-    for triplet, source, target, _ in held_out(count, num_frames):
+    for triplet, source, target, _ in held_out(count, num_frames, SIZE):
         edit = pipeline(source, triplet.instruction, EditSettings())
         with torch.no_grad():
             latents = encode(pipeline.vae, to_model_range(target)[None].to(pipeline.device))

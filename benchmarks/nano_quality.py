@@ -48,21 +48,25 @@ def summarize(rows):
     }
 
 
+def held_out(count: int, num_frames: int, size: int, split: Split = "test"):
+    """(triplet, source, target, mask of what the edit changes): as many clips of each category."""
+    left = defaultdict(lambda: -(-count // (2 if split == "test_pair" else 4)))
+    index = 0
+    for _ in tqdm(range(count), desc=split):
+        while not left[(triplet := sample_triplet(SEED, index, split)).category]:
+            index += 1
+        index += 1
+        left[triplet.category] -= 1
+        source, target = (render(scene, num_frames, size, size) for scene in (triplet.source, triplet.target))
+        whole = triplet.category.value == "style"
+        yield triplet, source, target, np.ones(source.shape[:3], bool) if whole else edit_mask(source, target)
+
+
 def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditSettings):
     vae = editor.pipeline.vae
     rows, shown = defaultdict(list), defaultdict(list)
-    index = 0
-    wanted = defaultdict(lambda: -(-count // (2 if split == "test_pair" else 4)))
-    bar = tqdm(total=count, desc=split)
-    while bar.n < count:
-        triplet = sample_triplet(SEED, index, split)
-        index += 1
+    for triplet, source, target, mask in held_out(count, num_frames, size, split):
         category = triplet.category.value
-        if not wanted[category]:
-            continue
-        wanted[category] -= 1
-        source, target = (render(scene, num_frames, size, size) for scene in (triplet.source, triplet.target))
-        mask = np.ones(source.shape[:3], bool) if category == "style" else edit_mask(source, target)
         output = editor.pipeline(source, triplet.instruction, settings)
         with torch.no_grad():
             ceiling = to_frames(decode(vae, encode(vae, to_model_range(target)[None]))[0])[:num_frames]
@@ -70,7 +74,6 @@ def evaluate(editor, split: Split, count: int, size: int, num_frames: int, setti
             rows[name, category].append(measure(source, clip, target, mask))
         if len(shown[category]) < 8:
             shown[category].append(np.concatenate([source[0], output[0], output[-1], target[-1]], axis=1))
-        bar.update()
     return rows, shown
 
 

@@ -215,16 +215,17 @@ def _print_plan(
     from rvedit.editors.load import DTYPES, pick_device, pick_dtype
     from rvedit.records import ClipShape
     from rvedit.video import probe
-    from rvedit.workflows.plan_edit import EditOptions, matrix_rate, plan_edit, what_fits
+    from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, what_fits
     from rvedit_cli.plan import print_edit_plan
 
     info = probe(source)
     place = pick_device(device)
     # For a card that is not here: what is computed with there.
     kind = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
-    clip, chosen = ClipShape(info.num_frames, info.height, info.width), EditOptions(kind, *options)
-    plan = plan_edit(clip, model, chosen)
-    fitting = what_fits(clip, model, chosen, card * 1e9) if card else None
+    planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
+    chosen = EditOptions(kind, *options)
+    plan = planner(chosen)
+    fitting = what_fits(planner, chosen, card * 1e9) if card else None
     seconds = None if card else plan.seconds(matrix_rate(place, kind))
     if as_json:
         found = {"plan": plan.as_json(), "seconds": seconds, "fits": fitting and fitting.as_json()}

@@ -275,3 +275,16 @@ def losses_of(runs: Path, name: str) -> list[float]:
 
 
 WatchCalls = Callable[[torch.nn.Module], list[Any]]
+
+
+@pytest.fixture
+def companions(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """Wan2.2's and Qwen2.5-VL's folders in small, where loaders look for what a checkpoint lacks."""
+    import foreign  # which builds on this file
+
+    wan, qwen = foreign.save_companions(tmp_path, tiny_tokenizer)
+    monkeypatch.setenv("RVEDIT_WAN", str(wan))
+    monkeypatch.setenv("RVEDIT_MLLM", str(qwen))
+    return wan, qwen

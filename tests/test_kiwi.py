@@ -114,14 +114,6 @@ def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) 
     return deltas
 
 
-@pytest.fixture
-def companions(tiny_tokenizer, tmp_path, monkeypatch) -> tuple[Path, Path]:
-    wan, qwen = foreign.save_companions(tmp_path, tiny_tokenizer)
-    monkeypatch.setenv("RVEDIT_WAN", str(wan))
-    monkeypatch.setenv("RVEDIT_MLLM", str(qwen))
-    return wan, qwen
-
-
 @pytest.mark.parametrize("spelling", ["connetor", "connector"])
 def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, companions, tmp_path, spelling):
     trained_file(tmp_path / "kiwi.safetensors", spelling, adapters=False)

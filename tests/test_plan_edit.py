@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rvedit.checkpoints import load_pipeline
 from rvedit.model.footprint import LiveBytes, peak_bytes
 from rvedit.records import ClipShape, EditSettings
-from rvedit.workflows.plan_edit import EditOptions, outline, plan_edit, what_fits
+from rvedit.workflows.plan_edit import EditOptions, Planner, outline, plan_edit, what_fits
 from rvedit_cli.main import app
 
 FP32 = EditOptions(torch.float32)
@@ -66,10 +66,11 @@ def test_offloading_needs_less_and_the_published_model_fits_a_card():
     ]
     assert peaks[0] > peaks[1] > peaks[2]
     assert 20e9 < peaks[1] < 32e9, "the weights alone are 20 GB"
-    fits = what_fits(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers", EditOptions(), 24e9)
+    planner = Planner(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers")
+    fits = what_fits(planner, EditOptions(), 24e9)
     assert fits is not None
     assert fits.options.words == "--offload model --vae-tiling"
-    assert what_fits(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers", EditOptions(), 4e9) is None
+    assert what_fits(planner, EditOptions(), 4e9) is None
 
 
 def test_the_routing_depth_decides_about_the_text_encoder():

@@ -31,14 +31,6 @@ from rvedit.workflows.train import train
 INSTRUCTION = "make the fish orange"
 
 
-@pytest.fixture
-def companions(tiny_tokenizer, tmp_path, monkeypatch) -> tuple[Path, Path]:
-    wan, qwen = foreign.save_companions(tmp_path, tiny_tokenizer)
-    monkeypatch.setenv("RVEDIT_WAN", str(wan))
-    monkeypatch.setenv("RVEDIT_MLLM", str(qwen))
-    return wan, qwen
-
-
 @torch.no_grad()
 def test_a_fresh_model_is_wan_itself(companions):
     """X_e and the source's tokens are zero: shown the text alone, the transformer computes what Wan does."""

@@ -4,7 +4,7 @@
 Kiwi-Edit as published or as trained.
 """
 
-from rvedit.checkpoints.files import with_weights
+from rvedit.checkpoints.files import pipeline_kind, with_weights
 from rvedit.checkpoints.find import find_checkpoint
 from rvedit.checkpoints.load import load_pipeline
 from rvedit.checkpoints.own import MODULE_CLASSES, build_nano, load_module, with_vae
@@ -17,6 +17,7 @@ __all__ = [
     "find_checkpoint",
     "load_module",
     "load_pipeline",
+    "pipeline_kind",
     "with_vae",
     "with_weights",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,28 @@ def check_file(file: Path) -> None:
 
 
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of some files, on the CPU, mapped from the disk rather than copied."""
+    """All tensors of files that are known to be whole, mapped from the disk rather than copied."""
     state: dict[str, Tensor] = {}
     for file in files:
-        check_file(file)
         with safe_open(file, "pt") as content:
             state.update({key: content.get_tensor(key) for key in content.keys()})  # noqa: SIM118
     return state
+
+
+@contextmanager
+def fitting(where: Path, part: str) -> Iterator[None]:
+    """A KeyError inside is a UserError: the checkpoint's keys do not fit the part."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{where}: the checkpoint's keys do not fit {part}: {error.args[0]}") from None
+
+
+def pipeline_kind(path: Path) -> str:
+    """The class of pipeline that a folder says it is; empty where it says nothing."""
+    index = path / "model_index.json"
+    kind = read_config(index).get("_class_name") if index.is_file() else ""
+    return str(kind[-1] if isinstance(kind, list) else kind)
 
 
 def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from rvedit.checkpoints import wan
-from rvedit.checkpoints.files import build, check_file, read_config, read_weights, weight_files
-from rvedit.checkpoints.find import companion_mllm, companion_wan
+from rvedit.checkpoints.files import build, check_file, fitting, read_config, read_weights, weight_files
+from rvedit.checkpoints.find import companion_wan
 from rvedit.checkpoints.own import load_module
 from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
@@ -30,7 +30,6 @@ from rvedit.pipeline import RVEDiTPipeline
 
 SIGHT = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
 SIGMA_MIN = 0.003 / 1.002
-SHIFT = 5.0
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
@@ -61,7 +60,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         vae=_vae(folder / "vae"),
         tokenizer=None,
         mllm_tokenizer=AutoTokenizer.from_pretrained(folder / "processor"),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=wan.SHIFT),
         sigma_min=SIGMA_MIN,
     )
 
@@ -86,10 +85,9 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         part, _, name = key.partition(".")
         parts[part if part in parts else "dit"][name if part in parts else key] = tensor
     base = companion_wan()
-    qwen = companion_mllm()
-    mllm = load_module("mllm", qwen, dtype)
+    qwen = wan.language_parts(dtype)
     language = {key: tensor for key, tensor in parts["mllm"].items() if key.startswith("model.")}
-    _train_on(mllm, language, file)
+    _train_on(qwen["mllm"], language, file)
     ours = {
         key.replace("connetor.", "connector.").replace("_queries.q", "_queries"): tensor
         for key, tensor in parts["mllm"].items()
@@ -98,12 +96,8 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     return RVEDiTPipeline(
         transformer=_trained_transformer(parts["dit"], parts["vae_condition"], base, dtype, file),
         connector=_connector(ours, dtype, file, {}),
-        mllm=mllm,
-        text_encoder=load_module("text_encoder", base / "text_encoder", dtype),
-        vae=load_module("vae", base / "vae", torch.float32),
-        tokenizer=AutoTokenizer.from_pretrained(base / "tokenizer"),
-        mllm_tokenizer=AutoTokenizer.from_pretrained(qwen),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        **qwen,
+        **wan.wan_parts(base, dtype),
         sigma_min=SIGMA_MIN,
     )
 
@@ -172,7 +166,7 @@ def _connector(
         for key, tensor in state.items()
         if not key.startswith("ref_")
     }
-    try:
+    with fitting(where, "connector"):
         config = {
             "num_queries": ours["queries"].shape[0],
             "num_image_queries": ours["image_queries"].shape[0],
@@ -183,8 +177,6 @@ def _connector(
             "max_pixels": seen.get("max_pixels_per_frame", SIGHT["max_pixels"]),
         }
         connector: EditTokenConnector = build(EditTokenConnector, config, ours, dtype)
-    except KeyError as error:
-        raise UserError(f"{where}: the checkpoint's keys do not fit connector: {error.args[0]}") from None
     return connector
 
 

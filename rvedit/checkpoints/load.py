@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rvedit.checkpoints import kiwi, wan
-from rvedit.checkpoints.files import read_config
+from rvedit.checkpoints.files import pipeline_kind, read_config
 from rvedit.checkpoints.own import load_own
 from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
@@ -35,11 +35,9 @@ def _load(path: Path, dtype: torch.dtype) -> tuple[RVEDiTPipeline, tuple[str, ..
         if wan.is_original(path):
             return wan.load_original(path, dtype), (WAN, QWEN)
         raise UserError(f"{path}: not a checkpoint of rvedit: it has no model_index.json")
-    index = read_config(path / "model_index.json")
-    kind = index.get("_class_name")
-    kind = kind[-1] if isinstance(kind, list) else kind
+    kind = pipeline_kind(path)
     if kind == "RVEDiTPipeline":
-        return load_own(path, index, dtype), ()
+        return load_own(path, read_config(path / "model_index.json"), dtype), ()
     if kind == "KiwiEditPipeline":
         return kiwi.load_folder(path, dtype), (KIWI, WAN, QWEN)
     if kind in _WAN:

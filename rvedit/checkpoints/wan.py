@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from rvedit.checkpoints.files import build, read_config, read_weights, weight_files
+from rvedit.checkpoints.files import build, fitting, read_config, read_weights, weight_files
 from rvedit.checkpoints.find import companion_mllm, companion_wan
 from rvedit.checkpoints.own import load_module
 from rvedit.errors import UserError
@@ -95,10 +95,9 @@ def routed_transformer(
         state[f"visual_embedder.{part}"] = tensor.clone()
         given = source_embedder[part] if source_embedder else torch.zeros_like(tensor)
         state[f"source_embedder.{part}"] = given
-    try:
-        return build(RoutedWanTransformer3DModel, config, state, dtype)
-    except KeyError as error:
-        raise UserError(f"{where}: the checkpoint's keys do not fit transformer: {error.args[0]}") from None
+    with fitting(where, "transformer"):
+        transformer: RoutedWanTransformer3DModel = build(RoutedWanTransformer3DModel, config, state, dtype)
+    return transformer
 
 
 def _config_of(state: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def original_vae(config: Mapping[str, Any], state: Mapping[str, Tensor], where: 
             key = re.sub(old, new, key)
         renamed[key] = tensor
     levels = len(config["dim_mult"])
-    try:
+    with fitting(where, "vae"):
         first = renamed["decoder.conv_in.weight"].shape[0]
         settings = {
             "base_dim": config["dim"],
@@ -174,36 +173,47 @@ def original_vae(config: Mapping[str, Any], state: Mapping[str, Tensor], where: 
             "scale_factor_spatial": 2**levels,
         }
         vae: AutoencoderKLWan = build(AutoencoderKLWan, settings, renamed, torch.float32)
-    except KeyError as error:
-        raise UserError(f"{where}: the checkpoint's keys do not fit vae: {error.args[0]}") from None
     return vae
 
 
 def add_text_encoder(pipeline: RVEDiTPipeline) -> None:
     """Give a pipeline that has none the text encoder of `companion_wan`, for blocks that are to read X_l."""
     if pipeline.text_encoder is None:
-        wan = companion_wan()
-        pipeline.register_modules(
-            text_encoder=load_module("text_encoder", wan / "text_encoder", pipeline.connector.dtype),
-            tokenizer=AutoTokenizer.from_pretrained(wan / "tokenizer"),
-        )
+        pipeline.register_modules(**text_parts(companion_wan(), pipeline.connector.dtype))
+
+
+def text_parts(wan: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The text encoder and its tokenizer of a diffusers folder of Wan."""
+    return {
+        "text_encoder": load_module("text_encoder", wan / "text_encoder", dtype),
+        "tokenizer": AutoTokenizer.from_pretrained(wan / "tokenizer"),
+    }
+
+
+def wan_parts(wan: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """All that a diffusers folder of Wan gives beside its transformer."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    vae = load_module("vae", wan / "vae", torch.float32)
+    return {**text_parts(wan, dtype), "vae": vae, "scheduler": scheduler}
+
+
+def language_parts(dtype: torch.dtype) -> dict[str, Any]:
+    """The multimodal LLM of `companion_mllm` and its tokenizer."""
+    folder = companion_mllm()
+    mllm = load_module("mllm", folder, dtype)
+    return {"mllm": mllm, "mllm_tokenizer": AutoTokenizer.from_pretrained(folder)}
 
 
 def _assemble(transformer: RoutedWanTransformer3DModel, wan: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     """A pipeline on Wan's parts, with a connector that gives zeros before it is trained."""
-    qwen = companion_mllm()
-    mllm = load_module("mllm", qwen, dtype)
+    language = language_parts(dtype)
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    sizes = {"llm_width": mllm.config.text_config.hidden_size, "width": width}
+    sizes = {"llm_width": language["mllm"].config.text_config.hidden_size, "width": width}
     torch.manual_seed(0)  # of the queries
     connector = EditTokenConnector(**{**WAN22_5B_CONNECTOR, **sizes}).to(dtype).eval()
     return RVEDiTPipeline(
         transformer=transformer,
         connector=connector,
-        mllm=mllm,
-        text_encoder=load_module("text_encoder", wan / "text_encoder", dtype),
-        vae=load_module("vae", wan / "vae", torch.float32),
-        tokenizer=AutoTokenizer.from_pretrained(wan / "tokenizer"),
-        mllm_tokenizer=AutoTokenizer.from_pretrained(qwen),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        **language,
+        **wan_parts(wan, dtype),
     )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 
-from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.checkpoints import find_checkpoint, load_pipeline, pipeline_kind
 from rvedit.editors.base import Editor
 from rvedit.editors.placement import OFFLOADS, QUANTIZATIONS, Offload, Quantize, quantize
 from rvedit.editors.placement import place as put
@@ -51,7 +48,7 @@ def load_editor(
         editor = load_known(model, kind)
     else:
         path = find_checkpoint(model)
-        foreign = _FOREIGN.get(_pipeline_class(path))
+        foreign = _FOREIGN.get(pipeline_kind(path))
         if foreign:
             editor = load_foreign(path, model, KNOWN[foreign].native, kind)
         else:
@@ -74,14 +71,6 @@ def load_editor(
             "--quantize nf4; --plan --card GB says what fits"
         ) from None
     return editor
-
-
-def _pipeline_class(path: Path) -> str:
-    """What a folder says it is; empty where it says nothing."""
-    try:
-        return str(json.loads((path / "model_index.json").read_text(encoding="utf-8")).get("_class_name"))
-    except (OSError, ValueError):
-        return ""
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint
+from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint, pipeline_kind
 from rvedit.checkpoints.files import read_config
 from rvedit.editors import KNOWN
 from rvedit.editors.placement import BITS, Offload, Quantize, stacks
@@ -118,15 +118,63 @@ class EditPlan:
         return self.step_flops / rate, total / rate
 
 
+class Planner:
+    """Plans edits of one clip by one model, whose outline and stages are found once.
+
+    Raises UserError for an editor that is not RVEDiT's kind.
+    """
+
+    def __init__(self, clip: ClipShape, model: str) -> None:
+        self.clip = clip
+        self.pipeline = outline(model)
+        self._known: dict[tuple[ClipShape, torch.dtype, bool, int], tuple[Stage, ...]] = {}
+
+    def __call__(self, options: EditOptions) -> EditPlan:
+        """What the edit takes with these options."""
+        pipeline, clip = self.pipeline, self.clip
+        windows = WindowPlan(pipeline.config.window_frames, pipeline.config.window_stride)
+        frames = min(windows.length, clip.num_frames + (1 - clip.num_frames) % 4)
+        rows, columns = pipeline.model_size(clip.height, clip.width)
+        steps = options.steps or pipeline.config.default_steps
+        guidance = pipeline.config.default_guidance if options.guidance is None else options.guidance
+        conditions = 1 + (guidance != 1.0)
+        names = [name for name in MODULE_CLASSES if getattr(pipeline, name) is not None]
+        weights = {name: _weight_bytes(pipeline, name, options) for name in names}
+        stages = self._stages(ClipShape(frames, rows, columns), options, conditions)
+        everything = sum(weights.values())
+        most = max(stage.work for stage in stages)
+        if options.offload == "none":
+            device, host = everything + most, everything
+        elif options.offload == "model":
+            # The VAE, which reads the source first, stays until the transformer is fetched.
+            held = [stage.work + sum(weights[name] for name in {*stage.modules, "vae"}) for stage in stages]
+            device, host = max(held), everything
+        else:
+            layers = [module for name in names for module in getattr(pipeline, name).modules()]
+            largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
+            device, host = most + 2 * largest * options.dtype.itemsize, everything
+        step = next(stage for stage in stages if stage.name == "a step")
+        others = sum(stage.flops for stage in stages if stage is not step)
+        return EditPlan(
+            options, (rows, columns), windows.count(clip.num_frames), steps, weights, stages, device, host,
+            step.flops, others,
+        )  # fmt: skip
+
+    def _stages(self, clip: ClipShape, options: EditOptions, conditions: int) -> tuple[Stage, ...]:
+        """They depend on neither offloading nor quantisation."""
+        key = (clip, options.dtype, options.vae_tiling, conditions)
+        if key not in self._known:
+            self._known[key] = tuple(_stages(self.pipeline, clip, options, conditions))
+        return self._known[key]
+
+
 def plan_edit(clip: ClipShape, model: str, options: EditOptions) -> EditPlan:
     """What editing a clip takes. Raises UserError for an editor that is not RVEDiT's kind."""
-    return _plan(clip, outline(model), options, {})
+    return Planner(clip, model)(options)
 
 
-def what_fits(clip: ClipShape, model: str, options: EditOptions, card_bytes: float) -> EditPlan | None:
+def what_fits(planner: Planner, options: EditOptions, card_bytes: float) -> EditPlan | None:
     """The first plan that fits a card, from the fastest to the smallest; none where nothing does."""
-    pipeline = outline(model)
-    known: dict[bool, tuple[Stage, ...]] = {}
     ladder: list[tuple[Offload, Quantize | None, bool]] = [
         ("none", None, False),
         ("none", None, True),
@@ -138,7 +186,7 @@ def what_fits(clip: ClipShape, model: str, options: EditOptions, card_bytes: flo
     ]
     for offload, quantization, tiling in ladder:
         chosen = replace(options, offload=offload, quantization=quantization, vae_tiling=tiling)
-        plan = _plan(clip, pipeline, chosen, known)
+        plan = planner(chosen)
         if plan.device_bytes <= ROOM * card_bytes:
             return plan
     return None
@@ -150,7 +198,7 @@ def outline(model: str) -> RVEDiTPipeline:
         raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
     path = None if model.count("/") == 1 and not Path(model).exists() else find_checkpoint(model)
     own = path is not None and (path / "connector").is_dir()
-    kind = str(read_config(path / "model_index.json").get("_class_name")) if path and path.is_dir() else ""
+    kind = pipeline_kind(path) if path else ""
     if any(name in kind for name in ("Lucy", "VACE")):
         raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
     with torch.device("meta"):
@@ -205,42 +253,6 @@ def _module(name: str, path: Path) -> Any:
     if hasattr(cls, "from_config"):
         return cls.from_config(config)
     return cls(cls.config_class.from_dict(config))
-
-
-def _plan(
-    clip: ClipShape, pipeline: RVEDiTPipeline, options: EditOptions, known: dict[bool, tuple[Stage, ...]]
-) -> EditPlan:
-    """`known` keeps the stages, which depend on the tiles alone."""
-    windows = WindowPlan(pipeline.config.window_frames, pipeline.config.window_stride)
-    frames = min(windows.length, clip.num_frames + (1 - clip.num_frames) % 4)
-    rows, columns = pipeline.model_size(clip.height, clip.width)
-    steps = options.steps or pipeline.config.default_steps
-    guidance = pipeline.config.default_guidance if options.guidance is None else options.guidance
-    conditions = 1 + (guidance != 1.0)
-    names = [name for name in MODULE_CLASSES if getattr(pipeline, name) is not None]
-    weights = {name: _weight_bytes(pipeline, name, options) for name in names}
-    tiled = options.vae_tiling
-    if tiled not in known:
-        known[tiled] = tuple(_stages(pipeline, ClipShape(frames, rows, columns), options, conditions))
-    stages = known[tiled]
-    everything = sum(weights.values())
-    most = max(stage.work for stage in stages)
-    if options.offload == "none":
-        device, host = everything + most, everything
-    elif options.offload == "model":
-        # The VAE, which reads the source first, stays until the transformer is fetched.
-        held = [stage.work + sum(weights[name] for name in {*stage.modules, "vae"}) for stage in stages]
-        device, host = max(held), everything
-    else:
-        layers = [module for name in names for module in getattr(pipeline, name).modules()]
-        largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
-        device, host = most + 2 * largest * options.dtype.itemsize, everything
-    step = next(stage for stage in stages if stage.name == "a step")
-    others = sum(stage.flops for stage in stages if stage is not step)
-    return EditPlan(
-        options, (rows, columns), windows.count(clip.num_frames), steps, weights, stages, device, host,
-        step.flops, others,
-    )  # fmt: skip
 
 
 def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditOptions) -> int:
