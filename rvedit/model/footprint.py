@@ -35,20 +35,22 @@ class LiveBytes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the operation and count what is new: a view of what was there before is not."""
-        for value in tree_iter((args, kwargs)):
-            if isinstance(value, Tensor):
-                self._sizes.setdefault(value.untyped_storage()._cdata, 0)
+        self._count((args, kwargs), new=False)
         out = func(*args, **(kwargs or {}))
-        for value in tree_iter(out):
+        self._count(out, new=True)
+        return out
+
+    def _count(self, tensors: Any, new: bool) -> None:
+        for value in tree_iter(tensors):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
                 key = storage._cdata
                 if key not in self._sizes:
-                    self._sizes[key] = storage.nbytes()
+                    self._sizes[key] = storage.nbytes() * new
                     self.now += self._sizes[key]
                     self.peak = max(self.peak, self.now)
+                    # Also of what is not counted: another storage may come to lie where it lay.
                     weakref.finalize(storage, self._free, key)
-        return out
 
     def _free(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
