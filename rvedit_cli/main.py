@@ -11,6 +11,7 @@ import typer
 
 from rvedit.errors import Interrupted, UserError
 from rvedit_cli import console
+from rvedit_cli.analyze import analyze
 from rvedit_cli.caption import caption
 from rvedit_cli.edit import edit
 from rvedit_cli.judge import judge
@@ -25,6 +26,7 @@ app.command()(caption)
 app.command()(train)
 app.command()(judge)
 app.add_typer(prepare, name="prepare")
+app.add_typer(analyze, name="analyze")
 
 
 def _version(wanted: bool) -> None:

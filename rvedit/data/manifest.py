@@ -88,7 +88,7 @@ def write_manifest(path: Path, triplets: Sequence[Triplet]) -> None:
     kinds["fps"] = arrow.float64()
     table = arrow.Table.from_pylist(rows, schema=arrow.schema([(name, kinds[name]) for name in FIELDS]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _put_in_place(path) as part:
+    with put_in_place(path) as part:
         parquet.write_table(table, part)
     write_rows(path.with_suffix(".jsonl"), rows)
 
@@ -111,18 +111,23 @@ def read_manifest(path: Path) -> list[Triplet]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines under a temporary name, then rename."""
-    with _put_in_place(path) as part, part.open("w", encoding="utf-8") as file:
+    with put_in_place(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
     """Write one JSON value for people to read, under a temporary name first."""
-    with _put_in_place(path) as part:
-        part.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, under a temporary name first."""
+    with put_in_place(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _put_in_place(path: Path) -> Iterator[Path]:
+def put_in_place(path: Path) -> Iterator[Path]:
     """A name to write to, that becomes `path` once all is written; raises UserError, and leaves nothing."""
     part = temporary_sibling(path)
     try:

@@ -59,12 +59,19 @@ class RoutedCrossAttnProcessor:
         key, value = context.key_value or self._project(attn, context.tokens)
         if context.reuse:
             context.key_value = (key, value)
-        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        attended = self.attend(query, key, value)
         output = attn.to_out[0](rearrange(attended, "b s h d -> b s (h d)").type_as(query))
         output = attn.to_out[1](output)
         if context.trace is not None:
             context.trace.value = output
         return output
+
+    def attend(
+        self, query: Float[Tensor, "b s h e"], key: Float[Tensor, "b n h e"], value: Float[Tensor, "b n h e"]
+    ) -> Float[Tensor, "b s h e"]:
+        """Softmax attention of all heads, by the chosen kernels."""
+        attended: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return attended
 
     @staticmethod
     def _project(attn: WanAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:

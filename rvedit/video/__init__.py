@@ -6,7 +6,7 @@ source's times, colours and sound. Nothing here holds a whole clip, and nothing 
 
 from rvedit.video.clip import Frame, TimedFrame, VideoInfo, side_by_side
 from rvedit.video.reader import VideoReader, probe
-from rvedit.video.writer import OUTPUT_SUFFIXES, VideoWriter, temporary_sibling, write_clip
+from rvedit.video.writer import OUTPUT_SUFFIXES, VideoWriter, temporary_sibling, write_clip, write_like
 
 __all__ = [
     "OUTPUT_SUFFIXES",
@@ -19,4 +19,5 @@ __all__ = [
     "side_by_side",
     "temporary_sibling",
     "write_clip",
+    "write_like",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from rvedit.errors import UserError
-from rvedit.video.clip import BT709, LIMITED, Frame, VideoInfo
+from rvedit.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
 from rvedit.video.sinks import CODECS, ContainerSink, PictureSink
 
 _IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -176,3 +177,15 @@ def write_clip(path: Path, frames: NDArray[np.uint8], frame_rate: int) -> None:
     with VideoWriter(path, like=info, crf=10, preset="veryfast", overwrite=True) as writer:
         for pts, frame in enumerate(frames):
             writer.write(frame, pts, 1)
+
+
+def write_like(path: Path, like: VideoInfo, frames: Iterable[TimedFrame]) -> None:
+    """Write frames of any one size at the times and with the sound of another clip, over what is there."""
+    stream = iter(frames)
+    first = next(stream, None)
+    if first is None:
+        raise UserError(f"{path}: no frame to write; check the input")
+    height, width = first.frame.shape[:2]
+    with VideoWriter(path, like=like, overwrite=True, width=width, height=height) as writer:
+        for timed in chain([first], stream):
+            writer.write(timed.frame, timed.pts, timed.duration)

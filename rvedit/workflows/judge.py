@@ -244,7 +244,7 @@ def scores_of(verdicts: Sequence[Verdict], judge: str) -> CategoryScores:
 
 def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Difference]]]:
     """B minus A, for each judge that judged both: judge -> category -> axis."""
-    (of_a, first), (of_b, second) = (_read_scores(path) for path in (a, b))
+    (of_a, first), (of_b, second) = (read_judged(path) for path in (a, b))
     if of_a != of_b:
         raise UserError(f"{a} was judged by the protocol {of_a}, {b} by {of_b}: those are not compared")
     sides = [first, second]
@@ -255,7 +255,8 @@ def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Differenc
     return {name: compare(sides[0][name], sides[1][name]) for name in names}
 
 
-def _read_scores(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
+def read_judged(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
+    """The protocol of a judged folder, and its scores by judge. Raises UserError for probes and mixtures."""
     candidates = (folder, folder / SCORES, folder / "judge" / SCORES)
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:

@@ -1,0 +1,96 @@
+"""Frames x methods, as Figs. 2 and 5 to 12 show them; and the same side by side as a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from rvedit.analysis.plots import STYLE, save_figure
+from rvedit.video import TimedFrame, VideoReader
+from rvedit.video_tensors import Frames
+
+_WIDTH = 1.9
+"""Inches of a frame."""
+_TILE, _CAPTION = 320, 24
+"""Pixels of a clip's tiles: width, and of the line of text above."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An item and its clips: the source, each method's edit, and the true edit where it is known."""
+
+    id: str
+    instruction: str
+    clips: Mapping[str, Path]
+    """By name, in the order of rows."""
+
+
+def sample_frames(path: Path, count: int) -> list[Frames]:
+    """So many frames, evenly spread, first and last among them; fewer of a shorter clip."""
+    with VideoReader(path) as reader:
+        wanted = set(np.linspace(0, reader.info.num_frames - 1, count).round().astype(int).tolist())
+        return [timed.frame for index, timed in enumerate(reader) if index in wanted]
+
+
+def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: str) -> list[Path]:
+    """A grid with a row for each clip and the instruction above each item's rows; writes PNG and PDF."""
+    pictures = [[(name, sample_frames(c, columns)) for name, c in e.clips.items()] for e in exhibits]
+    ratios: list[float] = []
+    for rows in pictures:
+        height, width = rows[0][1][0].shape[:2]
+        ratios += [0.16, *[height / width] * len(rows)]
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        # The label's column is half a frame wide; heights are in frames' widths, with a little air.
+        figure = Figure(figsize=(_WIDTH * (columns + 0.5), _WIDTH * (sum(ratios) * 1.02 + 0.25)))
+        grid = figure.add_gridspec(
+            len(ratios), columns + 1, height_ratios=ratios, width_ratios=[0.5, *[1] * columns],
+            hspace=0.03, wspace=0.03, left=0.005, right=0.995, bottom=0.005,
+            top=1 - 0.25 / (sum(ratios) * 1.02 + 0.25),
+        )  # fmt: skip
+        figure.suptitle(title, x=0.01, y=0.995, ha="left", va="top", fontsize=12, fontweight="bold")
+        place = 0
+        for exhibit, rows in zip(exhibits, pictures, strict=True):
+            heading = figure.add_subplot(grid[place, :])
+            heading.axis("off")
+            heading.text(0, 0.3, f"“{exhibit.instruction}”", fontsize=10, style="italic", va="center")
+            for offset, (name, frames) in enumerate(rows, start=1):
+                label = figure.add_subplot(grid[place + offset, 0])
+                label.axis("off")
+                label.text(0.96, 0.5, name, ha="right", va="center", fontsize=10, wrap=True)
+                for column, frame in enumerate(frames, start=1):
+                    axis = figure.add_subplot(grid[place + offset, column])
+                    axis.imshow(frame, interpolation="antialiased", aspect="auto")
+                    axis.axis("off")
+            place += 1 + len(rows)
+        return save_figure(figure, path, (".png", ".pdf"))
+
+
+def side_by_side(exhibit: Exhibit) -> Iterator[TimedFrame]:
+    """The clips beside each other, named, at the times of the source; a shorter one holds its last frame."""
+    font = ImageFont.load_default(15)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(VideoReader(path)) for path in exhibit.clips.values()]
+        info = readers[0].info
+        scale = max(1, _TILE / info.width)
+        # H.264 counts a picture's size in pairs of pixels.
+        width, height = (2 * round(side * scale / 2) for side in (info.width, info.height))
+        others = [(timed.frame for timed in reader) for reader in readers[1:]]
+        shown: list[Frames | None] = [None] * len(readers)
+        for timed in readers[0]:
+            following = [next(stream, before) for stream, before in zip(others, shown[1:], strict=True)]
+            shown = [timed.frame, *following]
+            canvas = Image.new("RGB", (width * len(readers), height + _CAPTION), (24, 26, 29))
+            draw = ImageDraw.Draw(canvas)
+            for place, (name, frame) in enumerate(zip(exhibit.clips, shown, strict=True)):
+                draw.text((place * width + 5, 3), name, fill=(240, 240, 240), font=font)
+                if frame is not None:
+                    tile = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+                    canvas.paste(tile, (place * width, _CAPTION))
+            yield timed._replace(frame=np.asarray(canvas))

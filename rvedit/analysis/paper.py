@@ -1,0 +1,148 @@
+"""The paper's numbers, as the recipes have them, and where they disagree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rvedit.errors import UserError
+from rvedit.judge.aggregate import overall_of_cells
+from rvedit.judge.scores import AXES
+from rvedit.recipes import AxisScores, load_recipe
+
+FULL = "RVEDiT"
+CATEGORIES = ("change", "remove", "add", "style")
+TABLES = ("1", "2", "3")
+Cells = dict[tuple[str, str], float]
+"""(category, axis) -> score; the axis "score" is a category's score, the category "overall" that over all."""
+
+_NOTES = {
+    "1": (
+        "Overall is the mean of the twelve cells; the text's averages over the two judges are in no row.",
+        "Lucy-Edit's twelve cells, and ICVE's of Global Style, are the same under both judges in the paper; "
+        "OmniVideo is named as a baseline and has no row.",
+        "The text calls RVEDiT strongest on Local Add and Local Change; by its table Kiwi-Edit leads Local "
+        "Change under both judges.",
+    ),
+    "2": (
+        "The text has 34 blocks, L_s = 17 and 25; the released backbone has 30, and Table 3 has L_s = 15 and "
+        "22 with the same scores: 8, 15, 22 of 30 are what 8, 17, 25 are of 34.",
+        "lambda is 0.75 in the tables and 0.1 in Appendix D.1. By the table lambda = 0 beats 0.25, 0.50 and "
+        "1.00.",
+    ),
+    "3": (
+        "The text speaks of ten configurations; there are nine. Its ranges (IC 72.59 to 73.38, CF and VQ "
+        "within 3 points) are not those of its table (69.12 to 73.76; 5.81 and 5.18).",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PaperEntry:
+    """A row of a table of the paper."""
+
+    label: str
+    cells: dict[str, Cells]
+    """By judge."""
+
+
+def read_paper(recipes: Path, table: str) -> list[PaperEntry]:
+    """The rows of a table, the full model first; several names of it are one row.
+
+    Raises UserError where the folder holds no such recipes.
+    """
+    if not recipes.is_dir():
+        raise UserError(f"{recipes}: no folder of recipes: name the project's with --recipes")
+    entries = _table1(recipes / "table1.yaml") if table == "1" else _ablations(recipes, table)
+    if not entries:
+        raise UserError(f"{recipes}: none of its recipes has the paper's figures for table {table}")
+    return entries
+
+
+def notes(table: str, recipes: Path) -> list[str]:
+    """Where the paper disagrees with itself about a table; what can be computed, is."""
+    found = list(_NOTES[table])
+    if table == "1":
+        return found
+    other = {entry.label: entry.cells["qwen"] for entry in read_paper(recipes, "3" if table == "2" else "2")}
+    for entry in read_paper(recipes, table):
+        here, there = entry.cells["qwen"], other.get(entry.label)
+        key = ("overall", "score")
+        if there and abs(here[key] - there[key]) > 0.005 + 1e-9:
+            both = (here, there) if table == "2" else (there, here)
+            found.append(
+                f"{entry.label}: Overall is {both[0][key]:.2f} in Table 2, and {both[1][key]:.2f} by the "
+                "cells of Table 3."
+            )
+    return found
+
+
+def _ablations(recipes: Path, table: str) -> list[PaperEntry]:
+    entries: dict[str, PaperEntry] = {}
+    for path in sorted(recipes.glob("*.yaml")):
+        if "paper" not in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}):
+            continue
+        row = load_recipe(path).paper
+        assert row is not None
+        cells: Cells | None = None
+        if table == "2" and row.table2:
+            cells = {
+                (name, "score"): value
+                for name, value in sorted(row.table2.items(), key=lambda pair: _place(pair[0]))
+            }
+        elif table == "3" and row.table3:
+            cells = _cells_of(row.table3)
+        if cells:
+            entries[row.label] = PaperEntry(row.label, {"qwen": cells})
+    if FULL not in entries:
+        return []
+    full = entries.pop(FULL)
+    others = [entry for entry in entries.values() if entry.cells != full.cells]
+    return [full, *sorted(others, key=lambda entry: _group(entry.label))]
+
+
+def _table1(path: Path) -> list[PaperEntry]:
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["rows"]
+    entries = []
+    for row in rows:
+        cells = {}
+        for judge in ("gemini", "qwen"):
+            triples = [row[judge][n : n + len(AXES)] for n in range(0, len(row[judge]), len(AXES))]
+            scores = {
+                name: AxisScores(**dict(zip(AXES, triple, strict=True)))
+                for name, triple in zip(CATEGORIES, triples, strict=True)
+            }
+            cells[judge] = _cells_of(scores)
+        entries.append(PaperEntry(row["label"], cells))
+    return entries
+
+
+def _cells_of(scores: dict[str, AxisScores]) -> Cells:
+    """With the categories' scores and the overall one."""
+    cells: Cells = {}
+    for name in CATEGORIES:
+        axes = {axis: getattr(scores[name], axis) for axis in AXES}
+        cells |= {(name, axis): value for axis, value in axes.items()}
+        cells[name, "score"] = overall_of_cells([tuple(axes.values())])
+    cells["overall", "score"] = overall_of_cells(
+        [[cells[name, axis] for axis in AXES] for name in CATEGORIES]
+    )
+    return cells
+
+
+def _place(category: str) -> int:
+    return CATEGORIES.index(category) if category in CATEGORIES else len(CATEGORIES)
+
+
+def _group(label: str) -> tuple[int, str]:
+    """Components, routing depths, alignment weights, as in the paper's tables."""
+    groups: Sequence[str] = ("w/o both", "w/o GRTC", "w/o RAAA", "L_s", "lambda")
+    number = next((i for i, start in enumerate(groups) if label.startswith(start)), len(groups))
+    depth = label.partition("= ")[2]
+    return number, depth.zfill(4)

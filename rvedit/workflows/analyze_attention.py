@@ -1,0 +1,198 @@
+"""`rvedit analyze attention`: Fig. 4 of a model, on clips."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvedit.analysis.experiments import GROUPS, Triplet, compare_branches, first_window, read_edit
+from rvedit.data.bench import BenchItem, read_bench
+from rvedit.data.manifest import prepare_folder, write_json, write_text
+from rvedit.errors import UserError
+from rvedit.judge.aggregate import Estimate, estimate_of, resampled_means
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import EditSettings
+
+READING = (*(f"mass {name}" for name in GROUPS), "entropy")
+LIKENESS = ("cosine", "js", "alignment", "spread")
+LISTS = (".csv", ".jsonl", ".parquet")
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AttentionOrder:
+    """What is looked at, and how."""
+
+    clips: tuple[Path, ...]
+    """Lists as `rvedit edit --batch` takes them, or clips."""
+    out: Path
+    instruction: str | None = None
+    """For `clips` that are clips."""
+    limit: int | None = None
+    """Items of each list at most."""
+    num_inference_steps: int | None = None
+    num_times: int = 4
+    """Times at which the two branches are compared."""
+    temperature: float = 0.07
+    """tau of Eq. 5."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelReading:
+    """What was found in one model; all by quantity: (clips, blocks)."""
+
+    name: str
+    routing_depth: int
+    num_layers: int
+    positions: int
+    """S of the last clip."""
+    clips: tuple[str, ...]
+    """Those that were edited."""
+    compared: tuple[str, ...]
+    """Those among them whose true edit and caption are known."""
+    values: dict[str, Values]
+
+    def estimates(self, quantity: str) -> list[Estimate]:
+        """By block: the mean over clips and its bootstrap interval."""
+        rows = self.values[quantity]
+        drawn = resampled_means(rows, np.random.default_rng(0))
+        return [estimate_of(float(rows[:, i].mean()), drawn[:, i]) for i in range(rows.shape[1])]
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """What was written."""
+
+    folder: Path
+    models: tuple[ModelReading, ...]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """What attention.json holds."""
+        return {
+            "models": [
+                {
+                    "model": model.name,
+                    "routing_depth": model.routing_depth,
+                    "blocks": model.num_layers,
+                    "positions": model.positions,
+                    "ln_positions": math.log(model.positions),
+                    "clips": len(model.clips),
+                    "compared_clips": len(model.compared),
+                    "by_block": {
+                        name: [dataclasses.asdict(e) for e in model.estimates(name)] for name in model.values
+                    },
+                }
+                for model in self.models
+            ],
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def read_items(order: AttentionOrder) -> list[BenchItem]:
+    """The clips and their instructions. Raises UserError where one is missing."""
+    items: list[BenchItem] = []
+    for path in order.clips:
+        if path.is_dir() or path.suffix in LISTS:
+            items += read_bench(path)[: order.limit]
+        elif not order.instruction:
+            raise UserError(
+                f"{path}: what is asked of it is not known: give --instruction, or a list with instructions"
+            )
+        elif not path.is_file():
+            raise UserError(f"{path}: no such file")
+        else:
+            items.append(BenchItem(len(items), path.stem, order.instruction, None, "", path))
+    return items
+
+
+def analyze_attention(
+    order: AttentionOrder,
+    items: Sequence[BenchItem],
+    models: Sequence[tuple[str, Callable[[], RVEDiTPipeline]]],
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> AttentionReport:
+    """Measure each model in turn, and write attention.csv, .json, .png and .svg.
+
+    `models` are names and what loads them: one is held at a time.
+    """
+    from rvedit.analysis.plots import plot_attention
+
+    started = time.perf_counter()
+    prepare_folder(order.out)
+    readings = []
+    for name, load in models:
+
+        def progress(done: int, name: str = name) -> None:
+            on_progress(name, done, len(items))
+
+        readings.append(_read_model(order, items, name, load(), progress))
+    report = AttentionReport(order.out, tuple(readings), time.perf_counter() - started)
+    write_text(order.out / "attention.csv", _csv(readings))
+    write_json(order.out / "attention.json", report.as_json())
+    plot_attention(report.as_json()["models"], order.out / "attention")
+    return report
+
+
+def _read_model(
+    order: AttentionOrder,
+    items: Sequence[BenchItem],
+    name: str,
+    pipeline: RVEDiTPipeline,
+    on_progress: Callable[[int], None],
+) -> ModelReading:
+    settings = EditSettings(order.num_inference_steps, guidance_scale=1.0, seed=order.seed)
+    read: dict[str, list[Values]] = {quantity: [] for quantity in (*READING, *LIKENESS)}
+    compared: list[str] = []
+    positions = 0
+    for done, item in enumerate(items):
+        on_progress(done)
+        source = first_window(item.source, pipeline)
+        reading = read_edit(pipeline, source, item.instruction, settings)
+        positions = reading.positions
+        for index, group in enumerate(GROUPS):
+            read[f"mass {group}"].append(reading.mass[:, :, index].mean(axis=0))
+        read["entropy"].append(reading.entropy.mean(axis=0))
+        if item.target is None or not item.description:
+            continue
+        triplet = Triplet(source, first_window(item.target, pipeline), item.instruction, item.description)
+        if triplet.target.shape != source.shape:
+            raise UserError(f"{item.id}: its source and its true edit differ in length or shape")
+        rows = compare_branches(pipeline, triplet, order.num_times, order.seed, order.temperature)
+        compared.append(item.id)
+        for quantity in LIKENESS:
+            read[quantity].append(np.mean([[getattr(x, quantity) for x in row] for row in rows], axis=0))
+    on_progress(len(items))
+    return ModelReading(
+        name,
+        pipeline.transformer.config.routing_depth,
+        len(pipeline.transformer.blocks),
+        positions,
+        tuple(item.id for item in items),
+        tuple(compared),
+        {quantity: np.array(rows) for quantity, rows in read.items() if rows},
+    )
+
+
+def _csv(readings: Sequence[ModelReading]) -> str:
+    """A line for every model, clip, block and quantity."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["model", "clip", "block", "quantity", "value"])
+    for model in readings:
+        for quantity, rows in model.values.items():
+            clips = model.clips if quantity in READING else model.compared
+            for clip, row in zip(clips, rows, strict=True):
+                writer.writerows([model.name, clip, i, quantity, f"{v:.6g}"] for i, v in enumerate(row, 1))
+    return text.getvalue()

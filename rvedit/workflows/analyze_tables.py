@@ -1,0 +1,142 @@
+"""`rvedit analyze tables`: judged folders beside the paper's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rvedit.analysis.paper import FULL, notes, read_paper
+from rvedit.analysis.sheets import Sheet, by_axis, overview, to_csv, to_latex, to_markdown
+from rvedit.analysis.tables import ResultRow, result_rows
+from rvedit.data.manifest import prepare_folder, write_json, write_text
+from rvedit.errors import UserError
+from rvedit.judge.aggregate import CategoryScores
+from rvedit.workflows.batch import SETTINGS
+from rvedit.workflows.judge import read_judged
+
+
+@dataclass(frozen=True)
+class TablesOrder:
+    """Which runs, and which table."""
+
+    runs: tuple[str, ...]
+    """Folders of judged edits, or LABEL=FOLDER; several of one label are its training seeds."""
+    table: str
+    recipes: Path
+    judge: str | None = None
+    """None: the only one that judged all."""
+    full: str = FULL
+    """The row that others are compared with."""
+    out: Path | None = None
+    """Folder; none: nothing is written."""
+
+
+@dataclass(frozen=True)
+class TablesReport:
+    """What came of it."""
+
+    judge: str
+    rows: tuple[ResultRow, ...]
+    sheet: Sheet
+    written: tuple[Path, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; a cell's key is category.axis."""
+        rows = []
+        for row in self.rows:
+            contrast = asdict(row.contrast) | {"verdict": row.contrast.verdict} if row.contrast else None
+            rows.append(
+                {
+                    "label": row.label,
+                    "runs": row.runs,
+                    "items": row.items,
+                    "ours": {".".join(key): asdict(value) for key, value in row.ours.items()},
+                    "paper": {".".join(key): value for key, value in row.paper.items()},
+                    "less_full": contrast,
+                }
+            )
+        return {"judge": self.judge, "rows": rows, "notes": list(self.sheet.notes)}
+
+
+def analyze_tables(order: TablesOrder) -> TablesReport:
+    """Compare, and write tableN.md, .tex, .csv and .json. Raises UserError where a run cannot be placed."""
+    paper = read_paper(order.recipes, order.table)
+    found: dict[str, list[dict[str, CategoryScores]]] = {}
+    protocols: set[str] = set()
+    for run in order.runs:
+        label, folder = _labelled(run)
+        if label is None:
+            labels = ", ".join(entry.label for entry in paper)
+            raise UserError(
+                f"{folder}: which row it is, is not recorded: write LABEL={folder}, LABEL being one of "
+                f"{labels}, or a name of your own"
+            )
+        protocol, scores = read_judged(folder)
+        protocols.add(protocol)
+        found.setdefault(label, []).append(scores)
+    if len(protocols) > 1:
+        raise UserError(f"the runs were judged by {' and '.join(sorted(protocols))}: those are not compared")
+    judge = order.judge or _only_judge(found)
+    judged: dict[str, Sequence[CategoryScores]] = {}
+    for label, runs in found.items():
+        if any(judge not in run for run in runs):
+            raise UserError(
+                f"{label}: --judge {judge} has not judged it: {', '.join(runs[0]) or 'nobody'} has"
+            )
+        judged[label] = [run[judge] for run in runs]
+    rows = result_rows(paper, judged, judge, order.full)
+    title = f"Table {order.table}, ours beside the paper's ({judge} judge)"
+    footnotes = notes(order.table, order.recipes)
+    if order.table == "3":
+        sheet = by_axis(rows, title, judge, footnotes)
+    else:
+        sheet = overview(rows, title, judge, order.full, footnotes)
+    report = TablesReport(judge, tuple(rows), sheet, _paths(order))
+    if order.out:
+        prepare_folder(order.out)
+        texts = [to_markdown(sheet), to_latex(sheet), to_csv(rows, judge)]
+        for path, text in zip(report.written, texts, strict=False):
+            write_text(path, text)
+        write_json(report.written[-1], report.as_json())
+    return report
+
+
+def _paths(order: TablesOrder) -> tuple[Path, ...]:
+    out = order.out
+    return tuple(out / f"table{order.table}.{end}" for end in ("md", "tex", "csv", "json")) if out else ()
+
+
+def _labelled(run: str) -> tuple[str | None, Path]:
+    """LABEL=FOLDER, or what the folder says about itself; a label may have `=` in it, a folder may not."""
+    if not Path(run).is_dir():
+        label, separator, folder = run.rpartition("=")
+        if not separator or not Path(folder).is_dir():
+            raise UserError(f"{run}: no such folder: name folders of judged edits, or LABEL=FOLDER")
+        return label, Path(folder)
+    return _label_of(Path(run)), Path(run)
+
+
+def _label_of(folder: Path) -> str | None:
+    """By the model that made the edits, whose run's recipe names its row of the paper."""
+    for home in (folder, folder.parent):
+        if (home / SETTINGS).is_file():
+            model = Path(str(json.loads((home / SETTINGS).read_text(encoding="utf-8")).get("model")))
+            for record in (model / "recipe.yaml", model.parent / "recipe.yaml"):
+                if record.is_file():
+                    row = (yaml.safe_load(record.read_text(encoding="utf-8")) or {}).get("paper")
+                    return row["label"] if row else None
+    return None
+
+
+def _only_judge(found: dict[str, list[dict[str, CategoryScores]]]) -> str:
+    everyone = [set(run) for runs in found.values() for run in runs]
+    common = sorted(set.intersection(*everyone))
+    if len(common) != 1:
+        said = f"{', '.join(common)} did" if common else "none did"
+        raise UserError(f"which judge has judged all runs is not clear ({said}): choose with --judge")
+    return common[0]
