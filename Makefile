@@ -1,4 +1,4 @@
-.PHONY: check test demo nano quality
+.PHONY: check test demo nano quality reproduce
 
 check:  ## style, types, layers
 	ruff check .
@@ -21,6 +21,9 @@ nano:  ## train the embedded model again, from nothing
 	rvedit train recipes/nano_first_stage.yaml
 	rvedit train recipes/nano.yaml
 	python -m rvedit.embed runs/nano
+
+reproduce:  ## the paper's ablations at nano size, from the first stage of `make nano`
+	python benchmarks/reproduce.py
 
 quality:  ## 200 held-out clips
 	python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, losses_of, make_mllm
+from conftest import SMALL, losses_of, make_mllm, make_vae
 from peft import LoraConfig, LoraModel
 from PIL import Image
 from safetensors import safe_open
@@ -25,12 +25,13 @@ from test_recipes import OVERLAY, PAPER
 
 from rvedit.editors import load_editor
 from rvedit.errors import UserError
-from rvedit.recipes import OptimizerRecipe, load_recipe
+from rvedit.recipes import OptimizerRecipe, Recipe, load_recipe
 from rvedit.training.editor import LANGUAGE_LAYERS, merge_adapters
 from rvedit.training.loop import rate_fraction
 from rvedit.training.optimizers import Muon, NamedOptimizer
 from rvedit.training.state import latest_checkpoint
-from rvedit.training.step import sample_depth
+from rvedit.training.step import draw, sample_depth
+from rvedit.training.vae import ClipBatch, VAEObjective
 from rvedit.video import VideoReader
 from rvedit.workflows.train import train
 
@@ -337,3 +338,21 @@ def test_every_recipe_of_the_paper_trains_at_nano_size(path, tmp_path):
     assert ("loss_align" in steps[0]) == bool(recipe.alignment.weight)
     editor = load_editor(str(tmp_path / recipe.name), "cpu")
     assert editor.pipeline.transformer.config.routing_depth == recipe.model.routing_depth
+
+
+def test_changes_from_frame_to_frame_count_for_the_vae():
+    """An error that all frames share costs nothing more; one that comes and goes does."""
+    plain, weighted = (Recipe(task="vae", change_weight=weight) for weight in (0.0, 0.5))
+    torch.manual_seed(0)
+    vae = make_vae()
+    clip = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        losses = [VAEObjective(vae, recipe)(ClipBatch(clip, [0, 1]), 0) for recipe in (plain, weighted)]
+        posterior = vae.encode(clip).latent_dist
+        noise = draw(0, [0, 1], posterior.mean.shape[1:])[1]
+        error = vae.decode(posterior.mean + posterior.std * noise).sample - clip
+    expected = 0.5 * (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
+    torch.testing.assert_close(losses[1]["loss"] - losses[0]["loss"], expected, atol=1e-5, rtol=1e-4)
+    assert losses[0]["l1"] == losses[1]["l1"]
+    still = ClipBatch(clip[:, :, :1], [0, 1])
+    assert VAEObjective(vae, weighted)(still, 0)["loss"] == VAEObjective(vae, plain)(still, 0)["loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rvedit",  # equal figures are equal files
 }
+
+
+def style() -> AbstractContextManager[None]:
+    """Figures made within look like ours."""
+    return matplotlib.rc_context(STYLE)
+
+
 _GROUPS = (("X_e", "editing tokens $X_e$", BLUE, "o"), ("X_v", "visual tokens $X_v$", GREEN, "s"),
            ("X_l", "text tokens $X_\\ell$", ORANGE, "^"))  # fmt: skip
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
@@ -53,7 +61,7 @@ def save_figure(figure: Figure, path: Path, suffixes: Sequence[str] = (".png", "
 def plot_attention(models: Sequence[dict[str, Any]], path: Path) -> list[Path]:
     """Fig. 4 of models as `AttentionReport.as_json` has them; the first is the one in question."""
     compared = any("cosine" in model["by_block"] for model in models)
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(12, 6.4) if compared else (5, 6.4), layout="constrained")
         axes = figure.subplots(2, 3 if compared else 1, sharex=True, squeeze=False)
         _mass(axes[0][0], models)

@@ -86,13 +86,13 @@ def to_markdown(sheet: Sheet) -> str:
 
 
 def to_latex(sheet: Sheet) -> str:
-    """A `table` for the booktabs package; the notes are in its caption's place below."""
+    """A `table` for the packages booktabs and graphicx, as wide as the text; its notes stand below."""
     lines = [
-        r"\begin{table}", r"\centering\small", rf"\caption{{{_tex(sheet.title)}}}",
+        r"\begin{table}", r"\centering", rf"\caption{{{_tex(sheet.title)}}}", r"\resizebox{\linewidth}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(sheet.headers) - 1)}}}", r"\toprule",
         " & ".join(map(_tex, sheet.headers)) + r" \\", r"\midrule",
         *(" & ".join(map(_tex, row)) + r" \\" for row in sheet.rows),
-        r"\bottomrule", r"\end{tabular}", "",
+        r"\bottomrule", r"\end{tabular}}", "",
         *(rf"\par\footnotesize {_tex(note)}" for note in sheet.notes), r"\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

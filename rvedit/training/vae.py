@@ -76,15 +76,20 @@ class VAEObjective(nn.Module):
         self.recipe = recipe
 
     def forward(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
-        """L1 error, and the KL divergence per value scaled by the error's expected size."""
+        """L1 error of the pixels and of their changes in time, and the KL divergence per value scaled by the
+        error's expected size.
+        """
         clip = batch.clips
         posterior = self.vae.encode(clip).latent_dist
         _, noise, _ = draw(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
         latents = posterior.mean + posterior.std * noise.to(clip.device)
         error = self.vae.decode(latents).sample.float() - clip
         divergence = posterior.kl().sum() / clip.numel()
+        loss = error.abs().mean() + self.recipe.kl_weight * divergence
+        if self.recipe.change_weight and clip.shape[2] > 1:
+            loss = loss + self.recipe.change_weight * error.diff(dim=2).abs().mean()
         return {
-            "loss": error.abs().mean() + self.recipe.kl_weight * divergence,
+            "loss": loss,
             "l1": error.abs().mean(),
             "psnr": -10 * torch.log10(error.square().mean() / 4),
             "kl": divergence,

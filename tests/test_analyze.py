@@ -1,0 +1,323 @@
+"""`rvedit analyze`, as users meet it, on nano and on a small world; and the paper's rows."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline, random_clip
+from PIL import Image
+from test_cli import PARK, ROOT, decoded, rvedit
+
+from rvedit.analysis.experiments import Triplet, compare_branches, read_edit
+from rvedit.analysis.paper import notes, read_paper
+from rvedit.analysis.reasoning import EDITING, PADDING, VISUAL, trace_edit, word_tokens
+from rvedit.analysis.sheets import to_csv, to_latex, to_markdown
+from rvedit.analysis.tables import Contrast, pooled, result_rows
+from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.judge.aggregate import Estimate
+from rvedit.judge.scores import Scores
+from rvedit.records import EditSettings
+from rvedit.workflows.analyze_tables import TablesOrder, analyze_tables
+
+RECIPES = ROOT / "recipes"
+WORDS = "replace the dog with a corgi"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Four held-out triplets and two folders of their edits, judged: the true edits, and the sources."""
+    folder = tmp_path_factory.mktemp("world")
+    made = ("--count", 4, "--num-frames", 5, "--split", "test", "--seed", 5, "--height", 64, "--width", 64)
+    rvedit("prepare", "playground", "--out", "triplets", *made, cwd=folder, check=0)
+    rows = [json.loads(line) for line in (folder / "triplets/manifest.jsonl").read_text().splitlines()]
+    for name, side in (("good", "target"), ("bad", "source")):
+        (folder / name).mkdir()
+        for row in rows:
+            clip = (folder / "triplets" / row[side]).read_bytes()
+            (folder / name / f"{row['id']}_edited.mp4").write_bytes(clip)
+        rvedit("judge", name, "--bench", "triplets", "--judge", "reference", cwd=folder, check=0)
+    return folder
+
+
+# Attention.
+
+
+def test_attention_of_nano_is_fig_4(world, tmp_path):
+    done = rvedit(
+        "analyze", "attention", world / "triplets", "--limit", 2, "--steps", 2, "--times", 2,
+        "--out", "found", "--json", cwd=tmp_path, check=0,
+    )  # fmt: skip
+    (model,) = json.loads(done.stdout)["models"]
+    assert (model["blocks"], model["routing_depth"]) == (8, 4)
+    assert (model["clips"], model["compared_clips"]) == (2, 2)
+    found = model["by_block"]
+    edit, visual, text = ([e["value"] for e in found[f"mass {name}"]] for name in ("X_e", "X_v", "X_l"))
+    assert edit[:4] == [1] * 4
+    assert not any(visual[:4] + text[:4])
+    assert min(visual[4:] + text[4:]) > 0
+    np.testing.assert_allclose(np.sum([edit, visual, text], axis=0), 1, atol=1e-6)
+    for name in ("entropy", "cosine", "js", "spread"):
+        assert all(0 < e["low"] <= e["value"] <= e["high"] < 1 for e in found[name])
+    assert all(e["value"] < model["ln_positions"] + 1 for e in found["alignment"])
+    lines = list(csv.DictReader((tmp_path / "found/attention.csv").open()))
+    assert len(lines) == 8 * 8 * 2  # quantities, blocks, clips
+    mean = np.mean([float(x["value"]) for x in lines if (x["quantity"], x["block"]) == ("cosine", "8")])
+    assert mean == pytest.approx(found["cosine"][7]["value"], abs=1e-4)
+    assert Image.open(tmp_path / "found/attention.png").size[0] > 1000
+    assert "<svg" in (tmp_path / "found/attention.svg").read_text()[:1000]
+
+
+def test_reading_an_edit_is_the_edit(tiny_tokenizer):
+    """What is looked at is the very edit that the pipeline makes; steps and blocks are told apart."""
+    pipeline = make_pipeline(tiny_tokenizer)
+    clip, settings = random_clip(9), EditSettings(num_inference_steps=3, guidance_scale=1.0)
+    expected = pipeline(clip, WORDS, settings)
+    reading = read_edit(pipeline, clip, WORDS, settings)
+    assert reading.mass.shape == (3, 4, 3)
+    assert reading.positions == 3 * 2 * 2
+    assert (reading.mass[:, :2] == [1, 0, 0]).all()
+    assert np.ptp(reading.entropy, axis=0).min() > 0
+    trace = trace_edit(pipeline, clip, WORDS, settings, blocks=(2, 3), steps=(1, 3))
+    assert np.array_equal(trace.edit, expected)
+    assert [(x.step, x.block) for x in trace.readings] == [(1, 2), (1, 3), (3, 2), (3, 3)]
+    deep = trace.readings[1]
+    assert deep.maps[VISUAL].shape == (3, 2, 2)
+    # Mass and maps are two views of one attention.
+    assert deep.maps[EDITING].mean() == pytest.approx(reading.mass[0, 2, 0], abs=1e-5)
+    words = sum(deep.maps[word] for word in (*trace.words, PADDING))
+    np.testing.assert_allclose(words + deep.maps[EDITING] + deep.maps[VISUAL], 1, atol=1e-5)
+
+
+def test_branches_that_see_the_same_have_the_same_trace(tiny_tokenizer):
+    pipeline = make_pipeline(tiny_tokenizer)
+    clip, other = random_clip(5), random_clip(5, seed=1)
+    same = Triplet(clip, clip, WORDS, WORDS)
+    for row in compare_branches(pipeline, same, num_times=2, seed=0, temperature=0.07):
+        assert len(row) == 4
+        assert all(x.cosine == pytest.approx(1, abs=1e-5) and x.js < 1e-6 for x in row)
+    apart = compare_branches(pipeline, replace(same, target=other, caption="a corgi"), 2, 0, 0.07)
+    assert all(x.cosine < 1 - 1e-4 and x.js > 0 for row in apart for x in row)
+
+
+def test_attention_refuses_clips_without_words(tmp_path):
+    done = rvedit("analyze", "attention", PARK, "--out", "found", cwd=tmp_path, check=2)
+    assert "give --instruction" in done.stderr
+    assert not (tmp_path / "found").exists()
+
+
+# Trace.
+
+
+def test_trace_writes_a_page_and_a_clip(tmp_path):
+    arguments = ("analyze", "trace", PARK, WORDS, "--steps", 3, "--blocks", "1,8", "--at-steps", "2")
+    done = rvedit(*arguments, "--json", cwd=tmp_path, check=0)
+    report = json.loads(done.stdout)
+    assert (report["blocks"], report["steps"], report["frames"]) == ([1, 8], [2], 9)
+    page = (tmp_path / "park_trace/trace.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"']?http", page)
+    data = json.loads(re.search(r"^const data = (.*);$", page, re.MULTILINE)[1])
+    assert list(data["readings"]) == ["1/2", "8/2"]
+    assert not set(data["readings"]["1/2"]) & {"dog", VISUAL}  # block 1 reads the editing tokens alone
+    assert {"dog", "corgi", VISUAL, EDITING} <= set(data["readings"]["8/2"])
+    assert data["readings"]["8/2"]["dog"]["shape"] == [3, 8, 8]
+    assert len(data["edit"]) == len(data["source"]) == 3
+    times, frames = decoded(tmp_path / "park_trace/trace.mp4")
+    assert len(frames) == 9
+    assert times == pytest.approx([i / 12 for i in range(9)], abs=1e-3)
+    again = rvedit(*arguments, cwd=tmp_path, check=2)
+    assert "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--blocks", "9", "from 1 to 8"),
+        ("--at-steps", "0", "from 1 to 12"),
+        ("--blocks", "two", "such as 1,4,8"),
+    ],
+)
+def test_trace_refuses_blocks_that_are_not_there(tmp_path, option, value, said):
+    done = rvedit("analyze", "trace", PARK, WORDS, option, value, cwd=tmp_path, check=2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_words_are_found_in_the_text_tokens():
+    pipeline = load_pipeline(find_checkpoint("nano"), torch.float32)
+    words = word_tokens(pipeline, "Replace the dog with the aardvark.")
+    assert list(words) == ["Replace", "the", "dog", "with", "the (2)", "aardvark."]
+    ids = pipeline.tokenizer("Replace the dog with the aardvark.").input_ids
+    positions = [position for places in words.values() for position in places]
+    assert positions == list(range(len(positions)))
+    assert pipeline.tokenizer.decode([ids[i] for i in words["dog"]]).strip() == "dog"
+    assert pipeline.tokenizer.decode([ids[i] for i in words["aardvark."]]).strip() == "aardvark"
+
+
+# Tables.
+
+
+def test_the_papers_rows_and_what_it_says_twice():
+    two, three = (read_paper(RECIPES, table) for table in "23")
+    assert [entry.label for entry in two][:4] == [
+        "RVEDiT", "w/o both", "w/o GRTC (L_s = L)", "w/o RAAA (lambda = 0)",
+    ]  # fmt: skip
+    assert len(two) == len(three) == 9
+    assert two[0].cells["qwen"]["overall", "score"] == 77.42
+    one = {entry.label: entry.cells for entry in read_paper(RECIPES, "1")}
+    both = [one["RVEDiT"][judge]["overall", "score"] for judge in ("gemini", "qwen")]
+    assert np.mean(both) == pytest.approx(69.95, abs=0.005)
+    assert any("71.71 in Table 2, and 71.77" in note for note in notes("2", RECIPES))
+    assert any("ten configurations; there are nine" in note for note in notes("3", RECIPES))
+
+
+def test_tables_of_judged_folders(world, tmp_path):
+    runs = (f"RVEDiT={world / 'good'}", f"w/o both={world / 'bad'}", f"mine={world / 'bad'}")
+    done = rvedit(
+        "analyze", "tables", *runs, "--table", 2, "--recipes", RECIPES, "--out", "t", cwd=tmp_path, check=0
+    )
+    assert "w/o both" in done.stdout
+    report = json.loads((tmp_path / "t/table2.json").read_text())
+    rows = {row["label"]: row for row in report["rows"]}
+    assert len(rows) == 10
+    assert report["judge"] == "reference"
+    assert rows["RVEDiT"]["ours"]["overall.score"]["value"] > 90
+    assert rows["w/o both"]["less_full"]["paper"] == pytest.approx(71.71 - 77.42)
+    assert rows["w/o both"]["less_full"]["mean"]["value"] < -20
+    assert rows["mine"]["less_full"]["verdict"] == "not in the paper"
+    assert rows["L_s = 8"]["ours"] == {}
+    lines = list(csv.DictReader((tmp_path / "t/table2.csv").open()))
+    (cell,) = [x for x in lines if (x["label"], x["category"], x["axis"]) == ("w/o both", "overall", "score")]
+    assert float(cell["difference"]) == pytest.approx(float(cell["ours"]) - 71.71, abs=1e-3)
+    latex = (tmp_path / "t/table2.tex").read_text()
+    assert r"$\lambda$ = 0.25" in latex
+    assert latex.count(r"\\") == 11
+    three = rvedit("analyze", "tables", runs[0], "--table", 3, "--recipes", RECIPES, cwd=tmp_path, check=0)
+    assert "/ 78.71" in three.stdout
+    one = rvedit("analyze", "tables", runs[0], "--table", 1, "--recipes", RECIPES, cwd=tmp_path, check=0)
+    assert "Kiwi-Edit" in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (["nowhere"], "no such folder"),
+        (["{world}/good"], "write LABEL="),
+        (["RVEDiT={world}/triplets"], "run `rvedit judge` on it first"),
+        (["RVEDiT={world}/good", "--judge", "qwen"], "has not judged it: reference has"),
+        (["RVEDiT={world}/good", "--recipes", "nothing"], "--recipes"),
+    ],
+)
+def test_tables_say_what_is_wrong(world, tmp_path, runs, said):
+    runs = [text.format(world=world) for text in runs]
+    recipes = () if "--recipes" in runs else ("--recipes", RECIPES)
+    done = rvedit("analyze", "tables", *runs, "--table", 2, *recipes, cwd=tmp_path, check=2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_names_its_row_by_its_recipe(world, tmp_path):
+    run, edits = tmp_path / "runs/x", tmp_path / "edits"
+    run.mkdir(parents=True)
+    edits.mkdir()
+    (run / "recipe.yaml").write_text("paper: {label: L_s = 8}\n")
+    (edits / "settings.json").write_text(json.dumps({"model": str(run)}))
+    (edits / "scores.jsonl").write_bytes((world / "bad/judge/scores.jsonl").read_bytes())
+    report = analyze_tables(TablesOrder((f"RVEDiT={world / 'good'}", str(edits)), "2", RECIPES))
+    assert {row.label for row in report.rows if row.ours} == {"RVEDiT", "L_s = 8"}
+
+
+def score_items(level, count=30, seed=0):
+    """Scores about a level, of items whose difficulty is the same whatever the level."""
+    difficulty = np.random.default_rng(7).normal(0, 15, count)
+    noise = np.random.default_rng(seed).normal(0, 1, count)
+    values = level + difficulty + noise
+    return {"change": {str(i): [Scores(v, v, v)] for i, v in enumerate(values)}}
+
+
+def test_contrasts_are_paired_corrected_and_want_all_seeds():
+    full = [score_items(60, seed=s) for s in (1, 2)]
+    judged = {
+        "RVEDiT": full,
+        "w/o both": [score_items(57, seed=s) for s in (3, 4)],  # below, in both seeds
+        "L_s = 8": [score_items(57, seed=5), score_items(60.5, seed=6)],  # below in one alone
+        "lambda = 0.25": [score_items(60, seed=s) for s in (8, 9)],
+    }
+    rows = {row.label: row for row in result_rows(read_paper(RECIPES, "2"), judged, "reference", "RVEDiT")}
+    told = rows["w/o both"].contrast
+    assert told.verdict == "holds"
+    # Items differ by 15, the pairs by 1: an unpaired test would see nothing.
+    assert told.mean.value == pytest.approx(-3, abs=0.6)
+    assert told.mean.high - told.mean.low < 1.5
+    assert len(told.by_seed) == 2
+    assert rows["L_s = 8"].contrast.verdict == "not told apart"
+    assert rows["lambda = 0.25"].contrast.verdict == "not told apart"
+    assert rows["lambda = 1.00"].contrast is None
+    assert rows["RVEDiT"].ours["overall", "score"].value == pytest.approx(
+        np.mean([s.mean for run in full for items in run["change"].values() for s in items])
+    )
+
+
+def test_verdicts():
+    below = Contrast(Estimate(-3, -4, -2), (-3.1, -2.9), 0.001, -5.0)
+    assert below.verdict == "holds"
+    assert replace(below, paper=5.0).verdict == "the other way round"
+    assert replace(below, paper=None).verdict == "not in the paper"
+    assert replace(below, p_value=0.06).verdict == "not told apart"
+    assert replace(below, by_seed=(-6.5, 0.5)).verdict == "not told apart"
+
+
+def test_pooled_runs_count_items_once():
+    merged = pooled([score_items(10), score_items(20)])
+    assert {len(repeats) for repeats in merged["change"].values()} == {2}
+    assert len(merged["change"]) == 30
+
+
+# Gallery.
+
+
+def test_gallery_shows_methods_by_category(world, tmp_path):
+    done = rvedit(
+        "analyze", "gallery", f"true={world / 'good'}", f"copy={world / 'bad'}", "--bench",
+        world / "triplets", "--out", "g", "--frames", 3, "--json", cwd=tmp_path, check=0,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    figures = [Path(path) for path in report["figures"]]
+    assert {path.suffix for path in figures} == {".png", ".pdf"}
+    assert all((tmp_path / path).stat().st_size > 5000 for path in figures)
+    assert report["items"] == len(report["clips"]) > 1
+    _, frames = decoded(tmp_path / report["clips"][0])
+    assert frames.shape == (5, 344, 4 * 320, 3)
+    # The second tile is the true edit as the method gave it, the last one as the list has it.
+    tiles = np.split(frames[0][24:].astype(int), 4, axis=1)
+    assert np.abs(tiles[1] - tiles[3]).mean() < 1
+    assert np.abs(tiles[0] - tiles[2]).mean() < 1
+    assert np.abs(tiles[0] - tiles[1]).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere",), "no such folder"),
+        (("{world}/good", "{world}/good"), "two methods are called good"),
+        (("{world}/good", "--item", "x"), "--item x: no such item"),
+        (("empty={world}/triplets", "{world}/good"), "no item was edited by all of"),
+    ],
+)
+def test_gallery_says_what_is_wrong(world, tmp_path, arguments, said):
+    arguments = [text.format(world=world) for text in arguments]
+    bench = ("--bench", world / "triplets")
+    done = rvedit("analyze", "gallery", *arguments, *bench, "--out", "g", cwd=tmp_path, check=2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sheets_escape(world):
+    report = analyze_tables(TablesOrder((f"a|b_c & 50%={world / 'good'}",), "2", RECIPES))
+    assert r"| a\|b_c & 50% |" in to_markdown(report.sheet)
+    assert r"a|b\_c \& 50\%" in to_latex(report.sheet)
+    assert "a|b_c & 50%,reference,1,4" in to_csv(report.rows, report.judge)
