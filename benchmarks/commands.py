@@ -15,13 +15,16 @@ from pathlib import Path
 from _common import arguments, print_table, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+PARK, CORGI = str(ROOT / "assets/park.mp4"), "replace the dog with a corgi"
 RVEDIT = [sys.executable, "-c", "from rvedit_cli.main import main; main()"]
 COMMANDS = {
     "rvedit --help": (["--help"], 0.5),
-    "rvedit edit assets/park.mp4": (
-        ["edit", str(ROOT / "assets/park.mp4"), "replace the dog with a corgi"],
-        20.0,
+    "rvedit edit assets/park.mp4": (["edit", PARK, CORGI], 20.0),
+    "rvedit analyze attention, one clip": (
+        ["analyze", "attention", PARK, "--instruction", CORGI, "--out", "found"],
+        60.0,
     ),
+    "rvedit analyze trace": (["analyze", "trace", PARK, CORGI], 60.0),
 }
 
 

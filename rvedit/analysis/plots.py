@@ -7,12 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rvedit.errors import UserError
-
-try:
-    import matplotlib
-except ImportError:
-    raise UserError("the figures need matplotlib: pip install 'rvedit[analyze]'") from None
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -43,6 +38,7 @@ def style() -> AbstractContextManager[None]:
 
 _GROUPS = (("X_e", "editing tokens $X_e$", BLUE, "o"), ("X_v", "visual tokens $X_v$", GREEN, "s"),
            ("X_l", "text tokens $X_\\ell$", ORANGE, "^"))  # fmt: skip
+_COLORS = (BLUE, ORANGE, GREEN)
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
 
@@ -107,9 +103,6 @@ def _lines(axis: Axes, models: Sequence[dict[str, Any]], quantity: str, title: s
             _line(axis, estimates, _COLORS[number], "o", _DASHES[number], None)
     axis.set_title(title)
     axis.set_ylabel(unit)
-
-
-_COLORS = (BLUE, ORANGE, GREEN)
 
 
 def _line(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from av.video.frame import VideoFrame
 
+Turn: TypeAlias = tuple[bool, bool, bool]
+"""Swap the axes, then flip x, then flip y."""
 
-def orientation(decoded: VideoFrame) -> tuple[bool, bool, bool]:
-    """How to turn a frame upright: swap its axes, then flip x, then flip y.
+
+def orientation(decoded: VideoFrame) -> Turn:
+    """How to turn a frame upright.
 
     From the display matrix, which maps a pixel (x, y) to (a x + c y, b x + d y); a slant, which no
     camera writes, is taken for the nearest quarter turn.

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rvedit.errors import UserError
 from rvedit.video.clip import FULL, RGB, SCALING, UNSPECIFIED, Frame, TimedFrame, VideoInfo
-from rvedit.video.orientation import orientation
+from rvedit.video.orientation import Turn, orientation
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _FOLDER_RATE = Fraction(24)
@@ -240,14 +240,18 @@ def _decode_container(info: VideoInfo, wanted: Collection[int] | None, threads: 
         usual = max(1, round(1 / (info.frame_rate * info.time_base)))  # ticks
         pts: int | None = None
         duration = usual
+        turn: Turn | None = None
         for index, decoded in enumerate(_decoded(container, video)):
+            # Asked once: PyAV's side data and its frame hold each other, and 4K frames would pile up by the
+            # hundred before Python's collector of such circles happens to run.
+            turn = orientation(decoded) if turn is None else turn
             # A file may leave times out or repeat them; a writer needs them to increase.
             due = 0 if pts is None else pts + duration
             stated = due if decoded.pts is None else decoded.pts
             pts = stated if pts is None or stated > pts else pts + 1
             duration = decoded.duration or usual
             if wanted is None or index in wanted:
-                yield TimedFrame(_to_rgb(decoded, info, convert), pts, decoded.duration or None)
+                yield TimedFrame(_to_rgb(decoded, info, turn, convert), pts, decoded.duration or None)
             else:
                 yield None
         if info.truncated:
@@ -288,7 +292,7 @@ def _drained(video: VideoStream, before: int | None) -> Iterator[VideoFrame]:
             yield frame
 
 
-def _to_rgb(decoded: VideoFrame, info: VideoInfo, convert: Callable[..., VideoFrame]) -> Frame:
+def _to_rgb(decoded: VideoFrame, info: VideoInfo, turn: Turn, convert: Callable[..., VideoFrame]) -> Frame:
     rgb = convert(
         decoded,
         format="rgb24",
@@ -299,7 +303,7 @@ def _to_rgb(decoded: VideoFrame, info: VideoInfo, convert: Callable[..., VideoFr
         interpolation=SCALING,
     )
     frame: Frame = np.asarray(rgb.to_ndarray(), np.uint8)
-    swaps_axes, flips_x, flips_y = orientation(decoded)
+    swaps_axes, flips_x, flips_y = turn
     if swaps_axes:
         frame = frame.transpose(1, 0, 2)
     return np.ascontiguousarray(frame[:: -1 if flips_y else 1, :: -1 if flips_x else 1])

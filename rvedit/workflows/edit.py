@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rvedit.errors import UserError
 from rvedit.records import EditSettings, Progress
 from rvedit.video import OUTPUT_SUFFIXES, Frame, TimedFrame, VideoReader, VideoWriter, side_by_side
@@ -60,7 +62,8 @@ def edit_file(
 
     def source_frames() -> Iterator[Frame]:
         for timed in reader:
-            pending.append(timed if compare else timed._replace(frame=timed.frame[:0]))
+            # An empty frame of its own: a slice would keep the whole one.
+            pending.append(timed if compare else timed._replace(frame=np.empty((0, 0, 3), np.uint8)))
             yield timed.frame
 
     comparison = comparison_output(output) if compare else None

@@ -1,0 +1,120 @@
+"""Footage as it comes: 4K, 10-bit, upright, of odd size, of varying rate, long; memory is bounded."""
+
+import gc
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import make_pipeline
+from test_cli import rvedit
+
+from rvedit.editors.rvedit import RVEDiTEditor
+from rvedit.records import EditSettings
+from rvedit.video import VideoReader
+from rvedit.workflows.edit import edit_file
+
+A_4K_FRAME = 3840 * 2160 * 3
+linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+
+
+def resident() -> int:
+    """Bytes of memory that the process holds now."""
+    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def write(path: Path, size: tuple[int, int], times: list[int], pix_fmt: str) -> None:
+    """A ball over a ramp, at `times` in milliseconds."""
+    width, height = size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.time_base = Fraction(1, 1000)
+        ramp = np.linspace(60, 200, width, dtype=np.uint8)
+        for index, time in enumerate(times):
+            picture = np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()
+            side, left = height // 4, (index * width // 64) % (width // 2)
+            picture[side : 2 * side, left : left + side] = (220, 40, 40)
+            frame = av.VideoFrame.from_ndarray(picture).reformat(format=pix_fmt)
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("size", "pix_fmt", "times"),
+    [
+        ((3840, 2160), "yuv420p10le", [40 * i for i in range(6)]),
+        ((272, 480), "yuv420p", [40 * i for i in range(6)]),
+        ((271, 481), "yuv444p", [40 * i for i in range(6)]),
+        ((320, 180), "yuv420p", [0, 40, 55, 130, 300, 310, 900]),
+    ],
+    ids=["4K in 10 bits", "upright", "odd", "varying rate"],
+)
+def test_footage_comes_back_as_it_went_in(tmp_path, size, pix_fmt, times):
+    write(tmp_path / "clip.mp4", size, times, pix_fmt)
+    rvedit("edit", "clip.mp4", "make it sepia", "--steps", 1, "--preserve", cwd=tmp_path, check=0)
+    with VideoReader(tmp_path / "clip.mp4") as source, VideoReader(tmp_path / "clip_edited.mp4") as edited:
+        before, after = list(source), list(edited)
+        seconds = [
+            float(t.pts * r.info.time_base) for r, clip in ((source, before), (edited, after)) for t in clip
+        ]
+        assert (edited.info.width, edited.info.height) == size
+    assert len(before) == len(after) == len(times)
+    assert seconds[len(times) :] == pytest.approx(seconds[: len(times)], abs=1e-4)
+    assert seconds[: len(times)] == pytest.approx([t / 1000 for t in times], abs=1e-3)
+    assert not np.array_equal(before[0].frame, after[0].frame)
+
+
+@linux
+def test_a_4k_clip_is_read_in_bounded_memory(tmp_path):
+    """The frames as FFmpeg holds them are no Python objects: they must go without the garbage collector."""
+    write(tmp_path / "clip.mp4", (3840, 2160), [40 * i for i in range(24)], "yuv420p")
+    gc.disable()
+    try:
+        with VideoReader(tmp_path / "clip.mp4", threads=1) as reader:
+            held = [resident() for _ in reader]
+    finally:
+        gc.enable()
+    assert max(held[8:]) - max(held[:8]) < 4 * A_4K_FRAME  # in yuv the 16 are worth 8
+
+
+@linux
+def test_a_longer_4k_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
+    """Also with --preserve, which holds a window of the source's own frames; the encoder holds few."""
+    held = []
+
+    class Observed(RVEDiTEditor):
+        def edit(self, *arguments):
+            for frame in super().edit(*arguments):
+                held.append(resident())
+                yield frame
+
+    write(tmp_path / "clip.mp4", (3840, 2160), [40 * i for i in range(37)], "yuv420p")
+    editor = Observed(make_pipeline(tiny_tokenizer), "tiny")
+    settings = EditSettings(num_inference_steps=1, preserve=True)
+    with VideoReader(tmp_path / "clip.mp4") as reader:
+        edit_file(reader, "make it sepia", tmp_path / "edited.mp4", editor, settings)
+    assert len(held) == 37
+    assert max(held[21:]) - max(held[:21]) < 4 * A_4K_FRAME  # not the 16 more
+
+
+@linux
+def test_ten_times_the_length_takes_no_more_memory(tiny_tokenizer):
+    """Two minutes at 12 frames a second against 12 seconds: nothing that is kept grows."""
+    pipeline = make_pipeline(tiny_tokenizer)
+    pipeline.register_to_config(window_frames=33, window_stride=24)
+    part = 12 * 12
+
+    def frames() -> Iterator[np.ndarray]:
+        for index in range(10 * part):
+            yield np.full((32, 32, 3), index % 251, np.uint8)
+
+    held = [
+        resident() for _ in pipeline.stream(frames(), "make it sepia", EditSettings(num_inference_steps=1))
+    ]
+    assert len(held) == 10 * part
+    assert max(held[part:]) - max(held[:part]) < 30e6
