@@ -1,4 +1,7 @@
-"""Put a run's weights into the package as the embedded nano, in bf16: `python -m rvedit.embed runs/nano`."""
+"""Put a run's weights into the package as the embedded nano, in bf16.
+
+`python -m rvedit.embed runs/nano`; with a second run, its VAE instead: one whose decoder was trained on.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,28 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLWan
 
 from rvedit.checkpoints import find_checkpoint, load_pipeline
 
 
-def embed(run: str, package: Path) -> None:
-    """Write the pipeline of a run to `package/nano`."""
+def embed(run: str, package: Path, vae_run: str | None = None) -> None:
+    """Write the pipeline of a run to `package/nano`.
+
+    Raises ValueError where the VAE of `vae_run` has other latents than the run was trained on.
+    """
     pipeline = load_pipeline(find_checkpoint(run), torch.bfloat16)
+    if vae_run:
+        folder = find_checkpoint(vae_run)
+        vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", torch_dtype=torch.bfloat16)
+        before, after = pipeline.vae.encoder.state_dict(), vae.encoder.state_dict()
+        if any(not torch.equal(before[name], after[name]) for name in before):
+            raise ValueError(f"{vae_run}: its encoder is not that of {run}")
+        pipeline.register_modules(vae=vae)
     folder = package / "nano"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    embed(sys.argv[1], Path(__file__).parent)
+    embed(sys.argv[1], Path(__file__).parent, *sys.argv[2:])

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from rvedit.checkpoints import MODULE_CLASSES, build_nano, load_pipeline
+from rvedit.embed import embed
 from rvedit.errors import UserError
 from rvedit.model.latents import decode, encode
 from rvedit.model.presets import NANO_VAE
@@ -361,3 +362,21 @@ def test_reference_clips_never_touch_inference() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_another_decoder_is_embedded_and_another_encoder_is_not(saved: Path, tmp_path: Path) -> None:
+    embed(str(saved), tmp_path / "plain")
+    vae = AutoencoderKLWan.from_pretrained(saved, subfolder="vae")
+    with torch.no_grad():
+        vae.decoder.conv_in.bias.add_(1)
+    vae.save_pretrained(tmp_path / "run" / "model" / "vae")
+    embed(str(saved), tmp_path / "changed", str(tmp_path / "run"))
+    plain, changed = (load_pipeline(tmp_path / name / "nano") for name in ("plain", "changed"))
+    assert torch.allclose(changed.vae.decoder.conv_in.bias, plain.vae.decoder.conv_in.bias + 1, atol=0.01)
+    assert torch.equal(changed.transformer.proj_out.weight, plain.transformer.proj_out.weight)
+    with torch.no_grad():
+        vae.encoder.conv_in.bias.add_(1)
+    vae.save_pretrained(tmp_path / "run" / "model" / "vae")
+    with pytest.raises(ValueError, match="its encoder is not that of"):
+        embed(str(saved), tmp_path / "wrong", str(tmp_path / "run"))
+    assert not (tmp_path / "wrong").exists()
