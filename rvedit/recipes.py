@@ -134,8 +134,15 @@ class AlignmentRecipe(_Section):
     weight: float = Field(
         0.75, ge=0, description="lambda_align of Eq. 6; 0 switches the reference branch off"
     )
+    warmup_steps: int = Field(
+        0, ge=0, description="optimizer steps in which the weight rises linearly to its full value"
+    )
     temperature: float = Field(0.07, gt=0, description="tau of Eq. 5")
     own_noise: bool = Field(False, description="the reference branch draws its own noise")
+
+    def weight_at(self, step: int) -> float:
+        """lambda_align at a step, from 0."""
+        return self.weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.weight
 
 
 class ValidationRecipe(_Section):

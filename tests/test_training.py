@@ -25,7 +25,7 @@ from test_recipes import OVERLAY, PAPER
 
 from rvedit.editors import load_editor
 from rvedit.errors import UserError
-from rvedit.recipes import OptimizerRecipe, Recipe, load_recipe
+from rvedit.recipes import AlignmentRecipe, OptimizerRecipe, Recipe, load_recipe
 from rvedit.training.editor import LANGUAGE_LAYERS, merge_adapters
 from rvedit.training.loop import rate_fraction
 from rvedit.training.optimizers import Muon, NamedOptimizer
@@ -94,6 +94,17 @@ def test_alignment_leaves_no_trace_in_the_checkpoint(recipe_of, tmp_path):
         keys[weight] = {str(f): sorted(safe_open(folder / f, "pt").keys()) for f in files}
     assert len(keys[0.75]) == 5
     assert keys[0.0] == keys[0.75]
+
+
+def test_the_weight_of_alignment_rises_over_its_warm_up(recipe_of, tmp_path):
+    """Eq. 6 with a weight that rises linearly, then stays."""
+    _, recipe = recipe_of("warm", "alignment.weight=0.8", "alignment.warmup_steps=4", "steps=5")
+    assert [recipe.alignment.weight_at(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    list(train(recipe, tmp_path, "cpu"))
+    rows = [json.loads(line) for line in (tmp_path / "warm/metrics.jsonl").read_text().splitlines()]
+    for row, weight in zip(rows, (0.2, 0.4, 0.6, 0.8, 0.8), strict=True):
+        assert row["loss"] == pytest.approx(row["loss_fm"] + weight * row["loss_align"], rel=1e-5)
+    assert AlignmentRecipe(weight=0.3).weight_at(0) == 0.3
 
 
 def test_an_edited_recipe_is_not_mixed_into_a_run(recipe_of, tmp_path):

@@ -112,7 +112,7 @@ def training_losses(
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
         losses["loss_align"] = alignment_loss(output.trace, anchor, alignment.temperature)
-        losses["loss"] = losses["loss_fm"] + alignment.weight * losses["loss_align"]
+        losses["loss"] = losses["loss_fm"] + alignment.weight_at(step) * losses["loss_align"]
     return losses
 
 
