@@ -18,8 +18,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from _common import print_table
 
 from rvedit.analysis.plots import save_figure, style
@@ -32,7 +34,6 @@ CONFIGURATIONS = (
     "ablation_lambda0.25", "ablation_lambda0.50", "ablation_lambda1.00",
 )  # fmt: skip
 FULL = CONFIGURATIONS[0]
-ALSO = {"ablation_ls22": "L_s = 25"}  # in Table 2: a quarter of the depth is left to all tokens in both
 HELD_OUT_SEED = 1_000_003
 LAST_STEPS = 50
 
@@ -50,8 +51,14 @@ def finish(*processes: subprocess.Popen[bytes]) -> None:
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> None:
-    """A run from the first stage, if it is not there yet."""
-    if (args.work / f"{name}_{seed}" / "model" / "model_index.json").is_file():
+    """A run from the first stage, if it is not there yet; one that was made otherwise is refused."""
+    run = args.work / f"{name}_{seed}"
+    if (run / "model" / "model_index.json").is_file():
+        made = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        wanted = args.steps or load_recipe(RECIPES / f"{name}.yaml", [OVERLAY]).steps
+        if made["steps"] != wanted or Path(made["model"]["init_from"]) != args.first_stage:
+            sys.exit(f"reproduce: {run} was made from {made['model']['init_from']} in {made['steps']} steps: "
+                     "choose another --work")  # fmt: skip
         return
     settings = [
         f"name={name}_{seed}", f"model.init_from={args.first_stage}", f"seed={seed}", f"data.seed={seed}",
@@ -71,30 +78,34 @@ def edit_and_judge(model: Path, edits: Path, held_out: Path, args: argparse.Name
     finish(rvedit("judge", edits, "--judge", "reference"))
 
 
+def label_of(name: str) -> str:
+    """A configuration's name in the paper."""
+    row = load_recipe(RECIPES / f"{name}.yaml").paper
+    assert row is not None
+    return row.label
+
+
 def losses(run: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The flow-matching loss of every step."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return np.array([json.loads(line)["loss_fm"] for line in lines])
 
 
-def training_losses(args: argparse.Namespace) -> list[dict[str, object]]:
-    """The last steps' loss less the full model's, paired: batches, times and noise are the same."""
+def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The last steps' loss, and less the full model's: batches, times and noise are the same.
+
+    The error is over trainings, since steps of one training are no independent samples of it.
+    """
+
+    def last(name: str) -> np.ndarray[Any, Any]:
+        return np.array([losses(args.work / f"{name}_{seed}")[-LAST_STEPS:].mean() for seed in args.seeds])
+
     rows = []
     for name in CONFIGURATIONS:
-        ours, full = (
-            np.concatenate([losses(args.work / f"{which}_{seed}")[-LAST_STEPS:] for seed in args.seeds])
-            for which in (name, FULL)
-        )
-        apart = ours - full
-        label = load_recipe(RECIPES / f"{name}.yaml").paper
-        rows.append(
-            {
-                "label": label.label if label else name,
-                "loss_fm": float(ours.mean()),
-                "less_full": float(apart.mean()),
-                "standard_error": float(apart.std(ddof=1) / np.sqrt(len(apart))) if name != FULL else 0.0,
-            }
-        )
+        apart = last(name) - last(FULL)
+        error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else None
+        mean = {"loss_fm": float(last(name).mean()), "less_full": float(apart.mean())}
+        rows.append({"label": label_of(name), **mean, "standard_error": error})
     return rows
 
 
@@ -108,11 +119,10 @@ def plot_losses(args: argparse.Namespace) -> None:
         for number, name in enumerate(CONFIGURATIONS):
             curves = np.mean([losses(args.work / f"{name}_{seed}") for seed in args.seeds], axis=0)
             smooth = np.convolve(curves, np.ones(25) / 25, mode="valid")
-            label = load_recipe(RECIPES / f"{name}.yaml").paper
             axis.plot(
                 np.arange(len(smooth)) + 25,
                 smooth,
-                label=label.label if label else name,
+                label=label_of(name),
                 linestyle=("-", "--", ":")[number // 3],
             )
         axis.set_xlabel("step")
@@ -127,10 +137,7 @@ def compare(folders: dict[str, list[Path]], args: argparse.Namespace) -> None:
     for table in ("2", "3"):
         runs: list[str] = []
         for name, seeds in folders.items():
-            row = load_recipe(RECIPES / f"{name}.yaml").paper
-            assert row is not None
-            label = ALSO.get(name, row.label) if table == "2" else row.label
-            runs += [f"{label}={folder}" for folder in seeds]
+            runs += [f"{label_of(name)}={folder}" for folder in seeds]
         runs.append(f"first stage={args.work / 'edits' / 'first_stage'}")
         finish(rvedit("analyze", "tables", *runs, "--table", table, "--recipes", RECIPES, "--out", args.out))
 
@@ -182,10 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "training_loss_of_last_steps": rows,
     }
     (args.out / "training.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    columns = ("loss_fm", "less_full", "standard_error")
     print_table(
-        (f"loss_fm of the last {LAST_STEPS} steps", "mean", "less the full model's", "standard error"),
-        [(str(row["label"]), *(f"{row[key]:+.4f}" for key in columns)) for row in rows],
+        (f"loss_fm of the last {LAST_STEPS} steps", "mean", "less the full model's"),
+        [(row["label"], f"{row['loss_fm']:.4f}", f"{row['less_full']:+.4f}") for row in rows],
     )
 
 

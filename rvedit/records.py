@@ -17,6 +17,15 @@ class Category(str, Enum):
     STYLE = "style"
 
 
+TITLES = {
+    "change": "Local Change",
+    "remove": "Local Remove",
+    "add": "Local Add",
+    "style": "Global Style",
+    "overall": "Overall",
+}
+"""The paper's names of the categories."""
+
 Operation = Literal["swap", "recolor", "remove", "add", "style"]
 """The playground's kinds of edit; the first two are changes."""
 

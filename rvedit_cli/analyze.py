@@ -66,13 +66,15 @@ def attention(
     items = read_items(order)
     _need_matplotlib()
     console.quiet_libraries()
-    names = list(dict.fromkeys([model, *([base] if base else [])]))
+    models = {model: _loader("--model", model, device, dtype)}
+    if base:
+        models.setdefault(base, _loader("--base", base, device, dtype))
     with console.progress_bar() as bar:
-        tasks = {name: bar.add_task(name, total=len(items), note="") for name in names}
+        tasks = {name: bar.add_task(name, total=len(items), note="") for name in models}
         report = analyze_attention(
             order,
             items,
-            [(name, _loader(name, device, dtype)) for name in names],
+            list(models.items()),
             lambda name, done, total: bar.update(tasks[name], completed=done, total=total),
         )
     if as_json:
@@ -112,13 +114,11 @@ def trace(
 ) -> None:
     """Look inside one edit: where in the frames each word and the editing tokens are read.
 
-    Writes trace.html, a page with sliders over blocks, steps and frames, and trace.mp4.
+    Writes trace.html, a page with sliders over blocks, steps and frames, and trace.mp4. The first window is
+    edited, with guidance 1.
     """
     from rvedit.records import EditSettings
-    from rvedit.video import probe
-
-    probe(clip)  # before anything is loaded
-    from rvedit.workflows.analyze_trace import TraceOrder, analyze_trace
+    from rvedit.workflows.analyze_trace import TraceOrder, analyze_trace, check_trace
 
     order = TraceOrder(
         clip,
@@ -129,8 +129,9 @@ def trace(
         EditSettings(num_inference_steps=steps, seed=seed),
         overwrite,
     )
+    check_trace(order)
     console.quiet_libraries()
-    pipeline = _loader(model, device, dtype)()
+    pipeline = _loader("--model", model, device, dtype)()
     with console.progress_bar() as bar:
         task = bar.add_task("editing", total=1, note="")
         report = analyze_trace(
@@ -208,19 +209,17 @@ def gallery(
     typer.echo(f"{out}: {len(report.figures)} figures and {len(report.clips)} clips of {report.items} items")
 
 
-def _loader(model: str, device: str | None, dtype: str | None) -> Callable[[], RVEDiTPipeline]:
-    """Loads a model of ours when it is called; other editors have no insides that are known."""
+def _loader(option: str, model: str, device: str | None, dtype: str | None) -> Callable[[], RVEDiTPipeline]:
+    """Finds a model of ours now, and loads it when it is called; other editors' insides are not known."""
+    from rvedit.checkpoints import find_checkpoint, load_pipeline
+    from rvedit.editors import KNOWN
+    from rvedit.editors.load import pick_device, pick_dtype
 
-    def load() -> RVEDiTPipeline:
-        from rvedit.editors import load_editor
-        from rvedit.editors.rvedit import RVEDiTEditor
-
-        editor = load_editor(model, device, dtype)
-        if not isinstance(editor, RVEDiTEditor):
-            raise UserError(f"--model {model}: is not of rvedit's own kind: its attention is not known here")
-        return editor.pipeline
-
-    return load
+    if model in KNOWN:
+        raise UserError(f"{option} {model}: is not of rvedit's own kind: its attention is not known here")
+    path, place = find_checkpoint(model, option), pick_device(device)
+    kind = pick_dtype(dtype, place)
+    return lambda: load_pipeline(path, kind).to(place)
 
 
 def _need_matplotlib() -> None:

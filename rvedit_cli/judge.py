@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rvedit.errors import UserError
+from rvedit.records import TITLES
 from rvedit_cli import console
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rvedit.workflows.judge import JudgeOrder, JudgeReport
 
 JUDGES = ("qwen", "gemini", "reference")
-_TITLES = {"change": "Local Change", "remove": "Local Remove", "add": "Local Add", "style": "Global Style"}
 
 
 def judge(
@@ -267,7 +267,7 @@ def _print_table(table: Table | None) -> None:
         return [f"{v.value:.2f} [{v.low:.1f}, {v.high:.1f}]".replace("[", r"\[") for v in values]
 
     for key, row in table.categories.items():
-        shown.add_row(_TITLES.get(key, key), str(row.items), *cells(row.axes, row.score))
+        shown.add_row(TITLES.get(key, key), str(row.items), *cells(row.axes, row.score))
     shown.add_row("Overall", "", *cells(table.axes, table.overall), style="bold")
     Console(width=None if Console().is_terminal else 110).print(shown)
 
@@ -287,7 +287,7 @@ def _print_comparison(results: Any, folders: tuple[Path, Path], as_json: bool) -
         for name, axes in rows.items():
             first = next(iter(axes.values()))
             apart = f", {first.only_a} and {first.only_b} in one alone" if first.only_a + first.only_b else ""
-            typer.echo(f"{judge_name}, {_TITLES.get(name, name.capitalize())} ({first.items} items{apart})")
+            typer.echo(f"{judge_name}, {TITLES.get(name, name)} ({first.items} items{apart})")
             for axis, d in axes.items():
                 m = d.mean
                 typer.echo(f"  {axis:>5} {m.value:+7.2f} [{m.low:+.2f}, {m.high:+.2f}]  p = {d.p_value:.4f}")

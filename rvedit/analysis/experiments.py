@@ -21,7 +21,7 @@ from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings
 from rvedit.video import VideoReader
 from rvedit.video_tensors import Frames, resize_frames, to_model_range
-from rvedit.windows import WindowNoise, split
+from rvedit.windows import Window, WindowNoise, split
 
 GROUPS = ("X_e", "X_v", "X_l")
 Values = NDArray[np.float64]
@@ -49,12 +49,12 @@ class Triplet:
     caption: str
 
 
-def first_window(path: Path, pipeline: RVEDiTPipeline) -> Frames:
-    """The clip's first window at the model's size: uint8 (4k + 1, h, w, 3)."""
-    with VideoReader(path) as reader:
+def first_window(path: Path, pipeline: RVEDiTPipeline) -> Window:
+    """The clip's first window at the model's size; a clip that breaks off later will do."""
+    with VideoReader(path, allow_truncated=True) as reader:
         size = pipeline.model_size(reader.info.height, reader.info.width)
         frames = (resize_frames(timed.frame[None], *size)[0] for timed in reader)
-        return next(split(frames, pipeline.window_plan)).frames
+        return next(split(frames, pipeline.window_plan))
 
 
 def context_groups(pipeline: RVEDiTPipeline, num_frames: int, positions: int, tokens: int) -> list[int]:

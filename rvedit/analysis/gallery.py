@@ -7,19 +7,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
-from rvedit.analysis.plots import STYLE, save_figure
+from rvedit.analysis.plots import save_figure, style
+from rvedit.analysis.tiles import tiled
 from rvedit.video import TimedFrame, VideoReader
 from rvedit.video_tensors import Frames
 
 _WIDTH = 1.9
 """Inches of a frame."""
-_TILE, _CAPTION = 320, 24
-"""Pixels of a clip's tiles: width, and of the line of text above."""
+_TILE = 320
+"""Pixels of a clip's tiles, at least."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def sample_frames(path: Path, count: int) -> list[Frames]:
     """So many frames, evenly spread, first and last among them; fewer of a shorter clip."""
     with VideoReader(path) as reader:
         wanted = set(np.linspace(0, reader.info.num_frames - 1, count).round().astype(int).tolist())
-        return [timed.frame for index, timed in enumerate(reader) if index in wanted]
+        return [timed.frame for timed in reader.pick(wanted)]
 
 
 def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: str) -> list[Path]:
@@ -46,7 +45,7 @@ def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: s
     for rows in pictures:
         height, width = rows[0][1][0].shape[:2]
         ratios += [0.16, *[height / width] * len(rows)]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with style():
         # The label's column is half a frame wide; heights are in frames' widths, with a little air.
         figure = Figure(figsize=(_WIDTH * (columns + 0.5), _WIDTH * (sum(ratios) * 1.02 + 0.25)))
         grid = figure.add_gridspec(
@@ -73,24 +72,14 @@ def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: s
 
 
 def side_by_side(exhibit: Exhibit) -> Iterator[TimedFrame]:
-    """The clips beside each other, named, at the times of the source; a shorter one holds its last frame."""
-    font = ImageFont.load_default(15)
+    """The clips beside each other, frame by frame, at the source's times; a shorter one holds its last."""
     with ExitStack() as stack:
         readers = [stack.enter_context(VideoReader(path)) for path in exhibit.clips.values()]
-        info = readers[0].info
-        scale = max(1, _TILE / info.width)
-        # H.264 counts a picture's size in pairs of pixels.
-        width, height = (2 * round(side * scale / 2) for side in (info.width, info.height))
+        width = max(_TILE, 2 * (readers[0].info.width // 2))
         others = [(timed.frame for timed in reader) for reader in readers[1:]]
         shown: list[Frames | None] = [None] * len(readers)
         for timed in readers[0]:
             following = [next(stream, before) for stream, before in zip(others, shown[1:], strict=True)]
             shown = [timed.frame, *following]
-            canvas = Image.new("RGB", (width * len(readers), height + _CAPTION), (24, 26, 29))
-            draw = ImageDraw.Draw(canvas)
-            for place, (name, frame) in enumerate(zip(exhibit.clips, shown, strict=True)):
-                draw.text((place * width + 5, 3), name, fill=(240, 240, 240), font=font)
-                if frame is not None:
-                    tile = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
-                    canvas.paste(tile, (place * width, _CAPTION))
-            yield timed._replace(frame=np.asarray(canvas))
+            pictures = list(zip(exhibit.clips, shown, strict=True))
+            yield timed._replace(frame=tiled(pictures, width, columns=len(pictures)))

@@ -13,6 +13,7 @@ from rvedit.errors import UserError
 from rvedit.judge.aggregate import overall_of_cells
 from rvedit.judge.scores import AXES
 from rvedit.recipes import AxisScores, load_recipe
+from rvedit.records import TITLES
 
 FULL = "RVEDiT"
 CATEGORIES = ("change", "remove", "add", "style")
@@ -31,14 +32,20 @@ _NOTES = {
     "2": (
         "The text has 34 blocks, L_s = 17 and 25; the released backbone has 30, and Table 3 has L_s = 15 and "
         "22 with the same scores: 8, 15, 22 of 30 are what 8, 17, 25 are of 34.",
+        "w/o GRTC is Eq. 3 with L_s = L, every block reading X_e alone; w/o both is read as L_s = 0 and "
+        "lambda = 0, an undifferentiated stream.",
         "lambda is 0.75 in the tables and 0.1 in Appendix D.1. By the table lambda = 0 beats 0.25, 0.50 and "
         "1.00.",
     ),
     "3": (
+        "Overall is the mean of the categories' scores (D.3), not the caption's mean over samples and axes.",
         "The text speaks of ten configurations; there are nine. Its ranges (IC 72.59 to 73.38, CF and VQ "
         "within 3 points) are not those of its table (69.12 to 73.76; 5.81 and 5.18).",
     ),
 }
+ROUNDING = 0.005 + 1e-9
+_SAME_DEPTH = {"L_s = 22": ("L_s = 25",), "L_s = 25": ("L_s = 22",)}
+_FULL_TOO = ("lambda = 0.75", "L_s = 15 (full)", "L_s = 17 (ours)")
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,12 @@ class PaperEntry:
     label: str
     cells: dict[str, Cells]
     """By judge."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same configuration."""
 
 
 def read_paper(recipes: Path, table: str) -> list[PaperEntry]:
-    """The rows of a table, the full model first; several names of it are one row.
+    """The rows of a table; of Tables 2 and 3 the full model first. Several names of one are one row.
 
     Raises UserError where the folder holds no such recipes.
     """
@@ -68,16 +77,31 @@ def notes(table: str, recipes: Path) -> list[str]:
     found = list(_NOTES[table])
     if table == "1":
         return found
-    other = {entry.label: entry.cells["qwen"] for entry in read_paper(recipes, "3" if table == "2" else "2")}
-    for entry in read_paper(recipes, table):
-        here, there = entry.cells["qwen"], other.get(entry.label)
-        key = ("overall", "score")
-        if there and abs(here[key] - there[key]) > 0.005 + 1e-9:
-            both = (here, there) if table == "2" else (there, here)
-            found.append(
-                f"{entry.label}: Overall is {both[0][key]:.2f} in Table 2, and {both[1][key]:.2f} by the "
-                "cells of Table 3."
-            )
+    here, there = read_paper(recipes, table), read_paper(recipes, "3" if table == "2" else "2")
+    other = {name: entry.cells["qwen"] for entry in there for name in (entry.label, *entry.aliases)}
+    apart: list[str] = []
+    compared = 0
+    for entry in here:
+        ours, theirs = entry.cells["qwen"], other.get(entry.label)
+        if theirs is None:
+            continue
+        for name in (*CATEGORIES, "overall"):
+            pair = (ours[name, "score"], theirs[name, "score"])
+            of_two, by_three = pair if table == "2" else pair[::-1]
+            difference = abs(of_two - by_three)
+            if name == "overall" and difference > ROUNDING:
+                found.append(
+                    f"{entry.label}: Overall is {of_two:.2f} in Table 2, and {by_three:.2f} by Table 3's "
+                    "cells."
+                )
+            elif name != "overall":
+                compared += 1
+                if difference > ROUNDING:
+                    apart.append(f"{entry.label}, {TITLES[name]}: {of_two:.2f} and {by_three:.2f}")
+    found.append(
+        f"Of {compared} category scores that Tables 2 and 3 both give, {len(apart)} differ by more than rounding"
+        + (f" ({'; '.join(apart)})." if apart else ".")
+    )
     return found
 
 
@@ -101,7 +125,14 @@ def _ablations(recipes: Path, table: str) -> list[PaperEntry]:
     if FULL not in entries:
         return []
     full = entries.pop(FULL)
-    others = [entry for entry in entries.values() if entry.cells != full.cells]
+    same = tuple(entry.label for entry in entries.values() if entry.cells == full.cells)
+    others = [
+        PaperEntry(entry.label, entry.cells, _SAME_DEPTH.get(entry.label, ()))
+        for entry in entries.values()
+        if entry.label not in same
+    ]
+    # Its other names stand in some of the tables only.
+    full = PaperEntry(FULL, full.cells, tuple(dict.fromkeys((*same, *_FULL_TOO))))
     return [full, *sorted(others, key=lambda entry: _group(entry.label))]
 
 

@@ -65,10 +65,8 @@ def plot_attention(models: Sequence[dict[str, Any]], path: Path) -> list[Path]:
         if compared:
             _lines(axes[0][1], models, "cosine", "(b) Cosine of editing and reference trace", "cosine")
             _lines(axes[1][1], models, "js", "Jensen-Shannon divergence of the two", "bits")
-            _lines(axes[0][2], models, "alignment", "(c) Loss of Eq. 5", "nats")
-            level = models[0]["ln_positions"]
-            axes[0][2].axhline(level, color=BLACK, linewidth=1, linestyle=(0, (1, 2)))
-            axes[0][2].annotate("ln S", (1, level), xytext=(0, 3), textcoords="offset points", fontsize=9)
+            _lines(axes[0][2], models, "alignment", "(c) Loss of Eq. 5", "share of ln S")
+            axes[0][2].axhline(1, color=BLACK, linewidth=1, linestyle=(0, (1, 2)))
             _lines(axes[1][2], models, "spread", "Spread of features over positions", "1 - |mean|²")
         for axis in axes[1]:
             axis.set_xlabel("block")

@@ -1,7 +1,7 @@
 """What cross-attention reads: mass on token groups, spatial entropy, maps (Fig. 4a); no S x N matrix is kept.
 
 P(n | s) is the attention of position s on token n, in one head. Rows are computed in chunks, each a few times
-`TILE` numbers, and summed up; what is kept is of size S or N.
+`TILE` numbers; `read` sums them up and keeps what is of size N.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ class Reading:
     """The share of attention that each group of tokens gets; sums to 1."""
     entropy: float
     """Of the spatial attention maps, as a share of ln S: 1 is everywhere alike, 0 a single position."""
-    group_entropy: Float[Tensor, " g"]
-    """The same of each group's tokens alone; nan where a group gets nothing."""
 
 
 def attention_rows(
@@ -65,26 +63,16 @@ def read(
         raise ValueError(f"groups of {list(groups)} tokens: the context has {key.shape[1]}")
     batch, positions, heads, _ = query.shape
     received = torch.zeros((batch, heads, key.shape[1]), dtype=torch.float64, device=query.device)
-    surprise = torch.zeros_like(received)
+    negative_entropy = 0.0
     for _, attention, logs in attention_rows(query, key, tile):
         received += attention.sum(dim=2, dtype=torch.float64)
         # The logarithm of what has underflowed to 0 is finite here: log_softmax does not go by way of P.
-        surprise += (attention * logs).sum(dim=2, dtype=torch.float64)
-    # sum_s of token n's -q ln q, times Z_n.
-    weighted = torch.xlogy(received, received) - surprise
-    of_groups = [
-        (mass.sum(), entropy.sum())
-        for mass, entropy in zip(
-            received.split(list(groups), dim=-1), weighted.split(list(groups), dim=-1), strict=True
-        )
-    ]
+        negative_entropy += float((attention * logs).sum(dtype=torch.float64))
     total = float(received.sum())
-    uniform = math.log(positions) if positions > 1 else 1.0
-    return Reading(
-        torch.stack([mass for mass, _ in of_groups]) / total,
-        float(weighted.sum()) / total / uniform,
-        torch.stack([entropy / mass for mass, entropy in of_groups]) / uniform,
-    )
+    # sum_n Z_n H_n, in which the sums over s of P ln P of all tokens are the rows' own.
+    weighted = float(torch.xlogy(received, received).sum()) - negative_entropy
+    mass = torch.stack([part.sum() for part in received.split(list(groups), dim=-1)]) / total
+    return Reading(mass, weighted / total / (math.log(positions) if positions > 1 else 1.0))
 
 
 def maps(

@@ -20,9 +20,9 @@ from rvedit.model.latents import decode
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings
 from rvedit.video_tensors import Frames, to_frames
-from rvedit.windows import GROUP, WindowNoise
+from rvedit.windows import GROUP, Window, WindowNoise
 
-EDITING, VISUAL, PADDING = "editing tokens", "visual tokens", "behind the text"
+EDITING, VISUAL, PADDING, TOKEN = "editing tokens", "visual tokens", "behind the text", "editing token {}"
 SINGLE_TOKENS = 4
 """Editing tokens that are shown one by one: those that are read most unevenly."""
 
@@ -61,7 +61,7 @@ class ReasoningTrace:
 
 def trace_edit(
     pipeline: RVEDiTPipeline,
-    frames: Frames,
+    window: Window,
     instruction: str,
     settings: EditSettings,
     blocks: Sequence[int],
@@ -72,11 +72,15 @@ def trace_edit(
 
     Maps are means over heads. Guidance is 1: one pass a step, the conditional one.
     """
+    frames = window.frames
     words = word_tokens(pipeline, instruction)
+    height, width = frames.shape[1:3]
+    scale = pipeline.vae.config.scale_factor_spatial
+    p_t, p_h, p_w = pipeline.transformer.config.patch_size
+    grid = ((1 + (len(frames) - 1) // GROUP) // p_t, height // scale // p_h, width // scale // p_w)
     seen_steps = 0
     readings: list[BlockMaps] = []
     shown: dict[int, list[int]] = {}  # editing tokens of each block, the same at all steps
-    grid: tuple[int, int, int] | None = None
 
     def on_attention(block: int, query: Tensor, key: Tensor) -> None:
         nonlocal seen_steps
@@ -84,24 +88,18 @@ def trace_edit(
         if block not in blocks or seen_steps not in steps:
             return
         groups = context_groups(pipeline, len(frames), query.shape[1], key.shape[1])
-        assert grid is not None
-        found = _block_maps(query, key, groups, words, shown.get(block))
-        shown[block] = [int(name.rpartition(" ")[2]) - 1 for name in found if name.startswith("token ")]
+        found, shown[block] = _block_maps(query, key, groups, words, shown.get(block))
         volumes = {
             name: rearrange(values, "(f y x) -> f y x", f=grid[0], y=grid[1], x=grid[2]).numpy()
             for name, values in found.items()
         }
         readings.append(BlockMaps(block, seen_steps, volumes))
 
-    height, width = frames.shape[1:3]
-    scale = pipeline.vae.config.scale_factor_spatial
-    p_t, p_h, p_w = pipeline.transformer.config.patch_size
-    grid = ((1 + (len(frames) - 1) // GROUP) // p_t, height // scale // p_h, width // scale // p_w)
     noise = WindowNoise(pipeline.window_plan, settings.seed)
     with observed_attention(pipeline.transformer, on_attention):
         latents = pipeline.edit_window(frames, instruction, settings, noise, report)
     with torch.no_grad():
-        edit = to_frames(decode(pipeline.vae, latents)[0])[: len(frames)]
+        edit = to_frames(decode(pipeline.vae, latents)[0])[: window.end]
     read = tuple(word for word in words if any(word in reading.maps for reading in readings))
     kept = tuple(sorted({reading.step for reading in readings}))
     return ReasoningTrace(edit, read, tuple(readings), kept, seen_steps)
@@ -140,25 +138,27 @@ def _block_maps(
     groups: Sequence[int],
     words: dict[str, list[int]],
     single: list[int] | None,
-) -> dict[str, Tensor]:
-    """By what is read: (s,) shares of attention. `single` are the editing tokens to show; none: choose."""
+) -> tuple[dict[str, Tensor], list[int]]:
+    """By what is read: (s,) shares of attention; and the editing tokens that are shown one by one, which are
+    chosen where `single` has none.
+    """
     num_edit, num_visual, num_text = groups
+    said = {position for positions in words.values() for position in positions}
+    unsaid = [position for position in range(num_text) if position not in said]
     rows: list[Any] = []
     edit_tokens = []
     for _, attention in maps(query, key):
         edit, visual, text = attention[0].split([num_edit, num_visual, num_text], dim=-1)
         edit_tokens.append((edit if single is None else edit[:, single]).float().cpu())
-        row = {EDITING: edit.sum(dim=-1)}
-        if num_visual:
-            row[VISUAL] = visual.sum(dim=-1)
-        if num_text:
+        row: dict[str, Tensor] = {}
+        if num_visual + num_text:  # else the editing tokens have all there is, everywhere
+            row = {EDITING: edit.sum(dim=-1), VISUAL: visual.sum(dim=-1)}
             row |= {word: text[:, positions].sum(dim=-1) for word, positions in words.items()}
-            said = {position for positions in words.values() for position in positions}
-            row[PADDING] = text[:, [i for i in range(num_text) if i not in said]].sum(dim=-1)
+            row[PADDING] = text[:, unsaid].sum(dim=-1)
         rows.append({name: values.float().cpu() for name, values in row.items()})
-    found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}  # empty where all is X_e
     tokens = torch.cat(edit_tokens)
     if single is None:
         single = sorted(tokens.var(dim=0).topk(min(SINGLE_TOKENS, num_edit)).indices.tolist())
         tokens = tokens[:, single]
-    return found | {f"token {index + 1}": tokens[:, i] for i, index in enumerate(single)}
+    return found | {TOKEN.format(index + 1): tokens[:, i] for i, index in enumerate(single)}, single

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rvedit.analysis.paper import CATEGORIES
-from rvedit.analysis.tables import ResultRow
+from rvedit.analysis.tables import OVERALL, ResultRow
+from rvedit.judge.aggregate import Estimate
 from rvedit.judge.scores import AXES
+from rvedit.records import TITLES
 
-TITLES = {
-    "change": "Local Change",
-    "remove": "Local Remove",
-    "add": "Local Add",
-    "style": "Global Style",
-    "overall": "Overall",
-}
 NOTHING = "–"
+_TESTS = ("ours less {}", "of single seeds", "p", "paper less {}", "the paper's sign")
 
 
 @dataclass(frozen=True)
@@ -32,48 +29,43 @@ class Sheet:
 
 
 def overview(rows: Sequence[ResultRow], title: str, judge: str, full: str, notes: Sequence[str]) -> Sheet:
-    """Table 2's shape, and Table 1's: overall and by category, ours / the paper's, and what the tests say."""
+    """Table 2's shape: overall and by category, ours / the paper's, and what the tests say."""
     headers = (
-        "", "runs x items", "Overall, ours", "paper", f"ours less {full}", "single seeds", "p",
-        f"paper less {full}", "the paper's sign", *(f"{TITLES[c]}, ours / paper" for c in CATEGORIES),
+        "", "runs x items", "Overall, ours", "paper", *(text.format(full) for text in _TESTS),
+        *(f"{TITLES[c]}, ours / paper" for c in CATEGORIES),
     )  # fmt: skip
-    lines = []
-    for row in rows:
-        ours = row.ours.get(("overall", "score"))
-        interval = f"{ours.value:.2f} [{ours.low:.1f}, {ours.high:.1f}]" if ours else NOTHING
-        contrast = row.contrast
-        tests = (NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
-        if contrast:
-            m = contrast.mean
-            tests = (
-                f"{m.value:+.2f} [{m.low:+.1f}, {m.high:+.1f}]",
-                ", ".join(f"{value:+.1f}" for value in contrast.by_seed) or NOTHING,
-                f"{contrast.p_value:.3f}",
-                _number(contrast.paper, "+.2f"),
-                contrast.verdict,
-            )
-        lines.append(
-            (
-                row.label,
-                f"{row.runs} x {row.items}" if row.runs else NOTHING,
-                interval,
-                _number(row.paper.get(("overall", "score"))),
-                *tests,
-                *(_pair(row, (name, "score")) for name in CATEGORIES),
-            )
+    lines = [
+        (
+            row.label,
+            f"{row.runs} x {row.items}" if row.runs else NOTHING,
+            _interval(row.ours.get(OVERALL)),
+            _number(row.paper.get(OVERALL)),
+            *_tests(row),
+            *(_pair(row, (name, "score")) for name in CATEGORIES),
         )
+        for row in rows
+    ]
     return Sheet(title, headers, tuple(lines), (*_about(judge), *notes))
 
 
-def by_axis(rows: Sequence[ResultRow], title: str, judge: str, notes: Sequence[str]) -> Sheet:
-    """Table 3's shape: every category and axis, ours / the paper's."""
+def by_axis(rows: Sequence[ResultRow], title: str, judge: str, full: str, notes: Sequence[str]) -> Sheet:
+    """The shape of Tables 1 and 3: every category and axis, ours / the paper's; overall with its tests."""
     columns = [(name, axis) for name in CATEGORIES for axis in AXES]
-    short = {"change": "Change", "remove": "Remove", "add": "Add", "style": "Style"}
-    headers = ("", *(f"{short[name]} {axis.upper()}" for name, axis in columns), "Overall")
+    headers = (
+        "", *(f"{name.capitalize()} {axis.upper()}" for name, axis in columns), "Overall, ours", "paper",
+        *(text.format(full) for text in _TESTS),
+    )  # fmt: skip
     lines = [
-        (row.label, *(_pair(row, column) for column in (*columns, ("overall", "score")))) for row in rows
+        (
+            row.label,
+            *(_pair(row, column) for column in columns),
+            _interval(row.ours.get(OVERALL)),
+            _number(row.paper.get(OVERALL)),
+            *_tests(row),
+        )
+        for row in rows
     ]
-    note = "Each cell: ours / the paper's."
+    note = "Each cell: ours / the paper's; the CSV has its interval, and its difference to the full model."
     return Sheet(title, headers, tuple(lines), (note, *_about(judge), *notes))
 
 
@@ -99,31 +91,56 @@ def to_latex(sheet: Sheet) -> str:
 
 
 def to_csv(rows: Sequence[ResultRow], judge: str) -> str:
-    """A line for every row, category and axis, in full precision."""
+    """A line for every row, category and axis; p-values of cells are not corrected for their number."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(
-        ["label", "judge", "runs", "items", "category", "axis", "ours", "low", "high", "paper", "difference"]
-    )
+    less = ["less_full", "less_full_low", "less_full_high", "p"]
+    about = ["label", "judge", "runs", "items", "category", "axis"]
+    writer.writerow([*about, "ours", "low", "high", "paper", "ours_less_paper", *less])
     for row in rows:
         for key in dict.fromkeys((*row.ours, *row.paper)):
             ours, paper = row.ours.get(key), row.paper.get(key)
             values = [ours.value, ours.low, ours.high] if ours else [None] * 3
             apart = ours.value - paper if ours and paper is not None else None
-            numbers = ["" if x is None else f"{x:.4f}" for x in (*values, paper, apart)]
+            contrast = row.contrast.cells.get(key) if row.contrast else None
+            mean = contrast.mean if contrast else None
+            tested = [mean.value, mean.low, mean.high, contrast.p_value] if contrast and mean else [None] * 4
+            numbers = ["" if x is None else f"{x:.4f}" for x in (*values, paper, apart, *tested)]
             writer.writerow([row.label, judge, row.runs, row.items, *key, *numbers])
     return text.getvalue()
+
+
+def _tests(row: ResultRow) -> tuple[str, ...]:
+    contrast = row.contrast
+    if contrast is None:
+        return (NOTHING,) * len(_TESTS)
+    m = contrast.overall.mean
+    return (
+        f"{m.value:+.2f} [{m.low:+.1f}, {m.high:+.1f}]",
+        ", ".join(f"{value:+.1f}" for value in contrast.by_seed) or NOTHING,
+        f"{contrast.p_value:.3f}",
+        _number(contrast.paper, "+.2f"),
+        contrast.verdict,
+    )
+
+
+def _interval(estimate: Estimate | None) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.1f}, {estimate.high:.1f}]" if estimate else NOTHING
 
 
 def _about(judge: str) -> tuple[str, ...]:
     intervals = (
         "Brackets: 95% bootstrap intervals over items. p: paired permutation over items, corrected over the "
-        "rows; a sign counts as told only where all training seeds have it, too."
+        "rows. A sign is told where p < 0.05 and, with several trainings, their t interval excludes 0."
     )
-    if judge in ("qwen", "gemini"):
-        return (intervals,)
-    scale = f"The {judge} judge's scale is its own: signs and order compare with the paper's, levels do not."
-    return (intervals, scale)
+    if judge == "gemini":
+        return (
+            intervals,
+            "The paper's figures are its Gemini judge's in Table 1, its Qwen judge's in 2 and 3.",
+        )
+    paper = "The paper's figures are its Qwen judge's."
+    scale = f" The {judge} judge's scale is another: signs and order compare, levels do not."
+    return (intervals, paper + ("" if judge == "qwen" else scale))
 
 
 def _pair(row: ResultRow, key: tuple[str, str]) -> str:
@@ -139,16 +156,13 @@ def _md(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "_": r"\_", "{": r"\{",
+    "}": r"\}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "–": "--",
+}  # fmt: skip
+
+
 def _tex(text: str) -> str:
-    """With LaTeX's own characters escaped, and the symbols of the paper as it sets them."""
-    for plain, escaped in (
-        ("\\", r"\textbackslash{}"),
-        ("&", r"\&"),
-        ("%", r"\%"),
-        ("#", r"\#"),
-        ("$", r"\$"),
-    ):
-        text = text.replace(plain, escaped)
-    for plain, symbol in (("L_s", "$L_s$"), ("lambda", r"$\lambda$"), ("–", "--")):
-        text = text.replace(plain, symbol)
-    return text.replace("_", r"\_").replace(r"$L\_s$", "$L_s$")
+    """With LaTeX's own characters escaped, and the paper's two symbols as it sets them."""
+    escaped = "".join(_ESCAPES.get(character, character) for character in text)
+    return re.sub(r"\blambda\b", r"$\\lambda$", re.sub(r"\bL\\_s\b", "$L_s$", escaped))

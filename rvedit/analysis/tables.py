@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rvedit.analysis.paper import CATEGORIES, Cells, PaperEntry
-from rvedit.judge.aggregate import CategoryScores, Estimate, table_of
+from rvedit.judge.aggregate import CategoryScores, Estimate, mean_of, table_of
 from rvedit.judge.scores import AXES, Scores
-from rvedit.judge.statistics import compare
+from rvedit.judge.statistics import Difference, compare
 
 NOISE = 0.05
-"""A difference whose p-value, corrected for the number of rows, is above this is not told from noise."""
+"""Above this p-value a difference is not told from noise."""
+OVERALL = ("overall", "score")
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row less the full model, overall, on the items that both have."""
+    """A row less the full model, on the items that both have."""
 
-    mean: Estimate
-    by_seed: tuple[float, ...]
-    """Of each training seed, where the two have as many; else empty."""
+    cells: dict[tuple[str, str], Difference]
+    """By category and axis."""
     p_value: float
-    """Paired permutation test over items, corrected over the rows by Benjamini and Hochberg."""
+    """Of overall: paired permutation over items, corrected over the rows by Benjamini and Hochberg."""
+    by_seed: tuple[float, ...]
+    """Overall, of each training seed: the n-th runs of both; empty unless both have as many, and several."""
     paper: float | None
     """The same difference in the paper."""
 
     @property
-    def told(self) -> bool:
-        """Whether items and seeds tell the two apart."""
-        signs = {np.sign(value) for value in self.by_seed} or {np.sign(self.mean.value)}
-        return self.p_value < NOISE and len(signs) == 1
+    def overall(self) -> Difference:
+        """Mean over categories and axes."""
+        return self.cells[OVERALL]
+
+    @property
+    def seed_interval(self) -> tuple[float, float] | None:
+        """95%, by t, of the mean over training seeds; none for a single one."""
+        if len(self.by_seed) < 2:
+            return None
+        from scipy.stats import t
+
+        mean, error = np.mean(self.by_seed), np.std(self.by_seed, ddof=1) / np.sqrt(len(self.by_seed))
+        half = float(t.ppf(0.975, len(self.by_seed) - 1) * error)
+        return float(mean) - half, float(mean) + half
 
     @property
     def verdict(self) -> str:
-        """Whether the paper's sign holds."""
+        """Whether the paper's sign holds. Items and, where there are several, trainings must tell it."""
         if self.paper is None:
             return "not in the paper"
-        if not self.told:
+        interval = self.seed_interval
+        across_zero = interval is not None and interval[0] <= 0 <= interval[1]
+        if self.p_value >= NOISE or across_zero:
             return "not told apart"
-        return "holds" if np.sign(self.mean.value) == np.sign(self.paper) else "the other way round"
+        word = "holds" if np.sign(self.overall.mean.value) == np.sign(self.paper) else "the other way round"
+        return word if interval else f"{word} (one training)"
 
 
 @dataclass(frozen=True)
@@ -52,20 +67,24 @@ class ResultRow:
     runs: int
     """Judged folders, such as one for each training seed."""
     items: int
+    """That all of them have."""
     ours: dict[tuple[str, str], Estimate]
-    """As `Cells`; empty where nothing was judged."""
+    """As `Cells`; empty where nothing was judged, and without overall where a category is missing."""
     paper: Cells
     contrast: Contrast | None
-    """None for the full model, and where one of the two was not judged."""
+    """None for the full model, and where one of the two has no overall score."""
 
 
 def pooled(runs: Sequence[CategoryScores]) -> CategoryScores:
-    """Several runs' scores, as repeats of the same items: they are averaged by item, seeds count equally."""
+    """Several runs' scores as repeats of the same items, each run's own repeats averaged first: runs count
+    equally, and only items count that all of them have.
+    """
     merged: dict[str, dict[str, list[Scores]]] = {}
-    for run in runs:
-        for category, items in run.items():
-            for item, repeats in items.items():
-                merged.setdefault(category, {}).setdefault(item, []).extend(repeats)
+    for category in runs[0] if runs else ():
+        shared = set.intersection(*(set(run.get(category, {})) for run in runs))
+        items = {item: [mean_of(run[category][item]) for run in runs] for item in sorted(shared)}
+        if items:
+            merged[category] = items
     return merged
 
 
@@ -74,51 +93,67 @@ def result_rows(
 ) -> list[ResultRow]:
     """The paper's rows in their order, then those that it does not have; `judged` is by label.
 
-    `full` is the row that others are compared with. Intervals and tests are over items; the differences of
-    single seeds stand beside, since items do not tell how much another training would change.
+    `full` is the row that others are compared with. Intervals and p-values are over items; how much another
+    training would change is told by the seeds alone.
     """
-    labels = [entry.label for entry in paper] + [
-        label for label in judged if label not in {e.label for e in paper}
-    ]
-    cells = {entry.label: entry.cells.get(judge, entry.cells.get("qwen", {})) for entry in paper}
-    contrasts = {
-        label: _contrast(judged[full], judged[label], cells.get(full, {}), cells.get(label, {}))
-        for label in labels
-        if label in judged and full in judged and label != full
-    }
+    names = {name: entry.label for entry in paper for name in entry.aliases}
+    runs: dict[str, list[CategoryScores]] = {}
+    for label, scores in judged.items():
+        runs.setdefault(names.get(label, label), []).extend(scores)
+    labels = dict.fromkeys((*(entry.label for entry in paper), *runs))
+    cells = {entry.label: entry.cells.get(judge, entry.cells["qwen"]) for entry in paper}
+    scores_of = {label: pooled(scores) for label, scores in runs.items()}
+    contrasts: dict[str, Contrast] = {}
+    for label in labels:
+        if label != full and label in runs and full in runs:
+            contrast = _contrast(runs[full], runs[label])
+            if contrast:
+                printed = [cells.get(name, {}).get(OVERALL) for name in (label, full)]
+                both = printed[0] is not None and printed[1] is not None
+                contrasts[label] = replace(contrast, paper=printed[0] - printed[1] if both else None)  # type: ignore[operator]
     corrected = _corrected({label: contrast.p_value for label, contrast in contrasts.items()})
     rows = []
     for label in labels:
-        ours, items = _ours(judged.get(label, ()))
+        ours, items = _ours(scores_of.get(label, {}))
         contrast = contrasts.get(label)
         if contrast is not None:
-            contrast = Contrast(contrast.mean, contrast.by_seed, corrected[label], contrast.paper)
-        rows.append(ResultRow(label, len(judged.get(label, ())), items, ours, cells.get(label, {}), contrast))
+            contrast = replace(contrast, p_value=corrected[label])
+        rows.append(ResultRow(label, len(runs.get(label, ())), items, ours, cells.get(label, {}), contrast))
     return rows
 
 
-def _ours(runs: Sequence[CategoryScores]) -> tuple[dict[tuple[str, str], Estimate], int]:
-    table = table_of(pooled(runs))
+def _ours(scores: CategoryScores) -> tuple[dict[tuple[str, str], Estimate], int]:
+    table = table_of({name: scores[name] for name in CATEGORIES if name in scores})
     if table is None:
         return {}, 0
-    cells = {("overall", "score"): table.overall}
+    cells: dict[tuple[str, str], Estimate] = {}
     for name in CATEGORIES:
         if row := table.categories.get(name):
             cells |= {(name, axis): row.axes[axis] for axis in AXES}
             cells[name, "score"] = row.score
+    if len(table.categories) == len(CATEGORIES):
+        cells[OVERALL] = table.overall
     return cells, sum(row.items for row in table.categories.values())
 
 
-def _contrast(
-    full: Sequence[CategoryScores], other: Sequence[CategoryScores], paper_full: Cells, paper: Cells
-) -> Contrast:
-    difference = compare(pooled(full), pooled(other))["overall"]["score"]
-    by_seed = []
+def _contrast(full: Sequence[CategoryScores], other: Sequence[CategoryScores]) -> Contrast | None:
+    """None where the two do not share items of all categories."""
+    found = _differences(pooled(full), pooled(other))
+    if OVERALL not in found:
+        return None
+    by_seed: list[float] = []
     if len(full) == len(other) > 1:
-        by_seed = [compare(a, b)["overall"]["score"].mean.value for a, b in zip(full, other, strict=True)]
-    key = ("overall", "score")
-    printed = paper[key] - paper_full[key] if key in paper and key in paper_full else None
-    return Contrast(difference.mean, tuple(by_seed), difference.p_value, printed)
+        pairs = [_differences(a, b) for a, b in zip(full, other, strict=True)]
+        by_seed = [pair[OVERALL].mean.value for pair in pairs if OVERALL in pair]
+    return Contrast(found, found[OVERALL].p_value, tuple(by_seed), None)
+
+
+def _differences(a: CategoryScores, b: CategoryScores) -> dict[tuple[str, str], Difference]:
+    left, right = ({name: side[name] for name in CATEGORIES if name in side} for side in (a, b))
+    results = compare(left, right)
+    if not set(CATEGORIES) <= set(results):
+        results.pop("overall", None)
+    return {(name, axis): difference for name, axes in results.items() for axis, difference in axes.items()}
 
 
 def _corrected(p_values: Mapping[str, float]) -> dict[str, float]:

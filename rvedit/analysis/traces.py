@@ -32,7 +32,7 @@ class Likeness:
 def likeness(
     trace: Float[Tensor, "b s d"], reference: Float[Tensor, "b s d"], temperature: float
 ) -> Likeness:
-    """All four."""
+    """Cosine, divergence, the loss of Eq. 5 at this temperature, and the spread."""
     return Likeness(
         cosine_similarity(trace, reference),
         js_divergence(trace, reference),
@@ -61,7 +61,7 @@ def js_divergence(trace: Float[Tensor, "b s d"], reference: Float[Tensor, "b s d
 
 
 def spread(trace: Float[Tensor, "b s d"]) -> float:
-    """1 - |mean of the rows' unit vectors|^2: one less the mean cosine of any two positions."""
+    """1 - |mean of the rows' unit vectors|^2: one less the mean cosine over all pairs of positions."""
     mean = F.normalize(_precise(trace), dim=-1).mean(dim=1)
     return float((1 - mean.square().sum(dim=-1)).mean())
 

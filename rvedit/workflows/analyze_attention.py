@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from rvedit.errors import UserError
 from rvedit.judge.aggregate import Estimate, estimate_of, resampled_means
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings
+from rvedit.video_tensors import Frames
 
+# Of the alignment the share of ln S, where nothing tells a position from another.
 READING = (*(f"mass {name}" for name in GROUPS), "entropy")
 LIKENESS = ("cosine", "js", "alignment", "spread")
 LISTS = (".csv", ".jsonl", ".parquet")
@@ -64,7 +67,7 @@ class ModelReading:
     values: dict[str, Values]
 
     def estimates(self, quantity: str) -> list[Estimate]:
-        """By block: the mean over clips and its bootstrap interval."""
+        """By block: the mean over clips and its bootstrap interval, a point for a single clip."""
         rows = self.values[quantity]
         drawn = resampled_means(rows, np.random.default_rng(0))
         return [estimate_of(float(rows[:, i].mean()), drawn[:, i]) for i in range(rows.shape[1])]
@@ -74,7 +77,7 @@ class ModelReading:
 class AttentionReport:
     """What was written."""
 
-    folder: Path
+    order: AttentionOrder
     models: tuple[ModelReading, ...]
     seconds: float
 
@@ -87,7 +90,6 @@ class AttentionReport:
                     "routing_depth": model.routing_depth,
                     "blocks": model.num_layers,
                     "positions": model.positions,
-                    "ln_positions": math.log(model.positions),
                     "clips": len(model.clips),
                     "compared_clips": len(model.compared),
                     "by_block": {
@@ -96,24 +98,31 @@ class AttentionReport:
                 }
                 for model in self.models
             ],
+            "steps": self.order.num_inference_steps,
+            "guidance": 1.0,
+            "times": self.order.num_times,
+            "temperature": self.order.temperature,
+            "seed": self.order.seed,
             "seconds": round(self.seconds, 2),
         }
 
 
 def read_items(order: AttentionOrder) -> list[BenchItem]:
-    """The clips and their instructions. Raises UserError where one is missing."""
+    """The clips and their instructions. Raises UserError where a clip or its instruction is missing."""
     items: list[BenchItem] = []
     for path in order.clips:
-        if path.is_dir() or path.suffix in LISTS:
+        if path.suffix in LISTS or (path.is_dir() and not order.instruction):
             items += read_bench(path)[: order.limit]
         elif not order.instruction:
             raise UserError(
                 f"{path}: what is asked of it is not known: give --instruction, or a list with instructions"
             )
-        elif not path.is_file():
-            raise UserError(f"{path}: no such file")
         else:
             items.append(BenchItem(len(items), path.stem, order.instruction, None, "", path))
+    for item in items:  # before anything is measured
+        for clip in (item.source, *([item.target] if item.target else [])):
+            if not clip.exists():
+                raise UserError(f"{clip}: no such clip: is the list of {item.id} the right one?")
     return items
 
 
@@ -138,7 +147,7 @@ def analyze_attention(
             on_progress(name, done, len(items))
 
         readings.append(_read_model(order, items, name, load(), progress))
-    report = AttentionReport(order.out, tuple(readings), time.perf_counter() - started)
+    report = AttentionReport(order, tuple(readings), time.perf_counter() - started)
     write_text(order.out / "attention.csv", _csv(readings))
     write_json(order.out / "attention.json", report.as_json())
     plot_attention(report.as_json()["models"], order.out / "attention")
@@ -158,7 +167,7 @@ def _read_model(
     positions = 0
     for done, item in enumerate(items):
         on_progress(done)
-        source = first_window(item.source, pipeline)
+        source = first_window(item.source, pipeline).frames
         reading = read_edit(pipeline, source, item.instruction, settings)
         positions = reading.positions
         for index, group in enumerate(GROUPS):
@@ -166,13 +175,20 @@ def _read_model(
         read["entropy"].append(reading.entropy.mean(axis=0))
         if item.target is None or not item.description:
             continue
-        triplet = Triplet(source, first_window(item.target, pipeline), item.instruction, item.description)
-        if triplet.target.shape != source.shape:
-            raise UserError(f"{item.id}: its source and its true edit differ in length or shape")
+        target = first_window(item.target, pipeline).frames
+        if target.shape != source.shape:
+            warnings.warn(
+                f"{item.id}: the branches are not compared, as its true edit is {shape_of(target)} inside "
+                f"the model and its source {shape_of(source)}",
+                stacklevel=2,
+            )
+            continue
+        triplet = Triplet(source, target, item.instruction, item.description)
         rows = compare_branches(pipeline, triplet, order.num_times, order.seed, order.temperature)
         compared.append(item.id)
         for quantity in LIKENESS:
             read[quantity].append(np.mean([[getattr(x, quantity) for x in row] for row in rows], axis=0))
+        read["alignment"][-1] /= math.log(positions)
     on_progress(len(items))
     return ModelReading(
         name,
@@ -183,6 +199,11 @@ def _read_model(
         tuple(compared),
         {quantity: np.array(rows) for quantity, rows in read.items() if rows},
     )
+
+
+def shape_of(frames: Frames) -> str:
+    """Frames x height x width."""
+    return "x".join(map(str, frames.shape[:3]))
 
 
 def _csv(readings: Sequence[ModelReading]) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvedit.analysis.gallery import Exhibit, plot_gallery, side_by_side
-from rvedit.analysis.sheets import TITLES
 from rvedit.data.bench import BenchItem, read_bench, resolve_edits
 from rvedit.data.manifest import prepare_folder
 from rvedit.errors import UserError
-from rvedit.video import VideoReader, write_like
+from rvedit.records import TITLES
+from rvedit.video import probe, write_like
 
 SOURCE, TRUE_EDIT = "source", "true edit"
 
@@ -65,14 +65,12 @@ def analyze_gallery(
     for category, group in chosen.items():
         exhibits = [_exhibit(item, edits) for item in group]
         title = TITLES.get(category, category)
-        figures += plot_gallery(exhibits, order.out / f"gallery_{category}", order.columns, title)
+        figures += plot_gallery(exhibits, order.out / f"gallery_{_file_name(category)}", order.columns, title)
         done += len(exhibits)
         on_progress(done, total)
         for exhibit in exhibits if order.video else ():
-            name = re.sub(r"[^\w.-]", "_", exhibit.id)
-            path = order.out / f"{category}_{name}.mp4"
-            with VideoReader(exhibit.clips[SOURCE]) as reader:
-                write_like(path, reader.info, side_by_side(exhibit))
+            path = order.out / f"{_file_name(category)}_{_file_name(exhibit.id)}.mp4"
+            write_like(path, probe(exhibit.clips[SOURCE]), side_by_side(exhibit))
             clips.append(path)
             done += 1
             on_progress(done, total)
@@ -90,6 +88,8 @@ def _methods(results: tuple[str, ...]) -> dict[str, Path]:
         if not path.is_dir():
             raise UserError(f"{result}: no such folder: name folders of edits, or NAME=FOLDER")
         name = name if separator and not Path(result).is_dir() else path.name
+        if name in (SOURCE, TRUE_EDIT):
+            raise UserError(f"{result}: a method cannot be called {name}: write NAME=FOLDER")
         if name in methods:
             raise UserError(f"{result}: two methods are called {name}: write NAME=FOLDER")
         methods[name] = path
@@ -116,6 +116,10 @@ def _choose(
         if order.items or len(group) < order.per_category:
             group.append(item)
     return groups
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]", "_", text)
 
 
 def _exhibit(item: BenchItem, edits: dict[str, dict[str, Path]]) -> Exhibit:

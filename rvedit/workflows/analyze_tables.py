@@ -16,6 +16,7 @@ from rvedit.analysis.tables import ResultRow, result_rows
 from rvedit.data.manifest import prepare_folder, write_json, write_text
 from rvedit.errors import UserError
 from rvedit.judge.aggregate import CategoryScores
+from rvedit.judge.judges import PAPER
 from rvedit.workflows.batch import SETTINGS
 from rvedit.workflows.judge import read_judged
 
@@ -49,7 +50,16 @@ class TablesReport:
         """Plain values; a cell's key is category.axis."""
         rows = []
         for row in self.rows:
-            contrast = asdict(row.contrast) | {"verdict": row.contrast.verdict} if row.contrast else None
+            contrast = None
+            if row.contrast:
+                contrast = {
+                    "cells": {".".join(key): asdict(value) for key, value in row.contrast.cells.items()},
+                    "p_value": row.contrast.p_value,
+                    "by_seed": row.contrast.by_seed,
+                    "seed_interval": row.contrast.seed_interval,
+                    "paper": row.contrast.paper,
+                    "verdict": row.contrast.verdict,
+                }
             rows.append(
                 {
                     "label": row.label,
@@ -68,6 +78,7 @@ def analyze_tables(order: TablesOrder) -> TablesReport:
     paper = read_paper(order.recipes, order.table)
     found: dict[str, list[dict[str, CategoryScores]]] = {}
     protocols: set[str] = set()
+    folders: set[Path] = set()
     for run in order.runs:
         label, folder = _labelled(run)
         if label is None:
@@ -78,9 +89,13 @@ def analyze_tables(order: TablesOrder) -> TablesReport:
             )
         protocol, scores = read_judged(folder)
         protocols.add(protocol)
+        if folder.resolve() in folders:
+            raise UserError(f"{folder}: is given twice: a training counts once")
+        folders.add(folder.resolve())
         found.setdefault(label, []).append(scores)
-    if len(protocols) > 1:
-        raise UserError(f"the runs were judged by {' and '.join(sorted(protocols))}: those are not compared")
+    if protocols != {PAPER}:
+        names = " and ".join(sorted(protocols))
+        raise UserError(f"the runs were judged by the protocol {names}: the tables are of the paper's")
     judge = order.judge or _only_judge(found)
     judged: dict[str, Sequence[CategoryScores]] = {}
     for label, runs in found.items():
@@ -89,13 +104,13 @@ def analyze_tables(order: TablesOrder) -> TablesReport:
                 f"{label}: --judge {judge} has not judged it: {', '.join(runs[0]) or 'nobody'} has"
             )
         judged[label] = [run[judge] for run in runs]
+    if order.full not in judged and order.full != FULL:
+        raise UserError(f"--full {order.full}: no run is called so: {', '.join(judged)}")
     rows = result_rows(paper, judged, judge, order.full)
     title = f"Table {order.table}, ours beside the paper's ({judge} judge)"
     footnotes = notes(order.table, order.recipes)
-    if order.table == "3":
-        sheet = by_axis(rows, title, judge, footnotes)
-    else:
-        sheet = overview(rows, title, judge, order.full, footnotes)
+    shape = overview if order.table == "2" else by_axis
+    sheet = shape(rows, title, judge, order.full, footnotes)
     report = TablesReport(judge, tuple(rows), sheet, _paths(order))
     if order.out:
         prepare_folder(order.out)

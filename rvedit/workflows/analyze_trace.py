@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rvedit.analysis.experiments import first_window
-from rvedit.analysis.reasoning import trace_edit
+from rvedit.analysis.reasoning import trace_edit, word_tokens
 from rvedit.analysis.trace_page import overlay_frames, write_trace_page
 from rvedit.data.manifest import prepare_folder
 from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings
-from rvedit.video import VideoReader, write_like
+from rvedit.video import VideoReader, probe, write_like
 from rvedit.workflows.edit import checked_instruction
 
 MOST_BLOCKS, MOST_STEPS = 10, 4
@@ -36,6 +36,16 @@ class TraceOrder:
     settings: EditSettings = field(default_factory=EditSettings)
     overwrite: bool = False
 
+    @property
+    def page(self) -> Path:
+        """The page with the sliders."""
+        return self.out / "trace.html"
+
+    @property
+    def video(self) -> Path:
+        """The overlay video."""
+        return self.out / "trace.mp4"
+
 
 @dataclass(frozen=True)
 class TraceReport:
@@ -50,31 +60,44 @@ class TraceReport:
     seconds: float
 
 
+def check_trace(order: TraceOrder) -> None:
+    """What can be refused before a model is loaded. Raises UserError."""
+    probe(order.clip)
+    checked_instruction(order.instruction)
+    for path in (order.page, order.video):
+        if path.exists() and not order.overwrite:
+            raise UserError(f"{path}: exists: choose another --out, or give --overwrite")
+
+
 def analyze_trace(
     order: TraceOrder,
     pipeline: RVEDiTPipeline,
     model: str,
     report: Callable[[int, int], None] = lambda step, num_steps: None,
 ) -> TraceReport:
-    """Edit the clip's first window and write trace.html and trace.mp4."""
+    """Edit the clip's first window, with guidance 1, and write trace.html and trace.mp4."""
     started = time.perf_counter()
+    check_trace(order)
     instruction = checked_instruction(order.instruction)
-    prepare_folder(order.out)
-    page, video = order.out / "trace.html", order.out / "trace.mp4"
-    if page.exists() and not order.overwrite:
-        raise UserError(f"{page}: exists: choose another --out, or give --overwrite")
     num_blocks, depth = len(pipeline.transformer.blocks), pipeline.transformer.config.routing_depth
     settings = replace(order.settings, guidance_scale=1.0)
     num_steps = settings.num_inference_steps or pipeline.config.default_steps
     blocks = _checked("--blocks", order.blocks, num_blocks) or _blocks(num_blocks, depth)
     steps = _checked("--at-steps", order.steps, num_steps) or _spread(num_steps, MOST_STEPS)
-    source = first_window(order.clip, pipeline)
-    trace = trace_edit(pipeline, source, instruction, settings, blocks, steps, report)
-    write_trace_page(page, trace, source, instruction, model, depth)
-    with VideoReader(order.clip) as reader:
+    prepare_folder(order.out)
+    window = first_window(order.clip, pipeline)
+    source = window.frames[: window.end]
+    trace = trace_edit(pipeline, window, instruction, settings, blocks, steps, report)
+    with VideoReader(order.clip, allow_truncated=True) as reader:
         pictures = overlay_frames(trace, source, depth)
-        write_like(video, reader.info, (t._replace(frame=f) for t, f in zip(reader, pictures, strict=False)))
-    return TraceReport(page, video, blocks, trace.steps, len(source), time.perf_counter() - started)
+        timed = (t._replace(frame=f) for f, t in zip(pictures, reader, strict=False))
+        write_like(order.video, reader.info, timed)
+    read = word_tokens(pipeline, instruction)
+    cut = instruction.split()[len(read) :] if read else ()
+    write_trace_page(order.page, trace, source, instruction, model, depth, num_blocks, cut)
+    return TraceReport(
+        order.page, order.video, blocks, trace.steps, len(source), time.perf_counter() - started
+    )
 
 
 def _checked(option: str, numbers: Sequence[int], most: int) -> tuple[int, ...]:
