@@ -99,8 +99,8 @@ def notes(table: str, recipes: Path) -> list[str]:
                 if difference > ROUNDING:
                     apart.append(f"{entry.label}, {TITLES[name]}: {of_two:.2f} and {by_three:.2f}")
     found.append(
-        f"Of {compared} category scores that Tables 2 and 3 both give, {len(apart)} differ by more than rounding"
-        + (f" ({'; '.join(apart)})." if apart else ".")
+        f"Of {compared} category scores that Tables 2 and 3 both give, {len(apart)} differ by more than "
+        "rounding" + (f" ({'; '.join(apart)})." if apart else ".")
     )
     return found
 

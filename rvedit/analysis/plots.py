@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rvedit.data.manifest import put_in_place
 
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"  # Okabe and Ito's
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"  # Okabe and Ito's, as the others
 STYLE = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK]),
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "grid.color": "#e4e7ea",
@@ -73,7 +75,7 @@ def plot_attention(models: Sequence[dict[str, Any]], path: Path) -> list[Path]:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         for row in axes:
             for axis in row:
-                _mark_depth(axis, models[0])
+                _mark_depth(axis, models[0], named=axis is axes[0][0])
         if len(models) > 1:
             names = [model["model"] for model in models]
             figure.legend(
@@ -114,10 +116,11 @@ def _line(
     )
 
 
-def _mark_depth(axis: Axes, model: dict[str, Any]) -> None:
+def _mark_depth(axis: Axes, model: dict[str, Any], named: bool) -> None:
     depth = model["routing_depth"]
     if 0 < depth < model["blocks"]:
         axis.axvline(depth + 0.5, color=BLACK, linewidth=1, linestyle="--")
+    if named and 0 < depth < model["blocks"]:
         axis.annotate(
             f"$L_s$ = {depth}",
             (depth + 0.5, 0.86),

@@ -118,7 +118,7 @@ def _tests(row: ResultRow) -> tuple[str, ...]:
     return (
         f"{m.value:+.2f} [{m.low:+.1f}, {m.high:+.1f}]",
         ", ".join(f"{value:+.1f}" for value in contrast.by_seed) or NOTHING,
-        f"{contrast.p_value:.3f}",
+        f"{contrast.p_value:.3f}" if contrast.p_value >= 0.001 else "< 0.001",
         _number(contrast.paper, "+.2f"),
         contrast.verdict,
     )
