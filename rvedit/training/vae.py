@@ -113,7 +113,7 @@ class VAETask:
             start_as_image_autoencoder(vae)
         cheapen_single_frames(vae)
         self.objective = VAEObjective(vae, recipe)
-        freeze(self.objective, recipe.model.frozen)
+        freeze(vae, recipe.model.frozen)
 
     def batches(self, numbers: Iterable[list[int]]) -> Iterator[ClipBatch]:
         """Yield clips (b, 3, t, h, w) on the device."""
