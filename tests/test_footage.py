@@ -48,11 +48,10 @@ def write(path: Path, size: tuple[int, int], times: list[int], pix_fmt: str) -> 
     ("size", "pix_fmt", "times"),
     [
         ((3840, 2160), "yuv420p10le", [40 * i for i in range(6)]),
-        ((272, 480), "yuv420p", [40 * i for i in range(6)]),
         ((271, 481), "yuv444p", [40 * i for i in range(6)]),
         ((320, 180), "yuv420p", [0, 40, 55, 130, 300, 310, 900]),
     ],
-    ids=["4K in 10 bits", "upright", "odd", "varying rate"],
+    ids=["4K in 10 bits", "upright and odd", "varying rate"],
 )
 def test_footage_comes_back_as_it_went_in(tmp_path, size, pix_fmt, times):
     write(tmp_path / "clip.mp4", size, times, pix_fmt)
@@ -93,21 +92,21 @@ def test_a_longer_4k_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer)
                 held.append(resident())
                 yield frame
 
-    write(tmp_path / "clip.mp4", (3840, 2160), [40 * i for i in range(37)], "yuv420p")
+    write(tmp_path / "clip.mp4", (3840, 2160), [40 * i for i in range(25)], "yuv420p")
     editor = Observed(make_pipeline(tiny_tokenizer), "tiny")
     settings = EditSettings(num_inference_steps=1, preserve=True)
     with VideoReader(tmp_path / "clip.mp4") as reader:
         edit_file(reader, "make it sepia", tmp_path / "edited.mp4", editor, settings)
-    assert len(held) == 37
-    assert max(held[21:]) - max(held[:21]) < 4 * A_4K_FRAME  # not the 16 more
+    assert len(held) == 25
+    assert max(held[13:]) - max(held[:13]) < 4 * A_4K_FRAME  # not the 12 more
 
 
 @linux
 def test_ten_times_the_length_takes_no_more_memory(tiny_tokenizer):
-    """Two minutes at 12 frames a second against 12 seconds: nothing that is kept grows."""
+    """A minute at 12 frames a second against 6 seconds: nothing that is kept grows."""
     pipeline = make_pipeline(tiny_tokenizer)
     pipeline.register_to_config(window_frames=33, window_stride=24)
-    part = 12 * 12
+    part = 6 * 12
 
     def frames() -> Iterator[np.ndarray]:
         for index in range(10 * part):
