@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 from _common import print_table
+from nano_quality import SEED
 
 from rvedit.analysis.plots import save_figure, style
 from rvedit.recipes import load_recipe
@@ -34,7 +35,6 @@ CONFIGURATIONS = (
     "ablation_lambda0.25", "ablation_lambda0.50", "ablation_lambda1.00",
 )  # fmt: skip
 FULL = CONFIGURATIONS[0]
-HELD_OUT_SEED = 1_000_003
 LAST_STEPS = 50
 
 
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (args.first_stage / "model" / "model_index.json").is_file():
         sys.exit(f"reproduce: {args.first_stage}: no trained first stage: `make nano` trains one")
     held_out = args.work / "held_out"
-    world = ("--split", "test", "--seed", HELD_OUT_SEED, "--num-frames", 9)
+    world = ("--split", "test", "--seed", SEED, "--num-frames", 9)
     finish(rvedit("prepare", "playground", "--out", held_out, "--count", str(args.count), *map(str, world)))
     folders: dict[str, list[Path]] = {name: [] for name in CONFIGURATIONS}
     for seed in args.seeds:

@@ -149,8 +149,9 @@ def analyze_attention(
         readings.append(_read_model(order, items, name, load(), progress))
     report = AttentionReport(order, tuple(readings), time.perf_counter() - started)
     write_text(order.out / "attention.csv", _csv(readings))
-    write_json(order.out / "attention.json", report.as_json())
-    plot_attention(report.as_json()["models"], order.out / "attention")
+    found = report.as_json()
+    write_json(order.out / "attention.json", found)
+    plot_attention(found["models"], order.out / "attention")
     return report
 
 
