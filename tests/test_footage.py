@@ -18,6 +18,7 @@ from rvedit.video import VideoReader
 from rvedit.workflows.edit import edit_file
 
 A_4K_FRAME = 3840 * 2160 * 3
+AN_HD_FRAME = 1280 * 720 * 3
 linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 
 
@@ -82,7 +83,7 @@ def test_a_4k_clip_is_read_in_bounded_memory(tmp_path):
 
 
 @linux
-def test_a_longer_4k_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
+def test_a_longer_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
     """Also with --preserve, which holds a window of the source's own frames; the encoder holds few."""
     held = []
 
@@ -92,13 +93,14 @@ def test_a_longer_4k_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer)
                 held.append(resident())
                 yield frame
 
-    write(tmp_path / "clip.mp4", (3840, 2160), [40 * i for i in range(25)], "yuv420p")
+    write(tmp_path / "clip.mp4", (1280, 720), [40 * i for i in range(65)], "yuv420p")
     editor = Observed(make_pipeline(tiny_tokenizer), "tiny")
     settings = EditSettings(num_inference_steps=1, preserve=True)
     with VideoReader(tmp_path / "clip.mp4") as reader:
         edit_file(reader, "make it sepia", tmp_path / "edited.mp4", editor, settings)
-    assert len(held) == 25
-    assert max(held[13:]) - max(held[:13]) < 4 * A_4K_FRAME  # not the 12 more
+    assert len(held) == 65
+    # Until the encoder's queues are full memory grows; of the 32 frames after that, 8 may come and go.
+    assert max(held[33:]) - max(held[:33]) < 8 * AN_HD_FRAME
 
 
 @linux
