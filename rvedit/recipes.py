@@ -126,9 +126,6 @@ class FlowRecipe(_Section):
     """Flow matching."""
 
     shift: float = Field(5.0, gt=0, description="timestep shift: t' = s*t / (1 + (s - 1)*t)")
-    edit_weight: float = Field(
-        0.0, ge=0, description="added weight in the loss of the latents that the edit changes; 0 as in the paper"
-    )
 
 
 class AlignmentRecipe(_Section):

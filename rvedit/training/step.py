@@ -14,7 +14,7 @@ from rvedit.model.conditioning import condition
 from rvedit.model.latents import encode
 from rvedit.model.routing import Conditioning
 from rvedit.objective.alignment import alignment_loss
-from rvedit.objective.flow_matching import edit_weight, flow_matching_loss, interpolate, shift_time
+from rvedit.objective.flow_matching import flow_matching_loss, interpolate, shift_time
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.recipes import AlignmentRecipe, FlowRecipe
 
@@ -102,8 +102,7 @@ def training_losses(
     depth = sample_depth(seed, step, len(transformer.blocks)) if alignment.weight else None
     output = transformer(noisy, 1000 * t, _condition(models, source, batch.editing), trace_depth=depth)
     assert output.sample is not None
-    weight = edit_weight(source, target, flow.edit_weight) if flow.edit_weight else None
-    losses = {"loss_fm": flow_matching_loss(output.sample, target, noise, weight)}
+    losses = {"loss_fm": flow_matching_loss(output.sample, target, noise)}
     losses["loss"] = losses["loss_fm"]
     if depth is not None:
         with torch.no_grad():
