@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from rvedit.errors import UserError
-from rvedit.records import ClipShape, Operation
+from rvedit.records import ClipShape, Noun, Operation
 
 
 class _Section(BaseModel):
@@ -76,6 +76,9 @@ class DataRecipe(_Section):
     )
     operations: dict[Operation, PositiveFloat] = Field(
         {}, description="weights of the playground's edits, as {swap: 3, style: 1}; none: categories evenly"
+    )
+    new_things: dict[Noun, PositiveFloat] = Field(
+        {}, description="weights of what the playground's edits bring in, as {corgi: 8}; unnamed things: 1"
     )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that see the first frame only")
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels")

@@ -29,6 +29,9 @@ TITLES = {
 Operation = Literal["swap", "recolor", "remove", "add", "style"]
 """The playground's kinds of edit; the first two are changes."""
 
+Noun = Literal["dog", "corgi", "cat", "bird", "fish", "car", "tree", "house", "ball", "star", "heart", "cube"]
+"""The playground's things."""
+
 
 @dataclass(frozen=True)
 class Triplet:

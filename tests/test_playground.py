@@ -56,6 +56,16 @@ def test_operations_come_by_their_weights():
             assert before != after, "a swap puts another thing there"
 
 
+def test_new_things_come_by_their_weights():
+    assert set(grammar.NOUNS) == set(grammar.DRAWINGS)
+    drawn = [sample_triplet(0, i, operations={"swap": 1.0}, new_things={"corgi": 11.0}) for i in range(400)]
+    swaps = [[{thing.noun for thing in s.things} for s in (t.source, t.target)] for t in drawn]
+    without = [after - before for before, after in swaps if "corgi" not in before]
+    share = without.count({"corgi"}) / len(without)
+    assert 0.42 < share < 0.68  # 11 in 21 to 11 in 19, and over four deviations of 0.03 either way
+    assert len({noun for new in without for noun in new}) == 12, "the others come as well"
+
+
 def test_things_and_words_agree():
     for index in range(200):
         triplet = sample_triplet(1, index)

@@ -110,6 +110,10 @@ def test_later_layers_win(tmp_path):
         ("steps: 0", r"steps is 0: input should be greater than 0"),
         ("model: {preset: tiny}", r"model.preset is 'tiny': input should be 'nano' or 'wan2.2-5b'"),
         ("data: {operations: {swop: 1}}", r"data.operations.swop is 'swop': input should be 'swap'"),
+        (
+            "data: {new_things: {corgy: 8}}",
+            r"data.new_things.corgy is 'corgy': input should be 'dog', 'corgi'",
+        ),
         ("data: {operations: {swap: 0}}", r"data.operations.swap is 0: input should be greater than 0"),
         ("optimizer: 3", r"optimizer is 3"),
         ("- a\n- b", r"a recipe is a mapping of keys to values, not a list"),

@@ -8,6 +8,10 @@ training, as are the (noun, colour) pairs of `HELD_OUT_PAIRS`.
 
 from __future__ import annotations
 
+from typing import get_args
+
+from rvedit.records import Noun
+
 RGB = tuple[int, int, int]
 Primitive = tuple[str, str, tuple[float, ...]]
 
@@ -151,7 +155,7 @@ DRAWINGS: dict[str, tuple[Primitive, ...]] = {
 
 # fmt: on
 
-NOUNS: tuple[str, ...] = tuple(DRAWINGS)
+NOUNS: tuple[Noun, ...] = get_args(Noun)
 
 # (sky top, sky bottom, far hills, ground): quiet colours, so that things stand out.
 BACKGROUNDS: dict[str, tuple[RGB, RGB, RGB, RGB]] = {

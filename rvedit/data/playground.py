@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from rvedit.data import grammar
 from rvedit.errors import UserError
-from rvedit.records import Category, Operation
+from rvedit.records import Category, Noun, Operation
 
 Split = Literal["train", "test", "test_phrasing", "test_pair"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -96,13 +96,18 @@ class PlaygroundTriplet:
 
 
 def sample_triplet(
-    seed: int, index: int, split: Split = "train", operations: Mapping[Operation, float] | None = None
+    seed: int,
+    index: int,
+    split: Split = "train",
+    operations: Mapping[Operation, float] | None = None,
+    new_things: Mapping[Noun, float] | None = None,
 ) -> PlaygroundTriplet:
     """Draw triplet number `index` of a split; equal arguments give equal triplets.
 
     Splits: `train`; `test` (held-out scenes); `test_phrasing` (held-out wordings); `test_pair` (a held-out
     combination of noun and colour in the target). `operations` are weights of what is drawn; without them the
-    categories come equally often, and three changes in five are swaps.
+    categories come equally often, and three changes in five are swaps. `new_things` are weights of what swaps
+    and additions bring in, 1 for a thing without one.
     """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}: choose one of {', '.join(SPLITS)}")
@@ -110,7 +115,7 @@ def sample_triplet(
     pairs_held_out = split == "test_pair"
     operation = _weighted_operation(rng, operations) if operations else _sample_operation(rng, pairs_held_out)
     source = _sample_scene(rng, most_things=3 if operation != "add" else 2)
-    target, words = _EDITS[operation](rng, source, pairs_held_out)
+    target, words = _EDITS[operation](rng, source, _Terms(pairs_held_out, new_things or {}))
     phrasings = grammar.PHRASINGS[operation]
     template = phrasings[-1] if split == "test_phrasing" else str(rng.choice(phrasings[:-1]))
     return PlaygroundTriplet(
@@ -232,7 +237,25 @@ def _sample_color(
     return str(rng.choice(choices))
 
 
-# --- the edits: (rng, source, held-out pair?) -> (target, words for the template) -----------------------
+# --- the edits: (rng, source, terms) -> (target, words for the template) --------------------------------
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What is laid down for the thing that an edit brings in."""
+
+    held_out: bool
+    """Its noun and colour are a pair that training never draws."""
+    new_things: Mapping[Noun, float]
+    """Weights, 1 for a thing without one."""
+
+    def new_noun(self, rng: np.random.Generator, source: Scene) -> str:
+        """One that the scene does not hold yet."""
+        nouns = [noun for noun in grammar.NOUNS if noun not in {thing.noun for thing in source.things}]
+        if not self.new_things:
+            return str(rng.choice(nouns))
+        weights = np.array([self.new_things.get(noun, 1.0) for noun in nouns])
+        return str(rng.choice(nouns, p=weights / weights.sum()))
 
 
 def _old_name(rng: np.random.Generator, thing: Thing) -> str:
@@ -246,11 +269,11 @@ def _with_thing(source: Scene, index: int, thing: Thing) -> Scene:
     return replace(source, things=tuple(things))
 
 
-def _swap(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
+def _swap(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
-    noun = str(rng.choice([n for n in grammar.NOUNS if n not in {t.noun for t in source.things}]))
-    color = _sample_color(rng, noun, held_out) if rng.random() < 0.4 else None
+    noun = terms.new_noun(rng, source)
+    color = _sample_color(rng, noun, terms.held_out) if rng.random() < 0.4 else None
     new = replace(old, noun=noun, color=color)
     return _with_thing(source, index, new), {
         "old": _old_name(rng, old),
@@ -258,17 +281,17 @@ def _swap(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scen
     }
 
 
-def _recolor(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
+def _recolor(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
-    if held_out:  # in its natural colour no thing looks like its held-out one
+    if terms.held_out:  # in its natural colour no thing looks like its held-out one
         old = replace(old, color=None)
         source = _with_thing(source, index, old)
-    color = _sample_color(rng, old.noun, held_out, other_than=old)
+    color = _sample_color(rng, old.noun, terms.held_out, other_than=old)
     return _with_thing(source, index, replace(old, color=color)), {"old": _old_name(rng, old), "color": color}
 
 
-def _remove(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
+def _remove(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
     return replace(source, things=source.things[:index] + source.things[index + 1 :]), {
@@ -276,20 +299,20 @@ def _remove(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Sc
     }
 
 
-def _add(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
+def _add(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
     """The new thing stands still in the middle of a free quarter: the words say all there is to know."""
     taken = {(thing.x < 0.5, thing.y < 0.5) for thing in source.things}
     free = [name for name, (x, y) in grammar.PLACES.items() if (x < 0.5, y < 0.5) not in taken]
     place = str(rng.choice(free))
-    noun = str(rng.choice([n for n in grammar.NOUNS if n not in {t.noun for t in source.things}]))
-    color = _sample_color(rng, noun, held_out) if held_out or rng.random() < 0.6 else None
+    noun = terms.new_noun(rng, source)
+    color = _sample_color(rng, noun, terms.held_out) if terms.held_out or rng.random() < 0.6 else None
     x, y = grammar.PLACES[place]
     new = Thing(noun=noun, color=color, x=x, y=y)
     words = {"new": grammar.with_article(new.name), "place": place}
     return replace(source, things=(*source.things, new)), words
 
 
-def _style(rng: np.random.Generator, source: Scene, held_out: bool) -> tuple[Scene, dict[str, str]]:
+def _style(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
     style = str(rng.choice(list(grammar.STYLES)))
     word = str(rng.choice(grammar.STYLES[style]))
     return replace(source, style=style), {"style": word, "a_style": grammar.with_article(word)}

@@ -118,7 +118,9 @@ class PlaygroundSamples(_Samples):
     def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`."""
         data = self.data
-        triplet = sample_triplet(data.seed, number % data.count, operations=data.operations)
+        triplet = sample_triplet(
+            data.seed, number % data.count, operations=data.operations, new_things=data.new_things
+        )
         start = int(rng.integers(24))
         scenes = (triplet.source, triplet.target)
         shape = self.shape(number)
