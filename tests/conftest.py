@@ -13,6 +13,11 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Read while the libraries are imported: no test asks the hub, and commands are forked from a process that has
+# imported them (see processes.py), in which they must be as quiet as `rvedit_cli.main` makes them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DIFFUSERS_VERBOSITY"] = os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
 from jaxtyping import install_import_hook
 
 install_import_hook(["rvedit.model", "rvedit.objective", "rvedit.windows"], "beartype.beartype")

@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import make_pipeline, random_clip
 from PIL import Image
-from test_cli import PARK, ROOT, decoded, rvedit
+from processes import rvedit
+from test_cli import PARK, ROOT, decoded
 
 from rvedit.analysis.experiments import Triplet, compare_branches, read_edit
 from rvedit.analysis.paper import CATEGORIES, notes, read_paper

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from chat_server import MODEL, ChatServer, caption_of
 from clips import write_clip
+from processes import Command
 from tiny_chat import save_tiny_chat
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -321,23 +320,10 @@ def test_prompt_is_pinned():
 
 # The command
 
-MAIN = (
-    "import rvedit_cli.main as m\nfrom rvedit_cli.caption import caption\n"
-    "any(c.callback is caption for c in m.app.registered_commands) or m.app.command()(caption)\nm.main()"
-)
-
 
 def start(*arguments, cwd, **environment):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RVEDIT_")} | environment
-    command = [sys.executable, "-c", MAIN, "caption", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RVEDIT_")}
+    return Command("caption", *arguments, cwd=cwd, environment=env | environment)
 
 
 def test_killed_and_run_again_asks_nothing_twice(manifest, tmp_path):
@@ -350,10 +336,10 @@ def test_killed_and_run_again_asks_nothing_twice(manifest, tmp_path):
             while len(server.times_answered) < goal and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-            finish(process)
+            process.finish()
         assert 8 <= len(server.times_answered) < COUNT
         assert not captioned_path(manifest).exists()
-        code, out, err = finish(start(*common, "--json", cwd=tmp_path))
+        code, out, err = start(*common, "--json", cwd=tmp_path).finish()
         report = json.loads(out)
         assert (code, err) == (0, "")
         assert report["captioned"] == COUNT
@@ -361,7 +347,7 @@ def test_killed_and_run_again_asks_nothing_twice(manifest, tmp_path):
         assert len(server.times_answered) == COUNT
         assert sum(server.times_answered.values()) <= COUNT + 2 * 4  # those in flight at each kill, at most
         asked = len(server.headers)
-        code, out, _ = finish(start(*common, cwd=tmp_path))
+        code, out, _ = start(*common, cwd=tmp_path).finish()
         assert (code, len(server.headers)) == (0, asked)
         assert f"{COUNT} of {COUNT} rows captioned (0 asked, {COUNT} from cache), 0 failed" in out
 
@@ -373,7 +359,7 @@ def test_interrupting_keeps_what_was_answered(manifest, tmp_path):
         while sum(server.times_answered.values()) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        code, _, err = finish(process)
+        code, _, err = process.finish()
     assert (code, "interrupted" in err, "Traceback" in err) == (130, True, False)
     replies = [
         line for line in cache_path(captioned_path(manifest)).read_text().splitlines() if "reply:" in line
@@ -388,7 +374,7 @@ def test_failed_rows_end_with_1_and_the_key_is_nowhere(manifest, tmp_path):
             "manifest.parquet", "--limit", 6, cwd=tmp_path, RVEDIT_CAPTION_BASE_URL=server.url,
             RVEDIT_CAPTION_API_KEY=secret, RVEDIT_CAPTION_MODEL=MODEL, RVEDIT_DEBUG="1",
         )  # fmt: skip
-        code, out, err = finish(process)
+        code, out, err = process.finish()
     assert code == 1
     assert "5 of 24 rows captioned (5 asked, 0 from cache), 1 failed (see" in out
     assert "18 beyond the limit; 500 + 50 tokens" in out
@@ -433,7 +419,7 @@ def test_mistakes_are_one_line_before_any_work(manifest, tmp_path, monkeypatch):
 
 
 def test_dry_run(manifest, tmp_path, capsys):
-    code, out, err = finish(start("manifest.parquet", "--dry-run", cwd=tmp_path))
+    code, out, err = start("manifest.parquet", "--dry-run", cwd=tmp_path).finish()
     assert (code, err) == (0, "")
     assert out.startswith(f"{COUNT} requests for {COUNT} rows (0 from cache); about ")
     assert out.endswith("nothing was sent\n")

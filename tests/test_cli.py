@@ -1,7 +1,6 @@
 """The command as users meet it: real files in, real files out, and one clear line for every mistake."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Command, rvedit
 
 from rvedit.data.demo import PARK as PARK_SCENE
 from rvedit.data.playground import edit_mask, render
@@ -22,15 +22,6 @@ from rvedit.judge.measures import SUCCESS_GAIN, edit_gain, preservation
 ROOT = Path(__file__).parent.parent
 PARK = ROOT / "assets" / "park.mp4"
 INSTRUCTION = "replace the dog with a corgi"
-
-
-def rvedit(*arguments, cwd, check=None, **environment):
-    command = [sys.executable, "-c", "from rvedit_cli.main import main; main()", *map(str, arguments)]
-    env = {**os.environ, **environment}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
-    if check is not None:
-        assert done.returncode == check, done.stderr
-    return done
 
 
 def decoded(path):
@@ -59,7 +50,9 @@ def short(tmp_path_factory):
 
 
 def test_the_readmes_edit(tmp_path):
-    done = rvedit("edit", PARK, INSTRUCTION, "--compare", cwd=tmp_path, check=0)
+    command = [sys.executable, "-m", "rvedit_cli", "edit", str(PARK), INSTRUCTION, "--compare"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     times, before = decoded(PARK)
     edited_times, after = decoded(tmp_path / "park_edited.mp4")
     assert after.shape == before.shape
@@ -177,7 +170,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, short, arguments, say
     whole = (tmp_path / "cut.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    done = rvedit("edit", *arguments, cwd=tmp_path, HF_HUB_OFFLINE="1", check=2)
+    done = rvedit("edit", *arguments, cwd=tmp_path, check=2)
     lines = done.stderr.strip().splitlines()
     errors = [line for line in lines if not line.startswith("note:")]
     assert len(errors) == 1, done.stderr
@@ -187,26 +180,17 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, short, arguments, say
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        "from rvedit_cli.main import main; main()",
-        "edit",
-        str(PARK),
-        INSTRUCTION,
-    ]
-    process = subprocess.Popen(
-        [*command, "--steps", "300", "--compare"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    command = Command("edit", PARK, INSTRUCTION, "--steps", 300, "--compare", cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.iterdir()):
+    while time.monotonic() < deadline and command.poll() is None and not list(tmp_path.iterdir()):
         time.sleep(0.02)
+    assert command.poll() is None, command.finish()
     assert list(tmp_path.iterdir()), "the writer's temporary file never showed up"
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in stderr
-    assert "Traceback" not in stderr
+    command.send_signal(signal.SIGINT)
+    done = command.finish()
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from conftest import make_pipeline
-from test_cli import rvedit
+from processes import rvedit
 
 from rvedit.editors.rvedit import RVEDiTEditor
 from rvedit.records import EditSettings
@@ -99,8 +99,8 @@ def test_a_longer_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
     with VideoReader(tmp_path / "clip.mp4") as reader:
         edit_file(reader, "make it sepia", tmp_path / "edited.mp4", editor, settings)
     assert len(held) == 65
-    # Until the encoder's queues are full memory grows; of the 32 frames after that, 8 may come and go.
-    assert max(held[33:]) - max(held[:33]) < 8 * AN_HD_FRAME
+    # Until the encoder's queues are full memory grows; the 32 frames after that would be worth 16 in yuv.
+    assert max(held[33:]) - max(held[:33]) < 12 * AN_HD_FRAME
 
 
 @linux

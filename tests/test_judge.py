@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import pytest
 from chat_server import ChatServer
 from clips import write_clip
 from gemini_server import KEY, GeminiServer, pictures
+from processes import Command
 from typer.testing import CliRunner
 
 from rvedit.chat import Journal, RetryPolicy
@@ -320,20 +320,10 @@ def test_two_folders_are_compared(small, tmp_path):
 
 # As users run it
 
-MAIN = "from rvedit_cli.main import main; main()"
-
 
 def start(*arguments, cwd, **environment):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RVEDIT_", "GEMINI", "GOOGLE"))}
-    command = [sys.executable, "-c", MAIN, "judge", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=cwd, env=env | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    return Command("judge", *arguments, cwd=cwd, environment=env | environment)
 
 
 def test_killed_ten_times_loses_nothing_and_asks_nothing_twice(benchmark, tmp_path):
@@ -347,10 +337,10 @@ def test_killed_ten_times_loses_nothing_and_asks_nothing_twice(benchmark, tmp_pa
             while len(server.times_answered) < goal and time.monotonic() < deadline:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
-            finish(process)
+            process.finish()
         answered = len(server.times_answered)
         assert 30 <= answered < 249
-        code, out, err = finish(start(*common, "--json", cwd=tmp_path, **environment))
+        code, out, err = start(*common, "--json", cwd=tmp_path, **environment).finish()
         assert (code, err) == (0, "")
         counts = json.loads(out)["judges"]["qwen"]
         assert (counts["scored"], counts["dropped"]) == (249, 0)
@@ -360,7 +350,7 @@ def test_killed_ten_times_loses_nothing_and_asks_nothing_twice(benchmark, tmp_pa
         rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
         assert all(row["scores"] for row in rows)
         before = len(server.headers)
-        code, out, _ = finish(start(*common, cwd=tmp_path, **environment))
+        code, out, _ = start(*common, cwd=tmp_path, **environment).finish()
         assert (code, len(server.headers)) == (0, before)
         assert "qwen: 249 scored, 0 dropped, 249 from cache" in out
         assert "Overall" in out
@@ -374,7 +364,7 @@ def test_keys_are_nowhere(small, tmp_path):
             "--price-out", 10, cwd=tmp_path, RVEDIT_DEBUG="1", RVEDIT_QWEN_BASE_URL=server.url,
             RVEDIT_QWEN_API_KEY=secret,
         )  # fmt: skip
-        code, out, err = finish(process)
+        code, out, err = process.finish()
     assert code == 0
     assert "qwen: 9 scored, 1 dropped, 900 + 90 tokens, cost 0.00" in out
     assert "dropped 1: HTTP 400" in out
@@ -408,7 +398,7 @@ def test_mistakes_are_one_line_before_any_work(small, tmp_path, arguments, says)
     (tmp_path / "other.csv").write_text(
         "edited_type,prompt,original_video\nbackground_change,x,videos/0000_clip.mp4\n"
     )
-    code, out, err = finish(start(*arguments, *(["--out", "out"] if arguments else []), cwd=tmp_path))
+    code, out, err = start(*arguments, *(["--out", "out"] if arguments else []), cwd=tmp_path).finish()
     assert (code, out) == (2, "")
     assert says in err
     assert len(err.strip().splitlines()) == 1
@@ -489,7 +479,7 @@ def test_gemini_with_a_wrong_key_is_one_line(small, tmp_path):
             small / "edits", "--bench", small / "bench.csv", "--judge", "gemini", "--out", "out",
             cwd=tmp_path, GEMINI_API_KEY="wrong-key", RVEDIT_GEMINI_BASE_URL=server.url,
         )  # fmt: skip
-        code, out, err = finish(process)
+        code, out, err = process.finish()
     assert (code, out) == (2, "")
     assert "API key not valid: ***" in err
     assert len(err.strip().splitlines()) == 1
@@ -596,6 +586,6 @@ def test_a_missing_key_is_found_before_another_judge_is_asked(small, tmp_path):
             small / "edits", "--bench", small / "bench.csv", "--judge", "qwen", "--judge", "gemini",
             "--base-url", server.url, "--out", "out", cwd=tmp_path,
         )  # fmt: skip
-        code, out, err = finish(process)
+        code, out, err = process.finish()
         assert (code, out, len(server.asked)) == (2, "", 0)
     assert "no key for Gemini" in err

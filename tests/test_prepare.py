@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from processes import rvedit
 from test_sources import clip, make_ditto, make_openve, make_reco, source_clip, target_clip, write_csv
 
 from rvedit.data.manifest import clip_path, read_manifest, read_rows
@@ -19,15 +20,9 @@ from rvedit.records import Category
 from rvedit.workflows.mix import draw_mix
 from rvedit.workflows.prepare import DatasetOrder, measure_clips, prepare_dataset, survey_dataset
 
-COMMAND = [sys.executable, "-c", "from rvedit_cli.main import main; main()", "prepare"]
 
-
-def rvedit(*arguments, cwd, check=0):
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == check, done.stderr
-    return done
+def prepare(*arguments, cwd, check=0):
+    return rvedit("prepare", *arguments, cwd=cwd, check=check)
 
 
 def order(dataset, folder, **options):
@@ -158,8 +153,9 @@ def test_a_second_run_probes_nothing_again(tmp_path):
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
     folder = many(tmp_path / "set", 24, num_frames=60, height=240, width=320)
     arguments = ["openve", "set", "--min-frames", "5", "--probe", "full", "--workers", "2", "--out"]
+    command = [sys.executable, "-m", "rvedit_cli", "prepare", *arguments, "out"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments, "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     journal = tmp_path / "out" / "manifest.probes.jsonl"
     deadline = time.monotonic() + 60
@@ -175,7 +171,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
     assert not (tmp_path / "out" / "manifest.parquet").exists()
     with journal.open("a") as file:
         file.write('{"id": "torn')
-    rvedit(*arguments, "out", cwd=tmp_path)
+    prepare(*arguments, "out", cwd=tmp_path)
     after = journal.read_text()
     assert after.startswith(before)
     lines = [line for line in after.splitlines() if line and "torn" not in line]
@@ -212,25 +208,25 @@ def test_the_commands_as_users_meet_them(tmp_path):
     make_ditto(tmp_path / "Ditto-1M")
     before = sorted(tmp_path.rglob("*"))
     common = ("--min-frames", 5, "--out")
-    dry = json.loads(rvedit("ditto", "Ditto-1M", *common, "d", "--dry-run", "--json", cwd=tmp_path).stdout)
+    dry = json.loads(prepare("ditto", "Ditto-1M", *common, "d", "--dry-run", "--json", cwd=tmp_path).stdout)
     assert (dry["clips"], dry["reasons"]) == (6, {"repeated row": 1})
     assert dry["clip_bytes"] == sum(path.stat().st_size for path in (tmp_path / "Ditto-1M").rglob("*.mp4"))
     assert (
-        "nothing was written" in rvedit("ditto", "Ditto-1M", *common, "d", "--dry-run", cwd=tmp_path).stdout
+        "nothing was written" in prepare("ditto", "Ditto-1M", *common, "d", "--dry-run", cwd=tmp_path).stdout
     )
     assert sorted(tmp_path.rglob("*")) == before
-    done = rvedit("ditto", "Ditto-1M", *common, "d", cwd=tmp_path)
+    done = prepare("ditto", "Ditto-1M", *common, "d", cwd=tmp_path)
     assert "global_style" in done.stdout
     assert "repeated row" in done.stdout
     assert "d/manifest.parquet: 5 triplets; 1 rows failed" in done.stdout.replace("\n", " ")
     assert done.stderr == ""
-    result = json.loads(rvedit("openve", "OpenVE-3M", *common, "o", "--json", cwd=tmp_path).stdout)
+    result = json.loads(prepare("openve", "OpenVE-3M", *common, "o", "--json", cwd=tmp_path).stdout)
     assert (result["count"], result["manifest"]) == (5, "o/manifest.parquet")
     (tmp_path / "mine.yaml").write_text("sources: [d, o]\nper_category: 1\n")
     before = sorted(tmp_path.rglob("*"))
-    dry = json.loads(rvedit("mix", "mine.yaml", "--out", "m", "--dry-run", "--json", cwd=tmp_path).stdout)
+    dry = json.loads(prepare("mix", "mine.yaml", "--out", "m", "--dry-run", "--json", cwd=tmp_path).stdout)
     assert sorted(tmp_path.rglob("*")) == before
-    done = rvedit("mix", "mine.yaml", "--out", "m", cwd=tmp_path)
+    done = prepare("mix", "mine.yaml", "--out", "m", cwd=tmp_path)
     assert "m/manifest.parquet: 7 triplets" in done.stdout
     mixed = json.loads((tmp_path / "m" / "mix.json").read_text())
     assert mixed["strata"] == dry["strata"]
@@ -270,14 +266,14 @@ def test_mistakes_are_one_line(tmp_path, arguments, says):
         ("words", "{sources: [reco], categories: [paint]}"),
     ):
         (tmp_path / f"{name}.yaml").write_text(text)
-    done = rvedit(*arguments, cwd=tmp_path, check=2)
+    done = prepare(*arguments, cwd=tmp_path, check=2)
     assert done.stderr.count("\n") == 1, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_playgrounds_manifest(tmp_path):
-    rvedit("playground", "--count", 3, "--num-frames", 4, "--out", "p", "--seed", 5, cwd=tmp_path)
+    prepare("playground", "--count", 3, "--num-frames", 4, "--out", "p", "--seed", 5, cwd=tmp_path)
     rows = read_manifest(tmp_path / "p")
     assert [row.id for row in rows] == ["train_5_000000", "train_5_000001", "train_5_000002"]
     for row in rows:

@@ -19,6 +19,7 @@ import torch
 from conftest import SMALL, losses_of, make_mllm, make_vae
 from peft import LoraConfig, LoraModel
 from PIL import Image
+from processes import Command, rvedit
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_recipes import OVERLAY, PAPER
@@ -58,10 +59,8 @@ def test_a_killed_run_resumes_exactly(recipe_of, tmp_path, optimizer):
     list(train(recipe, tmp_path, "cpu"))
 
     killed = [*options, "name=killed"]
-    command = [sys.executable, "-c", "from rvedit_cli.main import main; main()", "train", str(path)]
-    command += ["--runs", str(tmp_path), "--device", "cpu"]
-    command += [part for value in [*SMALL, *killed] for part in ("--set", value)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = words_of(path, tmp_path, *killed)
+    process = Command(*words, cwd=tmp_path)
     log = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -69,9 +68,9 @@ def test_a_killed_run_resumes_exactly(recipe_of, tmp_path, optimizer):
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.finish()
     assert len(losses_of(tmp_path, "killed")) >= 4
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    rvedit(*words, cwd=tmp_path, check=0)
 
     assert losses_of(tmp_path, "killed") == losses_of(tmp_path, "whole")
     for file in (
@@ -179,10 +178,10 @@ def test_muon_steps_as_torchs_own_does():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
 
 
-def command_of(path, tmp_path, *assignments):
-    command = [sys.executable, "-m", "rvedit_cli", "train", str(path), "--runs", str(tmp_path)]
-    command += ["--device", "cpu"]
-    return command + [part for value in (*SMALL, *assignments) for part in ("--set", value)]
+def words_of(path, tmp_path, *assignments):
+    """The command line of a small run."""
+    words = ["train", str(path), "--runs", str(tmp_path), "--device", "cpu"]
+    return words + [part for value in (*SMALL, *assignments) for part in ("--set", value)]
 
 
 def wait_for_steps(log, count, process):
@@ -197,7 +196,8 @@ def wait_for_steps(log, count, process):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_cleanly(recipe_of, tmp_path, number, code):
     path, _ = recipe_of("stopped", "steps=200", "checkpoint_every=1000")
-    command = command_of(path, tmp_path, "steps=200", "checkpoint_every=1000", "data.workers=1")
+    words = words_of(path, tmp_path, "steps=200", "checkpoint_every=1000", "data.workers=1")
+    command = [sys.executable, "-m", "rvedit_cli", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_steps(tmp_path / "stopped" / "metrics.jsonl", 3, process)
     os.killpg(process.pid, number)  # its data workers get it too, as schedulers and terminals have it
@@ -213,16 +213,16 @@ def test_ten_kills_at_random_moments(recipe_of, tmp_path):
     options = ("steps=24", "checkpoint_every=3", "data.workers=0", "ema_decay=0.9")
     path, recipe = recipe_of("whole", *options)
     list(train(recipe, tmp_path, "cpu"))
-    command = command_of(path, tmp_path, *options, "name=killed")
+    words = words_of(path, tmp_path, *options, "name=killed")
     rng = np.random.default_rng(0)
     log = tmp_path / "killed" / "metrics.jsonl"
     for kill in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Command(*words, cwd=tmp_path)
         wait_for_steps(log, min(2 * kill + 1, 20), process)
         time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        process.send_signal(signal.SIGKILL)
+        process.finish()
+    rvedit(*words, cwd=tmp_path, check=0)
     assert losses_of(tmp_path, "killed") == losses_of(tmp_path, "whole")
 
 
@@ -265,7 +265,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(recipe_of, tmp
     path, recipe = recipe_of("full", "steps=2")
     list(train(recipe, tmp_path, "cpu"))
     before = latest_checkpoint(tmp_path / "full")
-    limited = f"ulimit -f 2000; exec {shlex.join(command_of(path, tmp_path, 'steps=4', 'name=full'))}"
+    command = [sys.executable, "-m", "rvedit_cli", *words_of(path, tmp_path, "steps=4", "name=full")]
+    limited = f"ulimit -f 2000; exec {shlex.join(command)}"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "the checkpoint could not be written" in done.stderr
