@@ -20,6 +20,7 @@ nano:  ## train the embedded model again, from nothing
 	rvedit train recipes/nano_vae.yaml
 	rvedit train recipes/nano_vae_decoder.yaml
 	rvedit train recipes/nano_first_stage.yaml
+	rvedit train recipes/nano_swaps.yaml
 	rvedit train recipes/nano.yaml
 	python -m rvedit.embed runs/nano
 
