@@ -187,6 +187,11 @@ class Recipe(_Section):
     change_weight: float = Field(
         0.0, ge=0, description="of the VAE's loss: the L1 error of changes from frame to frame"
     )
+    latent_noise: float = Field(
+        0.0,
+        ge=0,
+        description="of the VAE's training: its decoder sees latents with noise of up to this share of their scale",
+    )
     steps: int = Field(15_000, gt=0, description="optimizer steps")
     batch_size: int = Field(8, gt=0, description="clips per optimizer step, of all processes together")
     accumulation: int = Field(1, gt=0, description="parts of a batch that a process works off in turn")

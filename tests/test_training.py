@@ -368,3 +368,18 @@ def test_changes_from_frame_to_frame_count_for_the_vae():
     assert losses[0]["l1"] == losses[1]["l1"]
     still = ClipBatch(clip[:, :, :1], [0, 1])
     assert VAEObjective(vae, weighted)(still, 0)["loss"] == VAEObjective(vae, plain)(still, 0)["loss"]
+
+
+def test_the_decoder_can_be_trained_on_latents_with_noise():
+    """Each clip's noise is uniform between nothing and the given share of the latents' scale."""
+    torch.manual_seed(0)
+    vae = make_vae()
+    clip = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        noisy = VAEObjective(vae, Recipe(task="vae", latent_noise=0.5))(ClipBatch(clip, [3, 4]), 0)
+        posterior = vae.encode(clip).latent_dist
+        level, noise, other = draw(0, [3, 4], posterior.mean.shape[1:])
+        scale = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        latents = posterior.mean + posterior.std * noise + 0.5 * level.view(2, 1, 1, 1, 1) * scale * other
+        expected = (vae.decode(latents).sample - clip).abs().mean()
+    torch.testing.assert_close(noisy["l1"], expected)

@@ -81,8 +81,16 @@ class VAEObjective(nn.Module):
         """
         clip = batch.clips
         posterior = self.vae.encode(clip).latent_dist
-        _, noise, _ = draw(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
-        latents = posterior.mean + posterior.std * noise.to(clip.device)
+        level, noise, other_noise = (
+            x.to(clip.device) for x in draw(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
+        )
+        latents = posterior.mean + posterior.std * noise
+        if self.recipe.latent_noise:
+            # An editor's latents are a little off everywhere; a decoder that knows that does not draw it as flicker.
+            scale = torch.tensor(self.vae.config.latents_std, device=clip.device)
+            latents = latents + torch.einsum(
+                "b, c, b c f y x -> b c f y x", self.recipe.latent_noise * level, scale, other_noise
+            )
         error = self.vae.decode(latents).sample.float() - clip
         divergence = posterior.kl().sum() / clip.numel()
         loss = error.abs().mean() + self.recipe.kl_weight * divergence
