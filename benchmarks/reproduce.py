@@ -16,11 +16,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from _common import print_table
 from nano_quality import SEED
@@ -38,44 +40,60 @@ FULL = CONFIGURATIONS[0]
 LAST_STEPS = 50
 
 
-def rvedit(*arguments: str | Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Start a command of rvedit."""
-    words = [str(argument) for argument in arguments]
-    return subprocess.Popen([sys.executable, "-m", "rvedit_cli", *words], env={**os.environ, **environment})
+def rvedit(*arguments: str | Path | int, at_once: int = 1) -> None:
+    """Run a command of rvedit, with the CPU's cores shared among as many; stop where it fails."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    words = [sys.executable, "-m", "rvedit_cli", *map(str, arguments)]
+    if subprocess.run(words, env={**os.environ, **threads}).returncode:
+        sys.exit(f"{Path(sys.argv[0]).stem}: a command failed; mend it and run this again")
 
 
-def finish(*processes: subprocess.Popen[bytes]) -> None:
-    """Wait for all; stop where one failed."""
-    if any([process.wait() for process in processes]):
-        sys.exit("reproduce: a command failed; mend it and run this again")
+def each(work: Callable[[Any], None], jobs: Sequence[Any], args: argparse.Namespace) -> None:
+    """Do the work of all jobs, as many at once as was asked for."""
+    with ThreadPoolExecutor(args.at_once) as pool:
+        list(pool.map(work, jobs))
 
 
-def train(name: str, seed: int, args: argparse.Namespace) -> None:
-    """A run from the first stage, if it is not there yet; one that was made otherwise is refused."""
-    run = args.work / f"{name}_{seed}"
+def train(run: Path, recipe: Path, overlays: Sequence[Path], settings: Sequence[str], at_once: int) -> None:
+    """A training, if it is not there yet; one that was made otherwise is refused."""
+    settings = (f"name={run.name}", *settings)
     if (run / "model" / "model_index.json").is_file():
         made = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        wanted = args.steps or load_recipe(RECIPES / f"{name}.yaml", [OVERLAY]).steps
-        if made["steps"] != wanted or Path(made["model"]["init_from"]) != args.first_stage:
-            sys.exit(f"reproduce: {run} was made from {made['model']['init_from']} in {made['steps']} steps: "
-                     "choose another --work")  # fmt: skip
+        wanted = load_recipe(recipe, overlays, settings).model_dump(mode="json")
+        if made != wanted:
+            keys = ", ".join(key for key in wanted if made.get(key) != wanted[key])
+            sys.exit(f"{run}: was made by another recipe ({keys}): choose another --work")
         return
-    settings = [
-        f"name={name}_{seed}", f"model.init_from={args.first_stage}", f"seed={seed}", f"data.seed={seed}",
-        *([f"steps={args.steps}"] if args.steps else []),
-    ]  # fmt: skip
+    over = [word for overlay in overlays for word in ("--overlay", overlay)]
     sets = [word for setting in settings for word in ("--set", setting)]
-    finish(rvedit("train", RECIPES / f"{name}.yaml", "--overlay", OVERLAY, "--runs", args.work, *sets))
+    rvedit("train", recipe, *over, "--runs", run.parent, *sets, at_once=at_once)
 
 
-def edit_and_judge(model: Path, edits: Path, held_out: Path, args: argparse.Namespace) -> None:
-    """Edit the held-out clips in as many processes as there are cores, and score them."""
-    cores = os.cpu_count() or 1
-    common = ("edit", "--batch", held_out, "--limit", args.count, "--out-dir", edits, "--model", model)
-    finish(
-        *(rvedit(*map(str, common), "--shard", f"{i + 1}/{cores}", OMP_NUM_THREADS="1") for i in range(cores))
-    )
-    finish(rvedit("judge", edits, "--judge", "reference"))
+def from_first_stage(name: str, seed: int, args: argparse.Namespace, *settings: str, run: str = "") -> Path:
+    """A configuration, trained from the first stage at nano's size."""
+    folder = args.work / f"{run or name}_{seed}"
+    sets = [f"model.init_from={args.first_stage}", f"seed={seed}", f"data.seed={seed}", *settings]
+    if args.steps:
+        sets.append(f"steps={args.steps}")
+    train(folder, RECIPES / f"{name}.yaml", [OVERLAY], sets, args.at_once)
+    return folder
+
+
+def prepare_held_out(args: argparse.Namespace) -> Path:
+    """The clips that all edit."""
+    held_out = args.work / "held_out"
+    world = ("--split", "test", "--seed", SEED, "--num-frames", 9)
+    rvedit("prepare", "playground", "--out", held_out, "--count", args.count, *world)
+    return held_out
+
+
+def edit_and_judge(model: Path, args: argparse.Namespace) -> Path:
+    """Edit the held-out clips and score the edits; returns their folder."""
+    edits = args.work / "edits" / model.name
+    batch = ("--batch", args.work / "held_out", "--limit", args.count, "--out-dir", edits)
+    rvedit("edit", *batch, "--model", model, at_once=args.at_once)
+    rvedit("judge", edits, "--judge", "reference", at_once=args.at_once)
+    return edits
 
 
 def label_of(name: str) -> str:
@@ -132,54 +150,62 @@ def plot_losses(args: argparse.Namespace) -> None:
         save_figure(figure, args.out / "learning_curves", (".png",))
 
 
-def compare(folders: dict[str, list[Path]], args: argparse.Namespace) -> None:
+def compare(folders: dict[str, list[Path]], first: Path, args: argparse.Namespace) -> None:
     """Tables 2 and 3."""
+    runs = [f"{label_of(name)}={folder}" for name, seeds in folders.items() for folder in seeds]
+    runs.append(f"first stage={first}")
     for table in ("2", "3"):
-        runs: list[str] = []
-        for name, seeds in folders.items():
-            runs += [f"{label_of(name)}={folder}" for folder in seeds]
-        runs.append(f"first stage={args.work / 'edits' / 'first_stage'}")
-        finish(rvedit("analyze", "tables", *runs, "--table", table, "--recipes", RECIPES, "--out", args.out))
+        rvedit("analyze", "tables", *runs, "--table", table, "--recipes", RECIPES, "--out", args.out)
+
+
+def options(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """What the experiments have in common."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--first-stage", type=Path, default=Path("runs/nano_first_stage"))
+    parser.add_argument("--count", type=int, default=200, help="held-out clips")
+    parser.add_argument("--steps", type=int, help="training steps; by default the overlay's")
+    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1 if torch.cuda.is_available() else os.cpu_count(),
+        help="trainings and edits at a time; by default one on a GPU, and one for each core of a CPU",
+    )
+    return parser
+
+
+def require_first_stage(args: argparse.Namespace) -> None:
+    """Stop where there is none."""
+    if not (args.first_stage / "model" / "model_index.json").is_file():
+        sys.exit(f"{args.first_stage}: no trained first stage: `make nano` trains one")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, edit, judge, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--first-stage", type=Path, default=Path("runs/nano_first_stage"))
+    parser = options(__doc__, ROOT / "benchmarks" / "results" / "reproduce")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--count", type=int, default=200, help="held-out clips")
-    parser.add_argument("--steps", type=int, help="training steps; by default the overlay's")
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "reproduce")
     args = parser.parse_args(arguments)
-    if not (args.first_stage / "model" / "model_index.json").is_file():
-        sys.exit(f"reproduce: {args.first_stage}: no trained first stage: `make nano` trains one")
-    held_out = args.work / "held_out"
-    world = ("--split", "test", "--seed", SEED, "--num-frames", 9)
-    finish(rvedit("prepare", "playground", "--out", held_out, "--count", str(args.count), *map(str, world)))
-    folders: dict[str, list[Path]] = {name: [] for name in CONFIGURATIONS}
-    for seed in args.seeds:
-        for name in CONFIGURATIONS:
-            train(name, seed, args)
-        for name in CONFIGURATIONS:
-            edits = args.work / "edits" / f"{name}_{seed}"
-            edit_and_judge(args.work / f"{name}_{seed}", edits, held_out, args)
-            folders[name].append(edits)
-    edit_and_judge(args.first_stage, args.work / "edits" / "first_stage", held_out, args)
-    compare(folders, args)
+    require_first_stage(args)
+    held_out = prepare_held_out(args)
+    each(
+        lambda job: edit_and_judge(from_first_stage(*job, args), args),
+        [(name, seed) for seed in args.seeds for name in CONFIGURATIONS],
+        args,
+    )
+    edits = args.work / "edits"
+    folders = {name: [edits / f"{name}_{seed}" for seed in args.seeds] for name in CONFIGURATIONS}
+    first = edit_and_judge(args.first_stage, args)
+    compare(folders, first, args)
     full, seed = args.work / f"{FULL}_{args.seeds[0]}", args.seeds[0]
-    finish(
-        rvedit(
-            "analyze", "attention", held_out, "--limit", "24", "--model", full, "--base", args.first_stage,
-            "--out", args.out,
-        )
-    )  # fmt: skip
-    shown = [f"first stage={args.work / 'edits' / 'first_stage'}"]
-    shown += [f"{name.removeprefix('ablation_')}={args.work / 'edits' / f'{name}_{seed}'}"
+    models = ("--model", full, "--base", args.first_stage)
+    rvedit("analyze", "attention", held_out, "--limit", 24, *models, "--out", args.out)
+    shown = [f"first stage={first}"]
+    shown += [f"{name.removeprefix('ablation_')}={edits / f'{name}_{seed}'}"
               for name in ("ablation_wo_both", "ablation_wo_raaa", FULL)]  # fmt: skip
-    finish(rvedit("analyze", "gallery", *shown, "--out", args.work / "gallery"))
+    rvedit("analyze", "gallery", *shown, "--out", args.work / "gallery")
     plot_losses(args)
     rows = training_losses(args)
     about = {

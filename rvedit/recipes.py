@@ -190,7 +190,7 @@ class Recipe(_Section):
     latent_noise: float = Field(
         0.0,
         ge=0,
-        description="of the VAE's training: its decoder sees latents with noise of up to this share of their scale",
+        description="of the VAE's training: noise that its decoder sees, up to this share of a latent",
     )
     steps: int = Field(15_000, gt=0, description="optimizer steps")
     batch_size: int = Field(8, gt=0, description="clips per optimizer step, of all processes together")

@@ -86,7 +86,7 @@ class VAEObjective(nn.Module):
         )
         latents = posterior.mean + posterior.std * noise
         if self.recipe.latent_noise:
-            # An editor's latents are a little off everywhere; a decoder that knows that does not draw it as flicker.
+            # An editor's latents are a little off everywhere; a decoder that knows it does not draw it.
             scale = torch.tensor(self.vae.config.latents_std, device=clip.device)
             latents = latents + torch.einsum(
                 "b, c, b c f y x -> b c f y x", self.recipe.latent_noise * level, scale, other_noise

@@ -1,0 +1,141 @@
+"""When alignment helps, and whether routing does without it, at nano size.
+
+    python benchmarks/alignment_study.py --first-stage runs/nano_first_stage
+
+From one first stage, on the same batches, times and noise: alignment at its full weight, warmed up over the
+whole training, and at the weight of Appendix D.1, against none; and without alignment every other routing
+depth. From scratch, on stills: none against D.1's weight, by the training loss alone, since so few steps
+teach no edit. What is trained, edited or judged is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _common import print_table
+from reproduce import (
+    LAST_STEPS,
+    RECIPES,
+    ROOT,
+    each,
+    edit_and_judge,
+    from_first_stage,
+    losses,
+    options,
+    prepare_held_out,
+    require_first_stage,
+    train,
+)
+
+from rvedit.analysis.tables import OVERALL, result_rows
+from rvedit.workflows.judge import read_judged
+
+NONE = "lambda = 0, L_s = 4"
+WITHOUT = "ablation_wo_raaa"
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    NONE: (WITHOUT, ()),
+    "lambda = 0.75": ("rvedit", ()),
+    "lambda = 0.75, warmed up over all steps": ("rvedit", ("alignment.warmup_steps=150",)),
+    "lambda = 0.1": ("rvedit", ("alignment.weight=0.1",)),
+    "lambda = 0, L_s = 0": (WITHOUT, ("model.routing_depth=0",)),
+    "lambda = 0, L_s = 2": (WITHOUT, ("model.routing_depth=2",)),
+    "lambda = 0, L_s = 6": (WITHOUT, ("model.routing_depth=6",)),
+    "lambda = 0, L_s = 8": (WITHOUT, ("model.routing_depth=8",)),
+}
+"""Labels; each a recipe at nano's size, and what differs from it."""
+SCRATCH_WEIGHTS = (0.0, 0.1)
+SCRATCH_STEPS = 300
+
+
+def run_name(label: str) -> str:
+    """A label as the name of a folder."""
+    return "study_" + "".join(c if c.isalnum() or c in "._" else "" for c in label.replace(" ", "_"))
+
+
+def from_scratch(weight: float, seed: int, args: argparse.Namespace) -> Path:
+    """A fresh nano, routed at half of its depth, on stills."""
+    run = args.work / f"scratch_{weight:g}_{seed}"
+    settings = [
+        "model.init_from=null", f"model.vae_from={args.vae}", "model.routing_depth=4", "batch_size=24",
+        f"alignment.weight={weight:g}", f"steps={SCRATCH_STEPS}", f"seed={seed}", f"data.seed={seed}",
+    ]  # fmt: skip
+    train(run, RECIPES / "nano_first_stage.yaml", (), settings, args.at_once)
+    return run
+
+
+def study(seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the variants of one first stage; differences are from no alignment, over clips."""
+    runs = {label: args.work / f"{run_name(label)}_{seed}" for label in VARIANTS}
+
+    def one(label: str) -> None:
+        name, settings = VARIANTS[label]
+        edit_and_judge(from_first_stage(name, seed, args, *settings, run=run_name(label)), args)
+
+    each(one, list(VARIANTS), args)
+    edits = args.work / "edits"
+    judged = {label: [read_judged(edits / run.name)[1]["reference"]] for label, run in runs.items()}
+    judged["the first stage itself"] = [read_judged(edit_and_judge(args.first_stage, args))[1]["reference"]]
+    rows = []
+    for row in result_rows([], judged, "reference", NONE):
+        overall, contrast = row.ours[OVERALL], row.contrast
+        rows.append(
+            {
+                "label": row.label,
+                "overall": [overall.value, overall.low, overall.high],
+                "less_none": [getattr(contrast.overall.mean, k) for k in ("value", "low", "high")]
+                if contrast
+                else None,
+                "p": contrast.p_value if contrast else None,
+                "loss_fm": float(losses(runs[row.label])[-LAST_STEPS:].mean()) if row.label in runs else None,
+            }
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, edit, judge, compare."""
+    parser = options(__doc__, ROOT / "benchmarks" / "results" / "alignment_study.json")
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--vae", default="nano", help="whose VAE the trainings from scratch stand on")
+    args = parser.parse_args(arguments)
+    require_first_stage(args)
+    prepare_held_out(args)
+    rows = study(args.seed, args)
+    each(lambda weight: from_scratch(weight, args.seed, args), SCRATCH_WEIGHTS, args)
+    scratch = {
+        f"lambda = {weight:g}": float(
+            losses(args.work / f"scratch_{weight:g}_{args.seed}")[-LAST_STEPS:].mean()
+        )
+        for weight in SCRATCH_WEIGHTS
+    }
+    print_table(
+        ("from the first stage", "overall", "less none", "p", f"loss_fm, last {LAST_STEPS} steps"),
+        [
+            (
+                row["label"],
+                "{:.1f} [{:.1f}, {:.1f}]".format(*row["overall"]),
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["less_none"]) if row["less_none"] else "",
+                f"{row['p']:.4f}" if row["less_none"] else "",
+                f"{row['loss_fm']:.4f}" if row["loss_fm"] else "",
+            )
+            for row in rows
+        ],
+    )
+    print_table(
+        (f"from scratch, {SCRATCH_STEPS} steps", "loss_fm"), [(k, f"{v:.4f}") for k, v in scratch.items()]
+    )
+    steps = len(losses(args.work / f"{run_name(NONE)}_{args.seed}"))
+    about = {"seed": args.seed, "clips": args.count, "steps": steps, "scratch_steps": SCRATCH_STEPS}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(
+        json.dumps({**about, "from_first_stage": rows, "from_scratch_loss_fm": scratch}, indent=1) + "\n",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main()
