@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -19,18 +20,18 @@ from rvedit.video_tensors import Frames
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """When a difference is an edit, and how wide its border is."""
+    """When a difference, of a channel's range of 1, is an edit; how wide its border is."""
 
     low: float = 0.12
-    """Differences below are the model's own noise; of the range of a channel, 0 to 1."""
+    """Those below are the model's own noise."""
     high: float = 0.25
-    """Differences above are the edit."""
-    smoothing: float = 1 / 128
-    """Radius over which differences are averaged, of the frame's short side."""
-    border: float = 1 / 128
-    """How far the edit shows around what it changed, of the short side; it fades over the same length."""
-    whole: float = 0.35
-    """An edit of more than this share of a window's pixels, such as a style, is kept as it is."""
+    """Those above are the edit; between, it shows by halves."""
+    radius: float = 1 / 128
+    """Over which differences are averaged, and then the mask, so that it fades out; of the short side."""
+    faint: float = 0.05
+    """What an edit of the whole frame, such as a style, changes at the least."""
+    whole: float = 0.5
+    """An edit that changes more than this share of a window's pixels faintly is kept as it is."""
 
 
 def change_mask(
@@ -38,23 +39,19 @@ def change_mask(
 ) -> Float[Tensor, "t h w"]:
     """Where a window was edited: 0 the source, 1 the edit; clips in [-1, 1].
 
-    Exactly 0 away from every change. Frames see their neighbours' changes, so that the mask does not flicker.
+    Exactly 0 away from every change, and 1 everywhere for an edit of the whole frame. Frames see their
+    neighbours' changes, so that the mask does not flicker.
     """
     difference = (edited - reconstructed).abs().amax(dim=0)[:, None] / 2
-    short = min(difference.shape[-2:])
-    blurred = _average(difference, round(short * settings.smoothing))
-    change = ((blurred - settings.low) / (settings.high - settings.low)).clamp(0, 1)
+    radius = max(1, round(min(difference.shape[-2:]) * settings.radius))
+    difference = _average(difference, radius)
+    if (difference > settings.faint).float().mean() > settings.whole:
+        return torch.ones_like(difference[:, 0])
+    change = ((difference - settings.low) / (settings.high - settings.low)).clamp(0, 1)
     # A change in the frame before or after counts here, too: maxima over three frames.
     change = rearrange(change, "t 1 h w -> 1 1 t h w")
     change = rearrange(F.max_pool3d(change, (3, 1, 1), 1, (1, 0, 0)), "1 1 t h w -> t 1 h w")
-    radius = max(1, round(short * settings.border))
-    grown = F.max_pool2d(change, 2 * radius + 1, 1, radius)
-    return _average(grown, radius)[:, 0]
-
-
-def is_whole(mask: Float[Tensor, "t h w"], settings: MaskSettings) -> bool:
-    """Whether an edit is of the whole frame."""
-    return bool((mask > 0.5).float().mean() > settings.whole)
+    return _average(change, radius)[:, 0]
 
 
 def composite(source: Frames, edited: Frames, mask: Float[Tensor, "h w"]) -> Frames:
@@ -67,6 +64,4 @@ def composite(source: Frames, edited: Frames, mask: Float[Tensor, "h w"]) -> Fra
 
 
 def _average(x: Float[Tensor, "t 1 h w"], radius: int) -> Float[Tensor, "t 1 h w"]:
-    if radius < 1:
-        return x
     return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)

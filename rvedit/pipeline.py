@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
+from rvedit.compositing import MaskSettings, change_mask, composite
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
@@ -204,17 +204,15 @@ class RVEDiTPipeline(DiffusionPipeline):
             mask = self._change_mask(source, new) if settings.preserve else None
             for index in range(window.end - window.first_new):
                 edited = resize_frames(new[index][None], *size[0])[0]
-                if settings.preserve:
-                    original = originals.popleft()
-                    edited = edited if mask is None else composite(original, edited, mask[index])
+                if mask is not None:
+                    edited = composite(originals.popleft(), edited, mask[index])
                 yield edited
         self.maybe_free_model_hooks()
 
-    def _change_mask(self, source: Tensor, new: Frames) -> Tensor | None:
-        """Where a window's new frames differ from the model's own picture of the source; none: everywhere."""
+    def _change_mask(self, source: Tensor, new: Frames) -> Tensor:
+        """Where a window's new frames differ from the model's own picture of the source."""
         picture = self._decode(StreamDecoder(self.vae), source)[-len(new) :]
-        mask = change_mask(to_model_range(new), to_model_range(picture), MASK)
-        return None if is_whole(mask, MASK) else mask
+        return change_mask(to_model_range(new), to_model_range(picture), MASK)
 
     @torch.no_grad()
     def _decode(self, decoder: StreamDecoder, latents: Tensor, known: int = 0) -> Frames:
