@@ -2,9 +2,10 @@
 
     python benchmarks/nano_options.py --out benchmarks/results/nano_options.json
 
-Three tables: `--preserve` (preservation, gain); `--fast` (time of the same edits side by side, gain, decibels
-against the plain edit); seams (frame-to-frame change across the borders of windows against that inside them,
-on clips of several windows, and the same of the true edits and of the VAE's picture of them).
+Three tables: `--preserve` (gain, preservation, flicker); `--fast` and `--compile` (time of the same edits
+side by side, gain, decibels against the plain edit); seams (frame-to-frame change across the borders of
+windows against that inside them, on clips of several windows, and the same of the true edits and of the
+VAE's picture of them).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections import defaultdict
 import numpy as np
 import torch
 from _common import arguments, device_name, print_table, write_json
-from nano_quality import held_out
+from nano_quality import held_out, measure, summarize
 
 from rvedit.editors import load_editor
 from rvedit.editors.speed import FASTS, reuse_steps
-from rvedit.judge.measures import edit_gain, preservation
+from rvedit.judge.measures import edit_gain
 from rvedit.model.latents import StreamDecoder, encode
 from rvedit.records import EditSettings
 from rvedit.video_tensors import to_model_range
@@ -28,45 +29,38 @@ SIZE = 128
 
 
 def preserve_table(pipeline, count):
-    gains, kept = ([], []), ([], [])
+    rows = {"plain": [], "--preserve": []}
     for triplet, source, target, mask in held_out(count, 9, SIZE):
-        for side, flag in enumerate((False, True)):
-            edit = pipeline(source, triplet.instruction, EditSettings(preserve=flag))
-            gains[side].append(edit_gain(source, edit, target, mask))
-            if not mask.all():
-                kept[side].append(preservation(edit, target, mask))
-    plain, preserved = (
-        {"gain": float(np.mean(g)), "preservation": float(np.mean(k))}
-        for g, k in zip(gains, kept, strict=True)
+        for name in rows:
+            edit = pipeline(source, triplet.instruction, EditSettings(preserve=name != "plain"))
+            rows[name].append(measure(source, edit, target, mask))
+    table = {name: summarize(measured) for name, measured in rows.items()}
+    keys = ("gain", "preservation", "flicker")
+    table["difference"] = {key: table["--preserve"][key] - table["plain"][key] for key in keys}
+    print_table(
+        (f"{count} clips", "gain", "preservation, dB", "flicker"),
+        [(name, *(f"{row[key]:.3f}" for key in keys)) for name, row in table.items()],
     )
-    rows = [
-        (name, f"{r['gain']:.3f}", f"{r['preservation']:.1f}")
-        for name, r in (("plain", plain), ("--preserve", preserved))
-    ]
-    rows.append(
-        (
-            "difference",
-            f"{preserved['gain'] - plain['gain']:+.3f}",
-            f"{preserved['preservation'] - plain['preservation']:+.1f}",
-        )
-    )
-    print_table((f"{count} clips", "gain", "preservation, dB"), rows)
-    return {"plain": plain, "preserve": preserved, "clips": count}
+    return table
 
 
-def fast_table(pipeline, count):
+def fast_table(pipeline, compiled, count):
     transformer = pipeline.transformer
-    variants = ["plain", *FASTS]
+    variants = ["plain", *FASTS, "compile"]
+    first = next(held_out(1, 9, SIZE))
+    compiled(first[1], first[0].instruction, EditSettings())  # this one compiles
     seconds, gains, near = (defaultdict(list) for _ in range(3))
     for triplet, source, target, mask in held_out(count, 9, SIZE):
         edits = {}
         for name in variants:
-            if name != "plain":
+            if name in FASTS:
                 reuse_steps(pipeline, name)
             started = time.perf_counter()
-            edits[name] = pipeline(source, triplet.instruction, EditSettings())
+            edits[name] = (compiled if name == "compile" else pipeline)(
+                source, triplet.instruction, EditSettings()
+            )
             seconds[name].append(time.perf_counter() - started)
-            if name != "plain":
+            if name in FASTS:
                 transformer.disable_cache()
             gains[name].append(edit_gain(source, edits[name], target, mask))
             error = np.square(edits[name].astype(float) - edits["plain"]).mean()
@@ -84,13 +78,13 @@ def fast_table(pipeline, count):
         (name, f"{r['time']:.2f}", f"{r['gain']:.3f}", "" if name == "plain" else f"{r['psnr']:.1f}")
         for name, r in table.items()
     ]
-    print_table((f"--fast, {count} clips", "time", "gain", "dB against plain"), rows)
+    print_table((f"--fast and --compile, {count} clips", "time", "gain", "dB against plain"), rows)
     return table
 
 
 def seam_table(pipeline, count, num_frames=33):
     stride = pipeline.config.window_stride
-    across, inside = defaultdict(list), defaultdict(list)
+    across, inside, groups = (defaultdict(list) for _ in range(3))
     for triplet, source, target, _ in held_out(count, num_frames, SIZE):
         edit = pipeline(source, triplet.instruction, EditSettings())
         with torch.no_grad():
@@ -99,22 +93,27 @@ def seam_table(pipeline, count, num_frames=33):
         for name, clip in (("edit", edit), ("VAE alone", picture), ("true edit", target)):
             change = np.abs(np.diff(clip.astype(float), axis=0)).mean(axis=(1, 2, 3))
             # The first window gives its whole length, each other one a stride more: here as many frames as
-            # one latent covers, so that seams are where the VAE's groups meet; hence the VAE alone beside it.
-            is_border = np.arange(num_frames - 1) % stride == 0
-            is_border[: pipeline.config.window_frames - 1] = False
+            # one latent covers, so that seams are where the VAE's groups of frames meet. Hence the VAE alone
+            # beside it, and the change where groups meet within the first window.
+            meets = np.arange(num_frames - 1) % stride == 0
+            is_border = meets & (np.arange(num_frames - 1) >= pipeline.config.window_frames - 1)
             across[name].append(change[is_border].mean())
             inside[name].append(change[~is_border].mean())
+            groups[name].append(change[meets & ~is_border].mean())
     table = {
-        name: {"across": float(np.mean(across[name])), "inside": float(np.mean(inside[name]))}
+        name: {
+            "across": float(np.mean(across[name])),
+            "inside": float(np.mean(inside[name])),
+            "groups_inside": float(np.mean(groups[name])),
+        }
         for name in across
     }
-    rows = [
-        (name, f"{r['across']:.2f}", f"{r['inside']:.2f}", f"{r['across'] / r['inside']:.2f}")
-        for name, r in table.items()
-    ]
-    print_table(
-        (f"seams, {count} clips of {num_frames} frames, grey levels", "across", "inside", "ratio"), rows
-    )
+    rows = []
+    for name, r in table.items():
+        ratios = (r["across"] / r["inside"], r["across"] / r["groups_inside"])
+        rows.append((name, f"{r['across']:.2f}", f"{r['inside']:.2f}", *(f"{ratio:.2f}" for ratio in ratios)))
+    title = f"seams, {count} clips of {num_frames} frames, grey levels"
+    print_table((title, "across", "inside", "ratio", "ratio to where groups meet inside"), rows)
     return table
 
 
@@ -126,12 +125,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     pipeline = load_editor(args.model, args.device.type).pipeline
+    compiled = load_editor(args.model, args.device.type, compiled=True).pipeline
     print(device_name(args.device))
     write_json(
         args,
         {
             "preserve": preserve_table(pipeline, args.count),
-            "fast": fast_table(pipeline, args.count),
+            "fast": fast_table(pipeline, compiled, args.count),
             "seams": seam_table(pipeline, max(8, args.count // 3)),
         },
     )

@@ -25,6 +25,7 @@ from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
 from rvedit.model.latents import StreamDecoder, encode
 from rvedit.model.routing import Conditioning
+from rvedit.model.step_cache import begin_window
 from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.provenance import Provenance
 from rvedit.records import EditSettings, Progress
@@ -270,8 +271,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
         initial = latents = noise.draw(tuple(source.shape)).to(device)
-        if self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()  # of another clip, or another window
+        begin_window(self.transformer, num_steps)
         given = 0 if known is None else known.shape[2]
         for step, timestep in enumerate(self.scheduler.timesteps, start=1):
             velocity = self._velocity(latents, timestep, conditional, "conditional")

@@ -89,7 +89,8 @@ def edit(
     fast: Annotated[
         str | None,
         typer.Option(
-            metavar="first-block|taylorseer", help="Let steps reuse what earlier ones computed: less exact."
+            metavar="first-block|magcache|taylorseer",
+            help="Let steps reuse what earlier ones computed: less exact.",
         ),
     ] = None,
     compiled: Annotated[

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import make_pipeline, random_clip
 
-from rvedit.editors.speed import choose_attention, reuse_steps
+from rvedit.editors.speed import choose_attention, magnitude_ratios, reuse_steps
 from rvedit.errors import UserError
 from rvedit.records import EditSettings
 
@@ -41,7 +44,7 @@ def test_the_first_block_decides(pipeline, guidance, conditions):
     assert len(calls) == 2 * conditions
 
 
-@pytest.mark.parametrize("kind", ["first-block", "taylorseer"])
+@pytest.mark.parametrize("kind", ["first-block", "magcache", "taylorseer"])
 def test_one_clip_leaves_nothing_to_the_next(pipeline, tiny_tokenizer, kind):
     settings = EditSettings(8, 2.0)
     reuse_steps(pipeline, kind)
@@ -82,3 +85,44 @@ def test_attention_kernels_have_names(pipeline):
     assert np.abs(pipeline(clip, WORDS, settings).astype(int) - plain).max() <= 1
     with pytest.raises(UserError, match="--attention quick: choose one of"):
         choose_attention(pipeline, "quick")
+
+
+def test_magcache_measures_how_the_blocks_change_grows(pipeline):
+    """Against the residuals of a run of its own, by hand."""
+    seen = []
+    first, last = pipeline.transformer.blocks[0], pipeline.transformer.blocks[-1]
+    ratios = magnitude_ratios(pipeline)
+    hooks = [
+        first.register_forward_pre_hook(lambda _, args: seen.append([args[0]])),
+        last.register_forward_hook(lambda _, args, output: seen[-1].append(output)),
+    ]
+    assert magnitude_ratios(pipeline) == ratios
+    for hook in hooks:
+        hook.remove()
+    sizes = [np.linalg.norm((after - before)[0].numpy(), axis=1) for before, after in seen]
+    expected = [1.0, *(float((b / a).mean()) for a, b in pairwise(sizes))]
+    assert len(ratios) == pipeline.config.default_steps
+    assert ratios == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [6, 20])
+def test_magcache_skips_for_any_number_of_steps(pipeline, steps):
+    """By its rule from the measured ratios; what a threshold of 0 allows is nothing."""
+    pipeline.register_to_config(default_steps=12)
+    settings, clip = EditSettings(steps), random_clip(5)
+    plain = pipeline(clip, WORDS, settings)
+    reuse_steps(pipeline, "magcache", threshold=0.0)
+    calls = calls_of_the_last_block(pipeline)
+    assert np.array_equal(pipeline(clip, WORDS, settings), plain)
+    assert len(calls) == steps
+    pipeline.transformer.disable_cache()
+    reuse_steps(pipeline, "magcache", threshold=1e9)
+    calls.clear()
+    assert not np.array_equal(pipeline(clip, WORDS, settings), plain)
+    whole = round(0.2 * steps)  # the first fifth is never skipped, then one of four is not
+    assert len(calls) == whole + (steps - whole) // 4
+
+
+def test_magcache_is_for_rvedits_own_models():
+    with pytest.raises(UserError, match="--fast magcache: is for models that rvedit runs itself"):
+        reuse_steps(SimpleNamespace(transformer=None), "magcache")

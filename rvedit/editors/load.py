@@ -59,10 +59,6 @@ def load_editor(
         editor.pipeline.vae.enable_tiling()
     if attention:
         choose_attention(editor.pipeline, attention)
-    if fast:
-        reuse_steps(editor.pipeline, fast)
-    if compiled:
-        compile_blocks(editor.pipeline)
     try:
         put(editor.pipeline, place, offload)
     except torch.OutOfMemoryError:
@@ -70,6 +66,10 @@ def load_editor(
             f"{model}: its weights do not fit the memory of {place}: try --offload model or group, or "
             "--quantize nf4; --plan --card GB says what fits"
         ) from None
+    if fast:
+        reuse_steps(editor.pipeline, fast)
+    if compiled:
+        compile_blocks(editor.pipeline)
     return editor
 
 

@@ -7,29 +7,65 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.attention_dispatch import AttentionBackendName
+from torch import Tensor
 
+from rvedit.data.playground import render, sample_triplet
 from rvedit.errors import UserError
+from rvedit.model.step_cache import MagCache
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import EditSettings
 
-Fast = Literal["first-block", "taylorseer"]
+Fast = Literal["first-block", "magcache", "taylorseer"]
 FASTS: tuple[Fast, ...] = get_args(Fast)
 
 
-def reuse_steps(pipeline: Any, kind: Fast, threshold: float = 0.08) -> None:
+def reuse_steps(pipeline: Any, kind: Fast, threshold: float = 0.1) -> None:
     """Skip parts of some steps.
 
     first-block: where the first block's output has hardly changed since the last step (by less than
-    `threshold` of itself), the other blocks' change is taken from then. taylorseer: attention and
-    feed-forward are computed at every third step and extrapolated between.
+    `threshold` of itself), the other blocks' change is taken from then. magcache: how much the blocks' change
+    grows or shrinks from step to step is measured once, on a small still; where what adds up since the last
+    whole step is less than `threshold`, that step's change is taken, up to three times. taylorseer: attention
+    and feed-forward are computed at every third step and extrapolated between.
     """
     transformer = pipeline.transformer
     if kind == "first-block":
         transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+    elif kind == "magcache":
+        if not isinstance(pipeline, RVEDiTPipeline):
+            raise UserError("--fast magcache: is for models that rvedit runs itself: choose first-block")
+        transformer.enable_cache(MagCache(magnitude_ratios(pipeline), threshold))
     else:
         kept = torch.float32 if transformer.dtype == torch.float32 else torch.bfloat16
         layers = [r"blocks\.\d+\.(attn1|attn2|ffn)"]  # the library's own patterns do not know Wan's names
         transformer.enable_cache(
             TaylorSeerCacheConfig(3, 3, taylor_factors_dtype=kept, cache_identifiers=layers)
         )
+
+
+def magnitude_ratios(pipeline: RVEDiTPipeline) -> list[float]:
+    """Of each step: how much larger the blocks' change is than at the step before, mean over tokens.
+
+    It depends on model and schedule, and little on the clip: one small still is edited.
+    """
+    blocks = pipeline.transformer.blocks
+    before: list[Tensor] = []
+    lengths: list[Tensor] = []
+    hooks = [
+        blocks[0].register_forward_pre_hook(lambda _, args: before.append(args[0])),
+        blocks[-1].register_forward_hook(
+            lambda _, args, output: lengths.append((output - before.pop()).float().norm(dim=-1))
+        ),
+    ]
+    side = round(pipeline.config.min_area**0.5)
+    triplet = sample_triplet(0, 0)
+    try:
+        pipeline(render(triplet.source, 1, side, side), triplet.instruction, EditSettings(guidance_scale=1.0))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    later, earlier = torch.stack(lengths[1:]), torch.stack(lengths[:-1])
+    return [1.0, *(later / earlier.clamp(min=1e-8)).flatten(1).mean(dim=1).tolist()]
 
 
 def compile_blocks(pipeline: Any) -> None:
