@@ -156,7 +156,8 @@ def tables(
     ],
     table: Annotated[str, typer.Option(help="1, 2 or 3.")],
     judge: Annotated[
-        str | None, typer.Option(help="Whose scores; by default the one who judged all.")
+        str | None,
+        typer.Option(help="Whose scores, or `mean` of several; by default the one who judged all."),
     ] = None,
     recipes: Annotated[Path, typer.Option(help="The folder of recipes with the paper's figures.")] = Path(
         "recipes"

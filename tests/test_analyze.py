@@ -17,11 +17,12 @@ from processes import rvedit
 from test_cli import PARK, ROOT, decoded
 
 from rvedit.analysis.experiments import Triplet, compare_branches, read_edit
-from rvedit.analysis.paper import CATEGORIES, notes, read_paper
+from rvedit.analysis.paper import CATEGORIES, MEAN, notes, read_paper
 from rvedit.analysis.reasoning import EDITING, PADDING, TOKEN, VISUAL, trace_edit, word_tokens
 from rvedit.analysis.sheets import to_csv, to_latex, to_markdown
 from rvedit.analysis.tables import OVERALL, Contrast, pooled, result_rows
 from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.errors import UserError
 from rvedit.judge.aggregate import Estimate
 from rvedit.judge.scores import Scores
 from rvedit.judge.statistics import Difference
@@ -250,6 +251,31 @@ def test_tables_of_judged_folders(world, tmp_path):
     assert "/ 78.71" in three.stdout
     one = rvedit("analyze", "tables", runs[0], "--table", 1, "--recipes", RECIPES, cwd=tmp_path, check=0)
     assert "Kiwi-Edit" in one.stdout
+
+
+def test_the_mean_of_two_judges(world, tmp_path):
+    """Of every item, and beside the mean of the paper's two; what one judge alone scored does not count."""
+    verdicts = [json.loads(line) for line in (world / "good/judge/scores.jsonl").read_text().splitlines()]
+    others = [json.loads(line) for line in (world / "bad/judge/scores.jsonl").read_text().splitlines()]
+    (tmp_path / "both").mkdir()
+    lines = [*verdicts, *({**row, "judge": "other"} for row in others[1:])]
+    (tmp_path / "both/scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    order = TablesOrder((f"RVEDiT={tmp_path / 'both'}",), "1", RECIPES, MEAN)
+    report = analyze_tables(order)
+    alone = [analyze_tables(replace(order, judge=judge)) for judge in ("reference", "other")]
+    row, *each = (next(r for r in found.rows if r.label == "RVEDiT") for found in (report, *alone))
+    assert report.judge == MEAN
+    assert row.items == each[1].items == each[0].items - 1
+    assert row.paper[OVERALL] == pytest.approx(69.95, abs=0.005)
+    means = {v["item"]: [] for v in others[1:]}
+    for verdict in lines:
+        if verdict["item"] in means:
+            means[verdict["item"]].append(np.mean(list(verdict["scores"].values())))
+    category = others[1]["category"]
+    expected = np.mean([np.mean(means[v["item"]]) for v in others[1:] if v["category"] == category])
+    assert row.ours[category, "score"].value == pytest.approx(expected)
+    with pytest.raises(UserError, match="wants two judges"):
+        analyze_tables(replace(order, runs=(f"RVEDiT={world / 'good'}",)))
 
 
 @pytest.mark.parametrize(

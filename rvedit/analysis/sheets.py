@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rvedit.analysis.paper import CATEGORIES
+from rvedit.analysis.paper import CATEGORIES, MEAN
 from rvedit.analysis.tables import OVERALL, ResultRow
 from rvedit.judge.aggregate import Estimate
 from rvedit.judge.scores import AXES
@@ -133,11 +133,9 @@ def _about(judge: str) -> tuple[str, ...]:
         "Brackets: 95% bootstrap intervals over items. p: paired permutation over items, corrected over the "
         "rows. A sign is told where p < 0.05 and, with several trainings, their t interval excludes 0."
     )
-    if judge == "gemini":
-        return (
-            intervals,
-            "The paper's figures are its Gemini judge's in Table 1, its Qwen judge's in 2 and 3.",
-        )
+    of_table_1 = {"gemini": "its Gemini judge's", MEAN: "means over its two judges"}.get(judge)
+    if of_table_1:
+        return (intervals, f"The paper's figures are {of_table_1} in Table 1, its Qwen judge's in 2 and 3.")
     paper = "The paper's figures are its Qwen judge's."
     scale = f" The {judge} judge's scale is another: signs and order compare, levels do not."
     return (intervals, paper + ("" if judge == "qwen" else scale))

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from rvedit.analysis.paper import FULL, notes, read_paper
+from rvedit.analysis.paper import FULL, MEAN, notes, read_paper
 from rvedit.analysis.sheets import Sheet, by_axis, overview, to_csv, to_latex, to_markdown
-from rvedit.analysis.tables import ResultRow, result_rows
+from rvedit.analysis.tables import ResultRow, pooled, result_rows
 from rvedit.data.manifest import prepare_folder, write_json, write_text
 from rvedit.errors import UserError
 from rvedit.judge.aggregate import CategoryScores
@@ -30,7 +30,7 @@ class TablesOrder:
     table: str
     recipes: Path
     judge: str | None = None
-    """None: the only one that judged all."""
+    """None: the only one that judged all. MEAN: every item's mean over the judges that judged all."""
     full: str = FULL
     """The row that others are compared with."""
     out: Path | None = None
@@ -96,14 +96,11 @@ def analyze_tables(order: TablesOrder) -> TablesReport:
     if protocols != {PAPER}:
         names = " and ".join(sorted(protocols))
         raise UserError(f"the runs were judged by the protocol {names}: the tables are of the paper's")
-    judge = order.judge or _only_judge(found)
-    judged: dict[str, Sequence[CategoryScores]] = {}
-    for label, runs in found.items():
-        if any(judge not in run for run in runs):
-            raise UserError(
-                f"{label}: --judge {judge} has not judged it: {', '.join(runs[0]) or 'nobody'} has"
-            )
-        judged[label] = [run[judge] for run in runs]
+    judges = _judges(found, order.judge)
+    judged: dict[str, Sequence[CategoryScores]] = {
+        label: [pooled([run[judge] for judge in judges]) for run in runs] for label, runs in found.items()
+    }
+    judge = order.judge or judges[0]
     if order.full not in judged and order.full != FULL:
         raise UserError(f"--full {order.full}: no run is called so: {', '.join(judged)}")
     rows = result_rows(paper, judged, judge, order.full)
@@ -148,10 +145,19 @@ def _label_of(folder: Path) -> str | None:
     return None
 
 
-def _only_judge(found: dict[str, list[dict[str, CategoryScores]]]) -> str:
-    everyone = [set(run) for runs in found.values() for run in runs]
-    common = sorted(set.intersection(*everyone))
-    if len(common) != 1:
-        said = f"{', '.join(common)} did" if common else "none did"
+def _judges(found: dict[str, list[dict[str, CategoryScores]]], chosen: str | None) -> list[str]:
+    """The chosen judge, the only one that judged all, or for MEAN all who did."""
+    if chosen not in (None, MEAN):
+        for label, runs in found.items():
+            if any(chosen not in run for run in runs):
+                raise UserError(
+                    f"{label}: --judge {chosen} has not judged it: {', '.join(runs[0]) or 'nobody'} has"
+                )
+        return [str(chosen)]
+    common = sorted(set.intersection(*(set(run) for runs in found.values() for run in runs)))
+    said = f"{', '.join(common)} did" if common else "none did"
+    if chosen == MEAN and len(common) < 2:
+        raise UserError(f"--judge {MEAN}: wants two judges that have judged all runs, and {said}")
+    if chosen is None and len(common) != 1:
         raise UserError(f"which judge has judged all runs is not clear ({said}): choose with --judge")
-    return common[0]
+    return common

@@ -14,15 +14,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from rvedit.analysis.tables import pooled
 from rvedit.chat import ChatError
 from rvedit.data.bench import BenchItem, read_bench, resolve_edits
 from rvedit.data.manifest import prepare_folder, read_rows, write_json, write_rows
 from rvedit.errors import UserError
-from rvedit.judge.aggregate import CategoryScores, Table, group, mean_of, table_of
+from rvedit.judge.aggregate import CategoryScores, Table, group, table_of
 from rvedit.judge.judges import PAPER, Case, Judge, dropped
 from rvedit.judge.protocols import JudgeProtocol
 from rvedit.judge.report import write_report
-from rvedit.judge.scores import Scores
 from rvedit.judge.statistics import Difference, agreement, compare
 from rvedit.judge.verdict import Verdict
 from rvedit.video import probe
@@ -272,13 +272,7 @@ def read_judged(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
 
 def _mean_table(scores: dict[str, CategoryScores]) -> Table | None:
     """Over judges, each with equal weight: of the items that all of them scored."""
-    merged: list[tuple[str, str, Scores]] = []
-    for category in sorted({name for side in scores.values() for name in side}):
-        items = [set(side.get(category, {})) for side in scores.values()]
-        for item in sorted(set.intersection(*items)):
-            for side in scores.values():
-                merged.append((category, item, mean_of(side[category][item])))
-    return table_of(group(merged))
+    return table_of(pooled(list(scores.values())))
 
 
 def _repeated(cases: Sequence[Case], repeats: int) -> Iterator[Case]:
