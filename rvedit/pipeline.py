@@ -52,6 +52,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         min_area, max_area: pixels of a frame inside the model; others are resized there and back.
         default_steps, default_guidance: sampling where the settings leave it open.
         sigma_min: where the schedule would end before its shift; the last step goes to 0 all the same.
+        noise_share: of the initial noise's variance, what all frames of a clip have in common.
 
     `text_encoder` and `tokenizer` may be absent where every block reads X_e alone.
     """
@@ -77,6 +78,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         default_steps: int = 50,
         default_guidance: float = 1.0,
         sigma_min: float = 0.0,
+        noise_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.provenance = Provenance()
@@ -99,6 +101,7 @@ class RVEDiTPipeline(DiffusionPipeline):
             default_steps=default_steps,
             default_guidance=default_guidance,
             sigma_min=sigma_min,
+            noise_share=noise_share,
         )
 
     @classmethod
@@ -159,6 +162,10 @@ class RVEDiTPipeline(DiffusionPipeline):
         """How long clips are cut."""
         return WindowPlan(self.config.window_frames, self.config.window_stride)
 
+    def window_noise(self, seed: int) -> WindowNoise:
+        """Where the windows of a clip draw their initial noise."""
+        return WindowNoise(self.window_plan, seed, self.config.noise_share)
+
     def __call__(self, frames: Frames, instruction: str, settings: EditSettings | None = None) -> Frames:
         """Edit a clip in memory: uint8 (t, h, w, 3) -> the same shape (Eq. 1)."""
         return np.stack(list(self.stream(frames, instruction, settings)))
@@ -173,7 +180,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         """Edit a stream of frames (h, w, 3), holding one window at a time; as many come out as go in."""
         settings = settings or EditSettings()
         plan = self.window_plan
-        noise = WindowNoise(plan, settings.seed)
+        noise = self.window_noise(settings.seed)
         decoder = StreamDecoder(self.vae)
         latents: Tensor | None = None
         known: Tensor | None = None

@@ -129,6 +129,9 @@ class FlowRecipe(_Section):
     """Flow matching."""
 
     shift: float = Field(5.0, gt=0, description="timestep shift: t' = s*t / (1 + (s - 1)*t)")
+    noise_share: float = Field(
+        0.0, ge=0, lt=1, description="of the noise's variance, what all frames of a clip have in common"
+    )
 
 
 class AlignmentRecipe(_Section):

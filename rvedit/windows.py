@@ -98,23 +98,36 @@ def carry_over(
     return torch.cat([first, previous[:, :, plan.shift + 1 :]], dim=2)
 
 
+def share_over_frames(
+    noise: Float[Tensor, "*b c f h w"], common: Float[Tensor, "*b c 1 h w"], share: float
+) -> Float[Tensor, "*b c f h w"]:
+    """Noise of which all frames have a share in common: the mixed noise of PYoCo (arXiv:2305.10474).
+
+    What a model gets a little wrong depends on its noise: errors that frames share do not flicker.
+    """
+    return float((1 - share) ** 0.5) * noise + float(share**0.5) * common if share else noise
+
+
 class WindowNoise:
     """Initial noise of each window: neighbours share it where they overlap.
 
     The first window has `torch.randn(shape, generator=manual_seed(seed))` in fp32 on the CPU, so that equal
-    seeds are equal noise on every device.
+    seeds are equal noise on every device; with a `share`, it is mixed with what all frames have in common.
     """
 
-    def __init__(self, plan: WindowPlan, seed: int):
+    def __init__(self, plan: WindowPlan, seed: int, share: float = 0.0):
         self.plan = plan
+        self.share = share
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.held: Tensor | None = None
+        self.common: Tensor | None = None
 
     def draw(self, shape: tuple[int, ...]) -> Float[Tensor, "b c f h w"]:
         """Noise of the next window, of shape (b, c, f, h, w)."""
-        if self.held is None:
+        if self.held is None or self.common is None:
             self.held = torch.randn(shape, generator=self.generator)
+            self.common = torch.randn((*shape[:2], 1, *shape[3:]), generator=self.generator)
         else:
             fresh = torch.randn((*shape[:2], self.plan.shift, *shape[3:]), generator=self.generator)
             self.held = torch.cat([self.held[:, :, self.plan.shift :], fresh], dim=2)
-        return self.held
+        return share_over_frames(self.held, self.common, self.share)

@@ -106,6 +106,22 @@ def test_the_weight_of_alignment_rises_over_its_warm_up(recipe_of, tmp_path):
     assert AlignmentRecipe(weight=0.3).weight_at(0) == 0.3
 
 
+def test_training_and_its_edits_share_noise_over_frames(recipe_of, tmp_path):
+    _, recipe = recipe_of("shared", "flow.noise_share=0.6", "steps=1")
+    list(train(recipe, tmp_path, "cpu"))
+    pipeline = load_editor(str(tmp_path / "shared"), "cpu").pipeline
+    assert pipeline.config.noise_share == 0.6
+    edits = pipeline.window_noise(0).draw((4, 24, 3, 16, 16))
+    _, *trained = draw(0, range(4), (24, 3, 16, 16), 0.6)
+    for noise in (edits, *trained):
+        correlation = torch.corrcoef(noise.movedim(2, 0).flatten(1))
+        torch.testing.assert_close(
+            correlation[~torch.eye(3, dtype=bool)], torch.full((6,), 0.6), atol=0.03, rtol=0
+        )
+        assert abs(noise.std() - 1) < 0.02
+    assert not torch.equal(*trained)
+
+
 def test_an_edited_recipe_is_not_mixed_into_a_run(recipe_of, tmp_path):
     _, recipe = recipe_of("mine", "steps=2")
     list(train(recipe, tmp_path, "cpu"))

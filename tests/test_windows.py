@@ -113,3 +113,17 @@ def test_noise_of_many_windows_is_standard_normal() -> None:
     fresh = torch.cat([noise.draw((1, 16, 3, 16, 16))[:, :, -1] for _ in range(8)])
     assert abs(fresh.mean()) < 0.02
     assert abs(fresh.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_frames_have_a_share_of_their_noise_in_common(share: float) -> None:
+    """Over windows too; it is standard normal all the same, and overlaps are shared as without."""
+    plan = WindowPlan(9, 4)
+    noise = WindowNoise(plan, 0, share)
+    windows = [noise.draw((1, 16, 3, 32, 32)) for _ in range(3)]
+    frames = torch.cat([windows[0], windows[1][:, :, -1:], windows[2][:, :, -1:]], dim=2)[0]
+    correlation = torch.corrcoef(frames.transpose(0, 1).flatten(1))
+    expected = torch.full((5, 5), share).fill_diagonal_(1.0)
+    assert_close(correlation, expected, atol=0.03, rtol=0)
+    assert abs(frames.std() - 1) < 0.02
+    assert torch.equal(windows[1][:, :, :2], windows[0][:, :, 1:])

@@ -21,7 +21,7 @@ from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings
 from rvedit.video import VideoReader
 from rvedit.video_tensors import Frames, resize_frames, to_model_range
-from rvedit.windows import Window, WindowNoise, split
+from rvedit.windows import Window, split
 
 GROUPS = ("X_e", "X_v", "X_l")
 Values = NDArray[np.float64]
@@ -90,7 +90,7 @@ def read_edit(
         mass[-1].append(reading.mass.cpu().numpy())
         entropy[-1].append(reading.entropy)
 
-    noise = WindowNoise(pipeline.window_plan, settings.seed)
+    noise = pipeline.window_noise(settings.seed)
     with observed_attention(pipeline.transformer, on_attention):
         pipeline.edit_window(frames, instruction, settings, noise, report)
     return EditReading(np.array(mass), np.array(entropy), positions)

@@ -20,7 +20,7 @@ from rvedit.model.latents import decode
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings
 from rvedit.video_tensors import Frames, to_frames
-from rvedit.windows import GROUP, Window, WindowNoise
+from rvedit.windows import GROUP, Window
 
 EDITING, VISUAL, PADDING, TOKEN = "editing tokens", "visual tokens", "behind the text", "editing token {}"
 SINGLE_TOKENS = 4
@@ -95,7 +95,7 @@ def trace_edit(
         }
         readings.append(BlockMaps(block, seen_steps, volumes))
 
-    noise = WindowNoise(pipeline.window_plan, settings.seed)
+    noise = pipeline.window_noise(settings.seed)
     with observed_attention(pipeline.transformer, on_attention):
         latents = pipeline.edit_window(frames, instruction, settings, noise, report)
     with torch.no_grad():

@@ -169,6 +169,7 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
             f"model.init_from is not set, and the weights of {model.preset} are not here: give the folder of "
             "a pipeline, or train at nano size with --overlay recipes/nano_scale.yaml"
         )
+    pipeline.register_to_config(noise_share=recipe.flow.noise_share)  # edits begin as trainings do
     transformer = pipeline.transformer
     if model.routing_depth is not None:
         if model.routing_depth > len(transformer.blocks):

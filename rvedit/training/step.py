@@ -17,6 +17,7 @@ from rvedit.objective.alignment import alignment_loss
 from rvedit.objective.flow_matching import flow_matching_loss, interpolate, shift_time
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.recipes import AlignmentRecipe, FlowRecipe
+from rvedit.windows import share_over_frames
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,23 @@ def sample_depth(seed: int, step: int, num_layers: int) -> int:
 
 
 def draw(
-    seed: int, numbers: Sequence[int], shape: Sequence[int]
+    seed: int, numbers: Sequence[int], shape: Sequence[int], noise_share: float = 0.0
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c f y x"], Float[Tensor, "b c f y x"]]:
     """A time in [0, 1), the noise, and other noise for a reference branch of its own, of each sample.
 
     Functions of the sample's number in the run: however samples are spread over processes, they are the same.
+    Frames have a share of their noise in common.
     """
+    one_frame = (shape[0], 1, *shape[2:])
     drawn = []
     for number in numbers:
         state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         time = torch.rand((), generator=generator)
-        drawn.append((time, *(torch.randn(tuple(shape), generator=generator) for _ in range(2))))
+        noises = [torch.randn(tuple(shape), generator=generator) for _ in range(2)]
+        common = [torch.randn(one_frame, generator=generator) for _ in noises]
+        mixed = (share_over_frames(*pair, noise_share) for pair in zip(noises, common, strict=True))
+        drawn.append((time, *mixed))
     times, noise, other_noise = (torch.stack(column) for column in zip(*drawn, strict=True))
     return times, noise, other_noise
 
@@ -95,7 +101,8 @@ def training_losses(
     transformer = models.transformer
     source, target = (_latents(models, side) for side in (batch.editing, batch.reference))
     numbers = batch.numbers or range(len(target))
-    t, noise, other_noise = (x.to(target.device) for x in draw(seed, numbers, target.shape[1:]))
+    drawn = draw(seed, numbers, target.shape[1:], flow.noise_share)
+    t, noise, other_noise = (x.to(target.device) for x in drawn)
     t = shift_time(t, flow.shift)
     noisy = interpolate(target, noise, t)
 
