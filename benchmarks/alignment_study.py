@@ -19,6 +19,7 @@ from typing import Any
 from _common import print_table
 from reproduce import (
     LAST_STEPS,
+    OVERLAY,
     RECIPES,
     ROOT,
     each,
@@ -32,23 +33,24 @@ from reproduce import (
 )
 
 from rvedit.analysis.tables import OVERALL, result_rows
+from rvedit.recipes import load_recipe
 from rvedit.workflows.judge import read_judged
 
-NONE = "lambda = 0, L_s = 4"
+NONE = "lambda = 0, L_s = 4 of 8"
 WITHOUT = "ablation_wo_raaa"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     NONE: (WITHOUT, ()),
     "lambda = 0.75": ("rvedit", ()),
-    "lambda = 0.75, warmed up over all steps": ("rvedit", ("alignment.warmup_steps=150",)),
+    "lambda = 0.75, rising over all steps": ("rvedit", ("alignment.warmup_steps={steps}",)),
     "lambda = 0.1": ("rvedit", ("alignment.weight=0.1",)),
     "lambda = 0, L_s = 0": (WITHOUT, ("model.routing_depth=0",)),
-    "lambda = 0, L_s = 2": (WITHOUT, ("model.routing_depth=2",)),
-    "lambda = 0, L_s = 6": (WITHOUT, ("model.routing_depth=6",)),
-    "lambda = 0, L_s = 8": (WITHOUT, ("model.routing_depth=8",)),
+    "lambda = 0, L_s = 8 of 8": (WITHOUT, ("model.routing_depth=8",)),
+    "lambda = 0, L_s = 2 of 8": (WITHOUT, ("model.routing_depth=2",)),
+    "lambda = 0, L_s = 6 of 8": (WITHOUT, ("model.routing_depth=6",)),
 }
 """Labels; each a recipe at nano's size, and what differs from it."""
 SCRATCH_WEIGHTS = (0.0, 0.1)
-SCRATCH_STEPS = 300
+SCRATCH_STEPS = 150
 
 
 def run_name(label: str) -> str:
@@ -73,6 +75,8 @@ def study(seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
 
     def one(label: str) -> None:
         name, settings = VARIANTS[label]
+        steps = args.steps or load_recipe(OVERLAY).steps
+        settings = tuple(setting.format(steps=steps) for setting in settings)
         edit_and_judge(from_first_stage(name, seed, args, *settings, run=run_name(label)), args)
 
     each(one, list(VARIANTS), args)
@@ -104,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     require_first_stage(args)
     prepare_held_out(args)
-    rows = study(args.seed, args)
     each(lambda weight: from_scratch(weight, args.seed, args), SCRATCH_WEIGHTS, args)
+    rows = study(args.seed, args)
     scratch = {
         f"lambda = {weight:g}": float(
             losses(args.work / f"scratch_{weight:g}_{args.seed}")[-LAST_STEPS:].mean()
