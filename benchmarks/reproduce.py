@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = edit_and_judge(args.first_stage, args)
     compare(folders, first, args)
     full, seed = args.work / f"{FULL}_{args.seeds[0]}", args.seeds[0]
-    models = ("--model", full, "--base", args.first_stage)
+    models = ("--model", f"RVEDiT={full}", "--base", f"first stage={args.first_stage}")
     rvedit("analyze", "attention", held_out, "--limit", 24, *models, "--out", args.out)
     shown = [f"first stage={first}"]
     shown += [f"{name.removeprefix('ablation_')}={edits / f'{name}_{seed}'}"

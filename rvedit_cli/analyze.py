@@ -58,7 +58,8 @@ def attention(
     """Draw figure 4: what each block reads, how sharply, and how near its trace is to the reference branch's.
 
     Writes attention.png, .svg, .csv and .json. The first window of each clip is edited, with guidance 1; the
-    branches are compared where the list has the true edits and their captions.
+    branches are compared where the list has the true edits and their captions. NAME=DIR names a model in
+    the figure.
     """
     from rvedit.workflows.analyze_attention import AttentionOrder, analyze_attention, read_items
 
@@ -66,9 +67,11 @@ def attention(
     items = read_items(order)
     _need_matplotlib()
     console.quiet_libraries()
-    models = {model: _loader("--model", model, device, dtype)}
+    name, where = _named(model)
+    models = {name: _loader("--model", where, device, dtype)}
     if base:
-        models.setdefault(base, _loader("--base", base, device, dtype))
+        name, where = _named(base)
+        models.setdefault(name, _loader("--base", where, device, dtype))
     with console.progress_bar() as bar:
         tasks = {name: bar.add_task(name, total=len(items), note="") for name in models}
         report = analyze_attention(
@@ -221,6 +224,12 @@ def _loader(option: str, model: str, device: str | None, dtype: str | None) -> C
     path, place = find_checkpoint(model, option), pick_device(device)
     kind = pick_dtype(dtype, place)
     return lambda: load_pipeline(path, kind).to(place)
+
+
+def _named(model: str) -> tuple[str, str]:
+    """NAME=MODEL, or a model that is called as it is given."""
+    name, separator, where = model.partition("=")
+    return (name, where) if separator and name and not Path(model).exists() else (model, model)
 
 
 def _need_matplotlib() -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from processes import rvedit
 from test_cli import PARK, ROOT, decoded
 
-from rvedit.analysis.experiments import Triplet, compare_branches, read_edit
+from rvedit.analysis.experiments import GROUPS, Triplet, compare_branches, read_edit
+from rvedit.analysis.gallery import Exhibit, plot_gallery
 from rvedit.analysis.paper import CATEGORIES, MEAN, notes, read_paper
 from rvedit.analysis.reasoning import EDITING, PADDING, TOKEN, VISUAL, trace_edit, word_tokens
 from rvedit.analysis.sheets import to_csv, to_latex, to_markdown
@@ -28,6 +29,7 @@ from rvedit.judge.scores import Scores
 from rvedit.judge.statistics import Difference
 from rvedit.records import EditSettings
 from rvedit.windows import Window
+from rvedit.workflows.analyze_attention import AttentionOrder, AttentionReport, ModelReading
 from rvedit.workflows.analyze_tables import TablesOrder, analyze_tables
 
 RECIPES = ROOT / "recipes"
@@ -57,22 +59,28 @@ def world(tmp_path_factory):
 def test_attention_of_nano_is_fig_4(world, tmp_path):
     done = rvedit(
         "analyze", "attention", world / "triplets", "--limit", 2, "--steps", 2, "--times", 2,
-        "--out", "found", "--json", cwd=tmp_path, check=0,
+        "--base", "first=nano", "--out", "found", "--json", cwd=tmp_path, check=0,
     )  # fmt: skip
-    (model,) = json.loads(done.stdout)["models"]
-    assert (model["blocks"], model["routing_depth"]) == (8, 4)
+    report = json.loads(done.stdout)
+    model, base = report["models"]
+    assert (model["model"], base["model"]) == ("nano", "first")
+    assert model["by_block"] == base["by_block"], "the same weights"
+    (apart,) = report["differences"]
+    assert all(e == {"value": 0, "low": 0, "high": 0} for es in apart["by_block"].values() for e in es)
+    assert (model["blocks"], model["routing_depth"], model["steps"]) == (8, 4, 2)
     assert (model["clips"], model["compared_clips"]) == (2, 2)
     found = model["by_block"]
-    edit, visual, text = ([e["value"] for e in found[f"mass {name}"]] for name in ("X_e", "X_v", "X_l"))
+    edit, *others = ([e["value"] for e in found[f"mass {name}"]] for name in GROUPS)
     assert edit[:4] == [1] * 4
-    assert not any(visual[:4] + text[:4])
-    assert min(visual[4:] + text[4:]) > 0
-    np.testing.assert_allclose(np.sum([edit, visual, text], axis=0), 1, atol=1e-6)
+    assert not any(value for group in others for value in group[:4])
+    assert min(value for group in others for value in group[4:]) > 0
+    np.testing.assert_allclose(np.sum([edit, *others], axis=0), 1, atol=1e-6)
     for name in ("entropy", "cosine", "js", "spread"):
         assert all(0 < e["low"] <= e["value"] <= e["high"] < 1 for e in found[name])
     assert all(0 < e["value"] < 1.5 for e in found["alignment"])  # of ln S
     lines = list(csv.DictReader((tmp_path / "found/attention.csv").open()))
-    assert len(lines) == 8 * 8 * 2  # quantities, blocks, clips
+    lines = [line for line in lines if line["model"] == "nano"]
+    assert len(lines) == 9 * 8 * 2  # quantities, blocks, clips
     mean = np.mean([float(x["value"]) for x in lines if (x["quantity"], x["block"]) == ("cosine", "8")])
     assert mean == pytest.approx(found["cosine"][7]["value"], abs=1e-4)
     assert Image.open(tmp_path / "found/attention.png").size[0] > 1000
@@ -85,9 +93,9 @@ def test_reading_an_edit_is_the_edit(tiny_tokenizer):
     clip, settings = random_clip(9), EditSettings(num_inference_steps=3, guidance_scale=1.0)
     expected = pipeline(clip, WORDS, settings)
     reading = read_edit(pipeline, clip, WORDS, settings)
-    assert reading.mass.shape == (3, 4, 3)
+    assert reading.mass.shape == (3, 4, 4)
     assert reading.positions == 3 * 2 * 2
-    assert (reading.mass[:, :2] == [1, 0, 0]).all()
+    assert (reading.mass[:, :2] == [1, 0, 0, 0]).all()
     assert np.ptp(reading.entropy, axis=0).min() > 0
     trace = trace_edit(pipeline, Window(0, clip, 0, 9), WORDS, settings, blocks=(2, 3), steps=(1, 3))
     assert np.array_equal(trace.edit, expected)
@@ -98,6 +106,10 @@ def test_reading_an_edit_is_the_edit(tiny_tokenizer):
     assert deep.maps[VISUAL].shape == (3, 2, 2)
     # Mass and maps are two views of one attention.
     assert deep.maps[EDITING].mean() == pytest.approx(reading.mass[0, 2, 0], abs=1e-5)
+    assert sum(deep.maps[word].mean() for word in trace.words) == pytest.approx(
+        reading.mass[0, 2, 2], abs=1e-5
+    )
+    assert deep.maps[PADDING].mean() == pytest.approx(reading.mass[0, 2, 3], abs=1e-5)
     words = sum(deep.maps[word] for word in (*trace.words, PADDING))
     np.testing.assert_allclose(words + deep.maps[EDITING] + deep.maps[VISUAL], 1, atol=1e-5)
 
@@ -111,6 +123,21 @@ def test_branches_that_see_the_same_have_the_same_trace(tiny_tokenizer):
         assert all(x.cosine == pytest.approx(1, abs=1e-5) and x.js < 1e-6 for x in row)
     apart = compare_branches(pipeline, replace(same, target=other, caption="a corgi"), 2, 0, 0.07)
     assert all(x.cosine < 1 - 1e-4 and x.js > 0 for row in apart for x in row)
+
+
+def test_models_are_compared_clip_by_clip():
+    """Clips differ by far more than the models do: only pairs can tell."""
+    easy_and_hard = np.array([[0.1], [0.5], [0.9]])
+    models = [
+        ModelReading(name, 4, 1, 12, 192, ("a", "b", "c"), (), {"entropy": easy_and_hard + more})
+        for name, more in (("trained", 0.01), ("first stage", 0.0))
+    ]
+    (apart,) = models[0].estimates("entropy", less=models[1])
+    assert (apart.value, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01))
+    (alone,) = models[0].estimates("entropy")
+    assert alone.low < 0.4 < 0.6 < alone.high
+    report = AttentionReport(AttentionOrder((), Path()), tuple(models), 0.0).as_json()
+    assert report["differences"][0]["by_block"]["entropy"][0]["low"] == pytest.approx(0.01)
 
 
 def test_attention_refuses_clips_without_words(tmp_path):
@@ -346,6 +373,7 @@ def test_verdicts():
     assert below.verdict == "holds"
     assert below.seed_interval == pytest.approx((-3 - 0.2484, -3 + 0.2484), abs=1e-3)  # 4.3027 x 0.1 / sqrt 3
     assert replace(below, by_seed=()).verdict == "holds (one training)"
+    assert replace(below, by_seed=(), trainings=(3, 2)).verdict == "holds (unpaired trainings)"
     assert replace(below, paper=5.0).verdict == "the other way round"
     assert replace(below, paper=None).verdict == "not in the paper"
     assert replace(below, p_value=0.06).verdict == "not told apart"
@@ -380,6 +408,8 @@ def test_other_names_of_a_row_are_that_row():
     rows = result_rows(read_paper(RECIPES, "2"), judged, "reference", "RVEDiT")
     assert {row.label for row in rows if row.ours} == {"RVEDiT", "L_s = 25"}
     assert len(rows) == 9
+    rows = result_rows(read_paper(RECIPES, "2"), judged, "reference", "L_s = 22")
+    assert [row.label for row in rows if row.contrast] == ["RVEDiT"]
 
 
 # Gallery.
@@ -404,6 +434,17 @@ def test_gallery_shows_methods_by_category(world, tmp_path):
     assert np.abs(tiles[0] - tiles[1]).mean() > 1
 
 
+def test_long_instructions_are_wrapped_and_dollars_stay(world, tmp_path):
+    """The picture is as wide as without them."""
+    (clip,) = list((world / "good").glob("*_edited.mp4"))[:1]
+    sizes = []
+    for words in ("short", "paint the price tag from $5 to $10 and " * 12):
+        plot_gallery([Exhibit("0", words, {"a $b": clip})], tmp_path / "g", 3, "t")
+        sizes.append(Image.open(tmp_path / "g.png").size)
+    assert sizes[0][0] == pytest.approx(sizes[1][0], rel=0.01)
+    assert sizes[1][1] > sizes[0][1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -424,6 +465,7 @@ def test_gallery_says_what_is_wrong(world, tmp_path, arguments, said):
 def test_sheets_escape(world):
     report = analyze_tables(TablesOrder((f"a|b_c & 50%={world / 'good'}",), "2", RECIPES))
     assert r"| a\|b_c & 50% |" in to_markdown(report.sheet)
-    assert r"a|b\_c \& 50\%" in to_latex(report.sheet)
+    assert r"a\textbar{}b\_c \& 50\%" in to_latex(report.sheet)
+    assert "p $<$ 0.05" in to_latex(report.sheet)
     assert r"w/o GRTC ($L_s$ = L)" in to_latex(report.sheet)
     assert "a|b_c & 50%,reference,1,10" in to_csv(report.rows, report.judge)

@@ -23,7 +23,8 @@ from rvedit.video import VideoReader
 from rvedit.video_tensors import Frames, resize_frames, to_model_range
 from rvedit.windows import Window, split
 
-GROUPS = ("X_e", "X_v", "X_l")
+GROUPS = ("X_e", "X_v", "X_l", "padding")
+"""Of tokens; X_l ends with the text, and the zeros behind it are a group of their own."""
 Values = NDArray[np.float64]
 
 
@@ -32,7 +33,7 @@ class EditReading:
     """How the blocks read while a clip is edited."""
 
     mass: Values
-    """(steps, blocks, groups): the share of attention on X_e, X_v and X_l."""
+    """(steps, blocks, groups): the share of attention on each of `GROUPS`."""
     entropy: Values
     """(steps, blocks): of the spatial attention maps, as a share of ln S."""
     positions: int
@@ -57,14 +58,18 @@ def first_window(path: Path, pipeline: RVEDiTPipeline) -> Window:
         return next(split(frames, pipeline.window_plan))
 
 
-def context_groups(pipeline: RVEDiTPipeline, num_frames: int, positions: int, tokens: int) -> list[int]:
-    """Tokens of X_e, X_v and X_l in a context of so many, for clips of so many frames and positions."""
+def context_groups(
+    pipeline: RVEDiTPipeline, instruction: str, num_frames: int, positions: int, tokens: int
+) -> list[int]:
+    """Tokens of each of `GROUPS` in a context of so many, for clips of so many frames and positions."""
     config = pipeline.connector.config
     is_still = num_frames == 1 and config.num_image_queries
     edit_tokens = config.num_image_queries if is_still else config.num_queries
     if tokens == edit_tokens:
-        return [edit_tokens, 0, 0]
-    return [edit_tokens, positions, tokens - edit_tokens - positions]
+        return [edit_tokens, 0, 0, 0]
+    limit = pipeline.config.max_text_length
+    said = len(pipeline.tokenizer(instruction, truncation=True, max_length=limit).input_ids)
+    return [edit_tokens, positions, said, tokens - edit_tokens - positions - said]
 
 
 def read_edit(
@@ -85,7 +90,7 @@ def read_edit(
         if block == 1:
             mass.append([])
             entropy.append([])
-        groups = context_groups(pipeline, len(frames), positions, key.shape[1])
+        groups = context_groups(pipeline, instruction, len(frames), positions, key.shape[1])
         reading = read(query, key, groups)
         mass[-1].append(reading.mass.cpu().numpy())
         entropy[-1].append(reading.entropy)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +19,8 @@ from rvedit.video_tensors import Frames
 
 _WIDTH = 1.9
 """Inches of a frame."""
+_LETTERS = 30
+"""Of an instruction, above each frame."""
 _TILE = 320
 """Pixels of a clip's tiles, at least."""
 
@@ -41,10 +45,11 @@ def sample_frames(path: Path, count: int) -> list[Frames]:
 def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: str) -> list[Path]:
     """A grid with a row for each clip and the instruction above each item's rows; writes PNG and PDF."""
     pictures = [[(name, sample_frames(c, columns)) for name, c in e.clips.items()] for e in exhibits]
+    headings = [textwrap.wrap(f"“{e.instruction}”", _LETTERS * columns) for e in exhibits]
     ratios: list[float] = []
-    for rows in pictures:
+    for lines, rows in zip(headings, pictures, strict=True):
         height, width = rows[0][1][0].shape[:2]
-        ratios += [0.16, *[height / width] * len(rows)]
+        ratios += [0.04 + 0.12 * len(lines), *[height / width] * len(rows)]
     with style():
         # The label's column is half a frame wide; heights are in frames' widths, with a little air.
         figure = Figure(figsize=(_WIDTH * (columns + 0.5), _WIDTH * (sum(ratios) * 1.02 + 0.25)))
@@ -55,14 +60,15 @@ def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: s
         )  # fmt: skip
         figure.suptitle(title, x=0.01, y=0.995, ha="left", va="top", fontsize=12, fontweight="bold")
         place = 0
-        for exhibit, rows in zip(exhibits, pictures, strict=True):
+        words: dict[str, Any] = {"fontsize": 10, "va": "center", "parse_math": False}  # a dollar is a dollar
+        for lines, rows in zip(headings, pictures, strict=True):
             heading = figure.add_subplot(grid[place, :])
             heading.axis("off")
-            heading.text(0, 0.3, f"“{exhibit.instruction}”", fontsize=10, style="italic", va="center")
+            heading.text(0, 0.4, "\n".join(lines), style="italic", **words)
             for offset, (name, frames) in enumerate(rows, start=1):
                 label = figure.add_subplot(grid[place + offset, 0])
                 label.axis("off")
-                label.text(0.96, 0.5, name, ha="right", va="center", fontsize=10, wrap=True)
+                label.text(0.96, 0.5, name, ha="right", wrap=True, **words)
                 for column, frame in enumerate(frames, start=1):
                     axis = figure.add_subplot(grid[place + offset, column])
                     axis.imshow(frame, interpolation="antialiased", aspect="auto")

@@ -16,13 +16,14 @@ from matplotlib.ticker import MaxNLocator
 from rvedit.data.manifest import put_in_place
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"  # Okabe and Ito's, as the others
+PINK, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 STYLE = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", BLACK]),
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK]),
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "grid.color": "#e4e7ea",
@@ -38,9 +39,13 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE)
 
 
-_GROUPS = (("X_e", "editing tokens $X_e$", BLUE, "o"), ("X_v", "visual tokens $X_v$", GREEN, "s"),
-           ("X_l", "text tokens $X_\\ell$", ORANGE, "^"))  # fmt: skip
-_COLORS = (BLUE, ORANGE, GREEN)
+_GROUPS = (
+    ("X_e", "editing tokens $X_e$", BLUE, "o"),
+    ("X_v", "visual tokens $X_v$", GREEN, "s"),
+    ("X_l", "text tokens $X_\\ell$", ORANGE, "^"),
+    ("padding", "zeros behind the text", YELLOW, "v"),
+)
+_COLORS = (BLACK, PINK, SKY)  # of models: none that a group of tokens has
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
 
@@ -69,6 +74,8 @@ def plot_attention(models: Sequence[dict[str, Any]], path: Path) -> list[Path]:
             _lines(axes[1][1], models, "js", "Jensen-Shannon divergence of the two", "bits")
             _lines(axes[0][2], models, "alignment", "(c) Loss of Eq. 5", "share of ln S")
             axes[0][2].axhline(1, color=BLACK, linewidth=1, linestyle=(0, (1, 2)))
+            axes[0][2].annotate("ln S: nothing is told apart", (1, 1), xytext=(0, 4),
+                                textcoords="offset points", fontsize=9)  # fmt: skip
             _lines(axes[1][2], models, "spread", "Spread of features over positions", "1 - |mean|²")
         for axis in axes[1]:
             axis.set_xlabel("block")

@@ -87,7 +87,7 @@ def trace_edit(
         seen_steps += block == 1
         if block not in blocks or seen_steps not in steps:
             return
-        groups = context_groups(pipeline, len(frames), query.shape[1], key.shape[1])
+        groups = context_groups(pipeline, instruction, len(frames), query.shape[1], key.shape[1])
         found, shown[block] = _block_maps(query, key, groups, words, shown.get(block))
         volumes = {
             name: rearrange(values, "(f y x) -> f y x", f=grid[0], y=grid[1], x=grid[2]).numpy()
@@ -142,7 +142,7 @@ def _block_maps(
     """By what is read: (s,) shares of attention; and the editing tokens that are shown one by one, which are
     chosen where `single` has none.
     """
-    num_edit, num_visual, num_text = groups
+    num_edit, num_visual, num_text = groups[0], groups[1], sum(groups[2:])
     said = {position for positions in words.values() for position in positions}
     unsaid = [position for position in range(num_text) if position not in said]
     rows: list[Any] = []

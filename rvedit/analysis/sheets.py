@@ -157,6 +157,7 @@ def _md(cells: Sequence[str]) -> str:
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "_": r"\_", "{": r"\{",
     "}": r"\}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "–": "--",
+    "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
 
 

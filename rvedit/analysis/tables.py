@@ -29,6 +29,8 @@ class Contrast:
     """Overall, of each training seed: the n-th runs of both; empty unless both have as many, and several."""
     paper: float | None
     """The same difference in the paper."""
+    trainings: tuple[int, int] = (1, 1)
+    """Of the full model and of this row."""
 
     @property
     def overall(self) -> Difference:
@@ -56,7 +58,9 @@ class Contrast:
         if self.p_value >= NOISE or across_zero:
             return "not told apart"
         word = "holds" if np.sign(self.overall.mean.value) == np.sign(self.paper) else "the other way round"
-        return word if interval else f"{word} (one training)"
+        if interval:
+            return word
+        return f"{word} ({'one training' if self.trainings == (1, 1) else 'unpaired trainings'})"
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def result_rows(
     training would change is told by the seeds alone.
     """
     names = {name: entry.label for entry in paper for name in entry.aliases}
+    full = names.get(full, full)
     runs: dict[str, list[CategoryScores]] = {}
     for label, scores in judged.items():
         runs.setdefault(names.get(label, label), []).extend(scores)
@@ -145,7 +150,7 @@ def _contrast(full: Sequence[CategoryScores], other: Sequence[CategoryScores]) -
     if len(full) == len(other) > 1:
         pairs = [_differences(a, b) for a, b in zip(full, other, strict=True)]
         by_seed = [pair[OVERALL].mean.value for pair in pairs if OVERALL in pair]
-    return Contrast(found, found[OVERALL].p_value, tuple(by_seed), None)
+    return Contrast(found, found[OVERALL].p_value, tuple(by_seed), None, (len(full), len(other)))
 
 
 def _differences(a: CategoryScores, b: CategoryScores) -> dict[tuple[str, str], Difference]:

@@ -58,6 +58,8 @@ class ModelReading:
     name: str
     routing_depth: int
     num_layers: int
+    num_inference_steps: int
+    """That masses and entropies are averaged over."""
     positions: int
     """S of the last clip."""
     clips: tuple[str, ...]
@@ -66,9 +68,12 @@ class ModelReading:
     """Those among them whose true edit and caption are known."""
     values: dict[str, Values]
 
-    def estimates(self, quantity: str) -> list[Estimate]:
-        """By block: the mean over clips and its bootstrap interval, a point for a single clip."""
-        rows = self.values[quantity]
+    def estimates(self, quantity: str, less: ModelReading | None = None) -> list[Estimate]:
+        """By block: the mean over clips and its bootstrap interval, a point for a single clip.
+
+        With another model, of the clips' differences to what that one does with the same clips.
+        """
+        rows = self.values[quantity] - (less.values[quantity] if less else 0)
         drawn = resampled_means(rows, np.random.default_rng(0))
         return [estimate_of(float(rows[:, i].mean()), drawn[:, i]) for i in range(rows.shape[1])]
 
@@ -89,6 +94,7 @@ class AttentionReport:
                     "model": model.name,
                     "routing_depth": model.routing_depth,
                     "blocks": model.num_layers,
+                    "steps": model.num_inference_steps,
                     "positions": model.positions,
                     "clips": len(model.clips),
                     "compared_clips": len(model.compared),
@@ -98,7 +104,18 @@ class AttentionReport:
                 }
                 for model in self.models
             ],
-            "steps": self.order.num_inference_steps,
+            "differences": [
+                {
+                    "of": self.models[0].name,
+                    "less": other.name,
+                    "by_block": {
+                        name: [dataclasses.asdict(e) for e in self.models[0].estimates(name, other)]
+                        for name, rows in other.values.items()
+                        if rows.shape == self.models[0].values[name].shape  # as many blocks
+                    },
+                }
+                for other in self.models[1:]
+            ],
             "guidance": 1.0,
             "times": self.order.num_times,
             "temperature": self.order.temperature,
@@ -195,6 +212,7 @@ def _read_model(
         name,
         pipeline.transformer.config.routing_depth,
         len(pipeline.transformer.blocks),
+        len(reading.mass),
         positions,
         tuple(item.id for item in items),
         tuple(compared),
