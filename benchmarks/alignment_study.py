@@ -3,9 +3,9 @@
     python benchmarks/alignment_study.py --first-stage runs/nano_first_stage
 
 From one first stage, on the same batches, times and noise: alignment at its full weight, warmed up over the
-whole training, and at the weight of Appendix D.1, against none; and without alignment every other routing
-depth. From scratch, on stills: none against D.1's weight, by the training loss alone, since so few steps
-teach no edit. What is trained, edited or judged is kept.
+whole training, and at the weight of Appendix D.1, against none; and without alignment no routing and no
+native tokens. From scratch, on stills: none against D.1's weight, by the training loss alone, since so few
+steps teach no edit. What is trained, edited or judged is kept.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from reproduce import (
     from_first_stage,
     losses,
     options,
+    plot_losses,
     prepare_held_out,
     require_first_stage,
     train,
@@ -45,8 +46,6 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lambda = 0.1": ("rvedit", ("alignment.weight=0.1",)),
     "lambda = 0, L_s = 0": (WITHOUT, ("model.routing_depth=0",)),
     "lambda = 0, L_s = 8 of 8": (WITHOUT, ("model.routing_depth=8",)),
-    "lambda = 0, L_s = 2 of 8": (WITHOUT, ("model.routing_depth=2",)),
-    "lambda = 0, L_s = 6 of 8": (WITHOUT, ("model.routing_depth=6",)),
 }
 """Labels; each a recipe at nano's size, and what differs from it."""
 SCRATCH_WEIGHTS = (0.0, 0.1)
@@ -131,6 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print_table(
         (f"from scratch, {SCRATCH_STEPS} steps", "loss_fm"), [(k, f"{v:.4f}") for k, v in scratch.items()]
+    )
+    plot_losses(
+        {label: [args.work / f"{run_name(label)}_{args.seed}"] for label in VARIANTS},
+        args.out.with_name("alignment_study"),
+        "From the same first stage, on the same batches and noise",
     )
     steps = len(losses(args.work / f"{run_name(NONE)}_{args.seed}"))
     about = {"seed": args.seed, "clips": args.count, "steps": steps, "scratch_steps": SCRATCH_STEPS}

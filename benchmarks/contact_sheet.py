@@ -10,6 +10,9 @@ from PIL import Image
 
 from rvedit.video import VideoReader
 
+GAP = 14
+"""Pixels between frames."""
+
 
 def sheet(clips: list[Path], columns: int = 4, width: int = 258) -> Image.Image:
     """Frames of each clip, resized to one width."""
@@ -22,7 +25,8 @@ def sheet(clips: list[Path], columns: int = 4, width: int = 258) -> Image.Image:
         tiles = [
             np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.LANCZOS)) for f in frames
         ]
-        rows.append(np.concatenate(tiles, axis=1))
+        gap = np.full((height, GAP, 3), 255, np.uint8)
+        rows.append(np.concatenate([part for tile in tiles for part in (gap, tile)][1:], axis=1))
     return Image.fromarray(np.concatenate([row for row in rows if row.shape[1] == rows[0].shape[1]], axis=0))
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/nano_options.py --out benchmarks/results/nano_options.json
 
-Three tables: `--preserve` (gain, preservation, flicker); `--fast` and `--compile` (time of the same edits
-side by side, gain, decibels against the plain edit); seams (frame-to-frame change across the borders of
-windows against that inside them, on clips of several windows, and the same of the true edits and of the
-VAE's picture of them).
+Four tables: `--preserve` (gain, preservation, flicker); `--fast` and `--compile` (time of the same edits
+side by side, gain, decibels against the plain edit); words outside its world; seams (frame-to-frame change
+across the borders of windows against that inside them, on clips of several windows, and the same of the
+true edits and of the VAE's picture of them).
 """
 
 from __future__ import annotations
@@ -82,6 +82,24 @@ def fast_table(pipeline, compiled, count):
     return table
 
 
+UNKNOWN = (
+    "increase the narrative tension", "turn the zebra into a spaceship", "mach den Hund bitte gelb",
+    "зроби небо зеленим", "asdf qwer", "!!!", "give her a hat made of glass", "x" * 300,
+)  # fmt: skip
+
+
+def unknown_table(pipeline, count):
+    """Words outside nano's world, on held-out clips: how near the edit is to its source."""
+    decibels = []
+    for index, (_, source, _, _) in enumerate(held_out(count, 9, SIZE)):
+        edit = pipeline(source, UNKNOWN[index % len(UNKNOWN)], EditSettings())
+        decibels.append(10 * np.log10(255**2 / np.square(edit.astype(float) - source).mean()))
+    table = {"median": float(np.median(decibels)), "least": float(min(decibels)), "clips": count}
+    print_table(("unknown words: dB to the source", "median", "least"),
+                [(f"{count} clips", f"{table['median']:.1f}", f"{table['least']:.1f}")])  # fmt: skip
+    return table
+
+
 def seam_table(pipeline, count, num_frames=33):
     stride = pipeline.config.window_stride
     across, inside, groups = (defaultdict(list) for _ in range(3))
@@ -132,6 +150,7 @@ def main() -> None:
         {
             "preserve": preserve_table(pipeline, args.count),
             "fast": fast_table(pipeline, compiled, args.count),
+            "unknown_words": unknown_table(pipeline, min(24, args.count)),
             "seams": seam_table(pipeline, max(8, args.count // 3)),
         },
     )

@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,15 @@ def label_of(name: str) -> str:
     return row.label
 
 
+def logged(run: Path, key: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """A loss of every step."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return np.array([row[key] for row in map(json.loads, lines) if key in row])
+
+
 def losses(run: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The flow-matching loss of every step."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return np.array([json.loads(line)["loss_fm"] for line in lines])
+    return logged(run, "loss_fm")
 
 
 def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -127,27 +132,34 @@ def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def plot_losses(args: argparse.Namespace) -> None:
-    """Learning curves, smoothed over 25 steps and averaged over seeds."""
+def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> None:
+    """Learning curves by label, averaged over seeds and smoothed over 25 steps: both losses of Eq. 6."""
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
-        axis = figure.subplots()
-        for number, name in enumerate(CONFIGURATIONS):
-            curves = np.mean([losses(args.work / f"{name}_{seed}") for seed in args.seeds], axis=0)
-            smooth = np.convolve(curves, np.ones(25) / 25, mode="valid")
-            axis.plot(
-                np.arange(len(smooth)) + 25,
-                smooth,
-                label=label_of(name),
-                linestyle=("-", "--", ":")[number // 3],
-            )
-        axis.set_xlabel("step")
-        axis.set_ylabel("flow-matching loss, mean of 25 steps")
-        axis.set_title("All configurations from the same first stage, on the same batches and noise")
-        axis.legend(fontsize=8, ncols=2)
-        save_figure(figure, args.out / "learning_curves", (".png",))
+        figure = Figure(figsize=(11, 4.6), layout="constrained")
+        titles = {"loss_fm": "flow-matching loss", "loss_align": "loss of Eq. 5, nats"}
+        for axis, (key, name) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+            ends = []
+            for number, (label, folders) in enumerate(runs.items()):
+                curves = [logged(folder, key) for folder in folders]
+                if not len(curves[0]):
+                    continue  # without alignment there is no such loss
+                smooth = np.convolve(np.mean(curves, axis=0), np.ones(25) / 25, mode="valid")
+                steps, dash = np.arange(len(smooth)) + 25, ("-", "--", ":", "-.")[number // 3 % 4]
+                (line,) = axis.plot(steps, smooth, linestyle=dash)
+                ends.append((smooth[-1], label, line.get_color()))
+            axis.set_title(f"{name}, mean of 25 steps")
+            axis.set_xlabel("step")
+            low, high = axis.get_ylim()
+            place = -np.inf
+            for value, label, color in sorted(ends):  # at the curves' ends, and not on each other
+                place = max(value, place + (high - low) / 22)
+                words = label.replace("lambda", r"$\lambda$").replace("L_s", "$L_s$")
+                axis.annotate(words, (1.01, place), xycoords=("axes fraction", "data"), color=color,
+                              fontsize=8, va="center", annotation_clip=False)  # fmt: skip
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        save_figure(figure, path, (".png",))
 
 
 def compare(folders: dict[str, list[Path]], first: Path, args: argparse.Namespace) -> None:
@@ -155,7 +167,10 @@ def compare(folders: dict[str, list[Path]], first: Path, args: argparse.Namespac
     runs = [f"{label_of(name)}={folder}" for name, seeds in folders.items() for folder in seeds]
     runs.append(f"first stage={first}")
     for table in ("2", "3"):
-        rvedit("analyze", "tables", *runs, "--table", table, "--recipes", RECIPES, "--out", args.out)
+        tables = ("analyze", "tables", *runs, "--table", table, "--recipes", RECIPES)
+        rvedit(*tables, "--out", args.out)
+        without = label_of("ablation_wo_raaa")  # what routing does alone
+        rvedit(*tables, "--full", without, "--out", args.out / "less_wo_raaa")
 
 
 def options(description: str | None, out: Path) -> argparse.ArgumentParser:
@@ -178,9 +193,9 @@ def options(description: str | None, out: Path) -> argparse.ArgumentParser:
 
 
 def require_first_stage(args: argparse.Namespace) -> None:
-    """Stop where there is none."""
+    """Train it, on the embedded VAE, if it is not there."""
     if not (args.first_stage / "model" / "model_index.json").is_file():
-        sys.exit(f"{args.first_stage}: no trained first stage: `make nano` trains one")
+        train(args.first_stage, RECIPES / "nano_first_stage.yaml", (), ["model.vae_from=nano"], 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -206,7 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown += [f"{name.removeprefix('ablation_')}={edits / f'{name}_{seed}'}"
               for name in ("ablation_wo_both", "ablation_wo_raaa", FULL)]  # fmt: skip
     rvedit("analyze", "gallery", *shown, "--out", args.work / "gallery")
-    plot_losses(args)
+    plot_losses(
+        {label_of(name): [args.work / f"{name}_{seed}" for seed in args.seeds] for name in CONFIGURATIONS},
+        args.out / "learning_curves",
+        "All configurations from the same first stage, on the same batches and noise",
+    )
     rows = training_losses(args)
     about = {
         "seeds": args.seeds,
