@@ -74,8 +74,8 @@ def plot_attention(models: Sequence[dict[str, Any]], path: Path) -> list[Path]:
             _lines(axes[1][1], models, "js", "Jensen-Shannon divergence of the two", "bits")
             _lines(axes[0][2], models, "alignment", "(c) Loss of Eq. 5", "share of ln S")
             axes[0][2].axhline(1, color=BLACK, linewidth=1, linestyle=(0, (1, 2)))
-            axes[0][2].annotate("ln S: nothing is told apart", (1, 1), xytext=(0, 4),
-                                textcoords="offset points", fontsize=9)  # fmt: skip
+            axes[0][2].annotate("ln S: no position is told from another", (0.99, 1), fontsize=8, ha="right",
+                                va="top", xycoords=("axes fraction", "data"))  # fmt: skip
             _lines(axes[1][2], models, "spread", "Spread of features over positions", "1 - |mean|²")
         for axis in axes[1]:
             axis.set_xlabel("block")
@@ -101,7 +101,7 @@ def _mass(axis: Axes, models: Sequence[dict[str, Any]]) -> None:
     axis.set_ylim(-0.03, 1.05)
     axis.set_title("(a) What cross-attention reads")
     axis.set_ylabel("share of attention")
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=8, loc="center left")
 
 
 def _lines(axis: Axes, models: Sequence[dict[str, Any]], quantity: str, title: str, unit: str) -> None:
