@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -34,24 +33,41 @@ class MaskSettings:
     """An edit that changes more than this share of a window's pixels faintly is kept as it is."""
 
 
+def is_whole(
+    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
+) -> bool:
+    """Whether an edit is of the whole frame."""
+    difference = _difference(edited, reconstructed, settings)
+    return bool((difference > settings.faint).float().mean() > settings.whole)
+
+
 def change_mask(
     edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
 ) -> Float[Tensor, "t h w"]:
     """Where a window was edited: 0 the source, 1 the edit; clips in [-1, 1].
 
-    Exactly 0 away from every change, and 1 everywhere for an edit of the whole frame. Frames see their
-    neighbours' changes, so that the mask does not flicker.
+    Exactly 0 away from every change. Frames see their neighbours' changes: the mask comes and goes softly.
     """
-    difference = (edited - reconstructed).abs().amax(dim=0)[:, None] / 2
-    radius = max(1, round(min(difference.shape[-2:]) * settings.radius))
-    difference = _average(difference, radius)
-    if (difference > settings.faint).float().mean() > settings.whole:
-        return torch.ones_like(difference[:, 0])
+    difference = _difference(edited, reconstructed, settings)
     change = ((difference - settings.low) / (settings.high - settings.low)).clamp(0, 1)
-    # A change in the frame before or after counts here, too: maxima over three frames.
-    change = rearrange(change, "t 1 h w -> 1 1 t h w")
-    change = rearrange(F.max_pool3d(change, (3, 1, 1), 1, (1, 0, 0)), "1 1 t h w -> t 1 h w")
-    return _average(change, radius)[:, 0]
+    # A change in the frame before or after counts here, too, and fades over some more: maxima over three
+    # frames, then means.
+    change = F.max_pool3d(rearrange(change, "t 1 h w -> 1 1 t h w"), (3, 1, 1), 1, (1, 0, 0))
+    change = F.avg_pool3d(change, (3, 1, 1), 1, (1, 0, 0), count_include_pad=False)
+    change = rearrange(change, "1 1 t h w -> t 1 h w")
+    return _average(change, _pixels(change, settings))[:, 0]
+
+
+def _difference(
+    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
+) -> Float[Tensor, "t 1 h w"]:
+    """Of the channel that differs most, mean over a neighbourhood."""
+    difference = (edited - reconstructed).abs().amax(dim=0)[:, None] / 2
+    return _average(difference, _pixels(difference, settings))
+
+
+def _pixels(frames: Tensor, settings: MaskSettings) -> int:
+    return max(1, round(min(frames.shape[-2:]) * settings.radius))
 
 
 def composite(source: Frames, edited: Frames, mask: Float[Tensor, "h w"]) -> Frames:

@@ -28,6 +28,7 @@ def embed(run: str, package: Path, vae_run: str | None = None) -> None:
         if any(not torch.equal(before[name], after[name]) for name in before):
             raise ValueError(f"{vae_run}: its encoder is not that of {run}")
         pipeline.register_modules(vae=vae)
+    pipeline.vae.to(torch.bfloat16)  # it is loaded in fp32
     folder = package / "nano"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from rvedit.compositing import MaskSettings, change_mask, composite
+from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
@@ -57,7 +57,8 @@ class RVEDiTPipeline(DiffusionPipeline):
     `text_encoder` and `tokenizer` may be absent where every block reads X_e alone.
     """
 
-    model_cpu_offload_seq = "text_encoder->mllm->connector->transformer->vae"
+    # The order in which they compute: each sends the one before it back to the CPU.
+    model_cpu_offload_seq = "mllm->connector->text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
 
     def __init__(
@@ -103,6 +104,13 @@ class RVEDiTPipeline(DiffusionPipeline):
             sigma_min=sigma_min,
             noise_share=noise_share,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> RVEDiTPipeline:
+        """As diffusers'; a folder's record of where its weights come from is kept."""
+        pipeline: RVEDiTPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipeline.provenance = Provenance.read(Path(pretrained_model_name_or_path))
+        return pipeline
 
     @classmethod
     def settings(cls) -> tuple[str, ...]:
@@ -186,6 +194,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         known: Tensor | None = None
         decoded: Frames | None = None  # of the window, at the model's size
         size: list[tuple[int, int]] = []
+        whole: bool | None = None  # is the edit of the whole frame? as the first window says, for all
 
         originals: deque[Frames] = deque()  # those not given yet, where they are needed again
 
@@ -209,18 +218,22 @@ class RVEDiTPipeline(DiffusionPipeline):
             latents = self._edit_latents(source, window.frames, instruction, settings, noise, report, known)
             new = self._decode(decoder, latents, 0 if known is None else known.shape[2])
             decoded = new if decoded is None else np.concatenate([decoded[plan.stride :], new])
-            mask = self._change_mask(source, new) if settings.preserve else None
+            mask = None
+            if settings.preserve:
+                pictures = to_model_range(new), to_model_range(self._picture(source, len(new)))
+                whole = is_whole(*pictures, MASK) if whole is None else whole
+                mask = None if whole else change_mask(*pictures, MASK)
             for index in range(window.end - window.first_new):
                 edited = resize_frames(new[index][None], *size[0])[0]
-                if mask is not None:
-                    edited = composite(originals.popleft(), edited, mask[index])
+                if settings.preserve:
+                    original = originals.popleft()
+                    edited = edited if mask is None else composite(original, edited, mask[index])
                 yield edited
         self.maybe_free_model_hooks()
 
-    def _change_mask(self, source: Tensor, new: Frames) -> Tensor:
-        """Where a window's new frames differ from the model's own picture of the source."""
-        picture = self._decode(StreamDecoder(self.vae), source)[-len(new) :]
-        return change_mask(to_model_range(new), to_model_range(picture), MASK)
+    def _picture(self, source: Tensor, count: int) -> Frames:
+        """The last frames of a window as the VAE draws its source: what an edit of nothing would be."""
+        return self._decode(StreamDecoder(self.vae), source)[-count:]
 
     @torch.no_grad()
     def _decode(self, decoder: StreamDecoder, latents: Tensor, known: int = 0) -> Frames:

@@ -145,6 +145,8 @@ def edit(
                 "--batch edits a list: leave out INPUT, --output, --compare and --allow-truncated, and give "
                 "--out-dir"
             )
+        if plan or card:
+            raise UserError("--batch: --plan and --card are for a single clip: give one of the list's")
         if not out_dir:
             raise UserError("--batch: name the folder of edits with --out-dir")
         _edit_batch(

@@ -18,6 +18,11 @@ from rvedit_cli.judge import judge
 from rvedit_cli.prepare import prepare
 from rvedit_cli.train import train
 
+NO_ROOM = (
+    "in `rvedit edit` try --offload model or group, --vae-tiling or --quantize nf4: --plan --card GB says "
+    "what fits; in a recipe gradient_checkpointing, accumulation or parallel: fsdp2"
+)
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -60,6 +65,12 @@ def main() -> None:
         if os.environ.get("RVEDIT_DEBUG"):
             raise
         console.say(f"rvedit: {error}")
+        sys.exit(2)
+    except Exception as error:
+        # By its name: torch may not have been imported.
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("RVEDIT_DEBUG"):
+            raise
+        console.say(f"rvedit: the device's memory is full: {NO_ROOM}")
         sys.exit(2)
     except Interrupted as stop:
         console.say(f"rvedit: {stop}")

@@ -98,6 +98,19 @@ def test_a_column_names_the_edit(bench, tmp_path):
     assert [path.name for path in found.values()] == ["mine.mp4", f"{STEM}_edited.mp4"]
 
 
+def test_a_column_describes_the_edit(bench):
+    """What VACE is told; it may be left out, as a whole and in a row."""
+    assert {item.description for item in read_bench(bench)} == {None}
+    text = bench.read_text().splitlines()
+    text[0] += ",description"
+    text[1] += ",A corgi in a park."
+    text[2:] = [line + "," for line in text[2:]]
+    bench.write_text("\n".join(text))
+    first, *others = read_bench(bench)
+    assert first.description == "A corgi in a park."
+    assert {item.description for item in others} == {None}
+
+
 def test_one_clip_with_two_instructions(bench, tmp_path):
     lines = bench.read_text().splitlines()
     bench.write_text("\n".join([*lines, "local_add,Add a hat.,videos/0002_local_remove_The_bird.mp4"]))

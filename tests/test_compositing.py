@@ -8,7 +8,7 @@ import torch
 from conftest import random_clip
 
 from rvedit.checkpoints import find_checkpoint, load_pipeline
-from rvedit.compositing import MaskSettings, change_mask, composite
+from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
 from rvedit.records import EditSettings
 
 SETTINGS = MaskSettings()
@@ -36,19 +36,19 @@ def test_the_mask_is_1_on_the_change_and_0_far_from_it():
 
 
 def test_the_mask_is_smooth_in_time():
-    mask = change_mask(*clips(), SETTINGS)
-    assert mask[0, 48, 48] > 0.9  # the frame before sees what is to come
-    assert mask[3, 48, 48] > 0.9
-    assert mask[4].max() == 0
+    mask = change_mask(*clips(frames=7), SETTINGS)
+    # The frames before and after see what is to come and what was; then it fades.
+    assert mask[:, 48, 48].tolist() == pytest.approx([1, 1, 1, 2 / 3, 1 / 3, 0, 0])
+    assert mask[5:].max() == 0
 
 
 def test_an_edit_of_the_whole_frame_is_kept_as_it_is():
     """However faint: a style is no pixels' own, and half of it would be worse than none."""
     edited, source = clips()
-    assert (change_mask(edited + 0.12, source, SETTINGS) == 1).all()
-    assert (change_mask(edited + 0.04, source, SETTINGS) == 0).any()
+    assert is_whole(edited + 0.12, source, SETTINGS)
+    assert not is_whole(edited + 0.04, source, SETTINGS)
     edited[..., :40] += 0.4  # of two fifths of the frame: an edit of a part
-    assert (change_mask(edited, source, SETTINGS) == 0).any()
+    assert not is_whole(edited, source, SETTINGS)
 
 
 @pytest.mark.parametrize("scale", [1, 3])
@@ -71,6 +71,7 @@ def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
     frames = random_clip(15, 70, 131, seed=3)
     settings = EditSettings(num_inference_steps=1)
     plain = pipeline(frames, "remove the dog", settings)
+    monkeypatch.setattr("rvedit.pipeline.is_whole", lambda *_: False)
     nothing = lambda edited, source, chosen: torch.zeros(edited.shape[1:])  # noqa: E731
     monkeypatch.setattr("rvedit.pipeline.change_mask", nothing)
     assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == frames).all()
@@ -81,6 +82,7 @@ def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
     rows = [np.abs(mixed[:, r].astype(int) - plain[:, r]).max() for r in (0, 10)]
     assert rows == [0, 0]
     assert (mixed[:, -5:] == frames[:, -5:]).all()
-    everywhere = lambda edited, source, chosen: torch.ones(edited.shape[1:])  # noqa: E731
-    monkeypatch.setattr("rvedit.pipeline.change_mask", everywhere)
+    asked = []
+    monkeypatch.setattr("rvedit.pipeline.is_whole", lambda *_: asked.append(1) or True)
     assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == plain).all()
+    assert len(asked) == 1, "the first window decides for all"

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_text_encoder, random_clip
+from conftest import make_pipeline, make_text_encoder, random_clip
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from rvedit.editors import KNOWN, WholeClipEditor, load_editor
+from rvedit.editors.rvedit import RVEDiTEditor
 from rvedit.editors.whole_clip import Native
 from rvedit.errors import UserError
 from rvedit.records import EditSettings
@@ -169,7 +170,10 @@ def test_by_name_and_by_command(folders, tmp_path, monkeypatch, tiny_tokenizer):
     assert not np.array_equal(ours, base), "the adapters are in use"
 
 
-def test_what_they_cannot_do_is_said(folders, tmp_path):
+def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
+    own = RVEDiTEditor(make_pipeline(tiny_tokenizer), "mine")
+    with pytest.raises(UserError, match="--mask: is for --model vace"):
+        own.edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "mask.png"))
     with pytest.raises(UserError, match="--preserve needs"):
         next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(preserve=True)))
     (tmp_path / "model_index.json").write_text('{"_class_name": "LucyEditPipeline"}')

@@ -118,7 +118,8 @@ def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) 
 def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, companions, tmp_path, spelling):
     trained_file(tmp_path / "kiwi.safetensors", spelling, adapters=False)
     loaded = load_pipeline(tmp_path / "kiwi.safetensors")
-    for name in ("transformer", "connector", "mllm"):
+    assert loaded.text_encoder is loaded.tokenizer is None, "no block would read X_l"
+    for name in ("transformer", "connector", "mllm", "vae"):
         ours, theirs = getattr(loaded, name).state_dict(), getattr(pipeline, name).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
@@ -191,6 +192,18 @@ def without_a_key(folder: Path) -> None:
     save_file(state, file)
 
 
+def without_depth(folder: Path) -> None:
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    del config["num_layers"]
+    path.write_text(json.dumps(config))
+
+
+def empty_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "processor" / name).unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -200,6 +213,9 @@ def without_a_key(folder: Path) -> None:
         ),
         (without("processor/qwen_config.json"), "qwen_config.json is missing"),
         (without("transformer/config.json"), "config.json is missing"),
+        (without("processor"), "is missing"),
+        (without_depth, "do not fit transformer: num_layers"),
+        (empty_tokenizer, "its tokenizer cannot be read"),
         (cut_off, "not a whole safetensors file"),
         (without_a_shard, "part-1.safetensors and 1 more of 3 shards missing"),
         (without_a_key, "do not fit vae: "),

@@ -238,7 +238,7 @@ def test_it_loads_as_pipelines_of_diffusers_do(tiny_pipeline: RVEDiTPipeline, sa
 def test_another_dtype_is_honoured(saved: Path) -> None:
     loaded = load_pipeline(saved, torch.bfloat16)
     assert loaded.transformer.dtype == torch.bfloat16
-    assert loaded.vae.dtype == torch.bfloat16
+    assert loaded.vae.dtype == torch.float32, "latents are coarse otherwise"
     edited = loaded(random_clip(2), INSTRUCTION, ONE_STEP)
     assert edited.shape == (2, 32, 32, 3)
 

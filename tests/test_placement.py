@@ -64,6 +64,9 @@ def test_every_component_is_fetched_before_it_computes(pipeline):
     pipeline(random_clip(5), "make the fish orange", SETTINGS)
     assert {name for name, _ in used} == set(names)
     assert all(was_there for _, was_there in used)
+    # Each sends the one before it in the chain back, so the chain is the order in which they compute.
+    order = [name for name in dict.fromkeys(name for name, _ in used) if name != "vae"]
+    assert "->".join([*order, "vae"]) == pipeline.model_cpu_offload_seq
 
 
 def bytes_of(module):

@@ -10,6 +10,7 @@ from conftest import make_pipeline, random_clip
 from typer.testing import CliRunner
 
 from rvedit.checkpoints import load_pipeline
+from rvedit.errors import UserError
 from rvedit.model.footprint import LiveBytes, peak_bytes
 from rvedit.records import ClipShape, EditSettings
 from rvedit.workflows.plan_edit import EditOptions, Planner, outline, plan_edit, what_fits
@@ -76,6 +77,33 @@ def test_offloading_needs_less_and_the_published_model_fits_a_card():
 def test_the_routing_depth_decides_about_the_text_encoder():
     assert outline("linyq/kiwi-edit-5b-instruct-only-diffusers").text_encoder is None
     assert outline("Wan-AI/Wan2.2-TI2V-5B-Diffusers").text_encoder is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--quantize", "int3"), "--quantize int3: choose one of"),
+        (("--offload", "foo"), "--offload foo: choose one of"),
+        (("--model", "runs/nme"), "runs/nme: no such folder"),
+        (("--model", "someone/something"), "its size is not known"),
+        (("--model", "lucy"), "plans are made for RVEDiT"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(tmp_path, options, said):
+    from rvedit.video import write_clip
+
+    write_clip(tmp_path / "in.mp4", random_clip(2, 32, 48), 12)
+    result = CliRunner().invoke(app, ["edit", str(tmp_path / "in.mp4"), "red", "--plan", *options])
+    assert isinstance(result.exception, UserError)
+    assert said in str(result.exception)
+
+
+def test_guidance_fetches_the_language_model_beside_the_transformer():
+    model = "linyq/kiwi-edit-5b-instruct-only-diffusers"
+    one, two = (plan_edit(REAL, model, EditOptions(offload="model", guidance=g)) for g in (1.0, 3.0))
+    reading = next(stage for stage in two.stages if stage.name == "editing tokens")
+    assert set(reading.modules) == {"mllm", "connector", "transformer"}
+    assert two.device_bytes >= one.device_bytes
 
 
 def test_the_command(tiny_tokenizer, tmp_path):

@@ -12,6 +12,7 @@ import yaml
 from conftest import make_pipeline, random_clip
 
 from rvedit.checkpoints import load_pipeline
+from rvedit.pipeline import RVEDiTPipeline
 from rvedit.provenance import KIWI, QWEN, WAN, Provenance
 from rvedit.records import EditSettings
 from rvedit.workflows.train import train
@@ -53,6 +54,7 @@ def test_a_saved_folder_loads_elsewhere_and_keeps_its_record(tiny_tokenizer, tmp
     folder = tmp_path / "there" / "my-editor"
     again = load_pipeline(folder)
     assert again.provenance == pipeline.provenance
+    assert RVEDiTPipeline.from_pretrained(folder).provenance == pipeline.provenance
     clip, settings = random_clip(5), EditSettings(2)
     assert np.array_equal(again(clip, "make it red", settings), pipeline(clip, "make it red", settings))
     card = (folder / "README.md").read_text()

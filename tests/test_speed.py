@@ -123,6 +123,7 @@ def test_magcache_skips_for_any_number_of_steps(pipeline, steps):
     assert len(calls) == whole + (steps - whole) // 4
 
 
-def test_magcache_is_for_rvedits_own_models():
-    with pytest.raises(UserError, match="--fast magcache: is for models that rvedit runs itself"):
-        reuse_steps(SimpleNamespace(transformer=None), "magcache")
+@pytest.mark.parametrize("kind", ["first-block", "magcache"])
+def test_whole_steps_are_skipped_in_rvedits_own_models_alone(kind):
+    with pytest.raises(UserError, match=f"--fast {kind}: is for models that rvedit runs itself"):
+        reuse_steps(SimpleNamespace(transformer=None), kind)

@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from rvedit.errors import UserError
 
@@ -83,6 +83,17 @@ def fitting(where: Path, part: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise UserError(f"{where}: the checkpoint's keys do not fit {part}: {error.args[0]}") from None
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """A tokenizer's folder. Raises UserError where it is missing or not whole."""
+    if not folder.is_dir():
+        raise UserError(f"{folder.parent}: not a whole checkpoint: the folder {folder.name}/ is missing")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: its tokenizer cannot be read: {reason}") from None
 
 
 def pipeline_kind(path: Path) -> str:

@@ -17,10 +17,18 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from rvedit.checkpoints import wan
-from rvedit.checkpoints.files import build, check_file, fitting, read_config, read_weights, weight_files
+from rvedit.checkpoints.files import (
+    build,
+    check_file,
+    fitting,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    weight_files,
+)
 from rvedit.checkpoints.find import companion_wan
 from rvedit.checkpoints.own import load_module
 from rvedit.errors import UserError
@@ -41,7 +49,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         read_weights(weight_files(folder / "transformer")),
         dtype,
         folder / "transformer",
-        config["num_layers"],
+        _depth(config, folder),
         _source_embedder(source, folder / "source_embedder"),
     )
     encoder = folder / "mllm_encoder"
@@ -59,7 +67,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         text_encoder=None,
         vae=_vae(folder / "vae"),
         tokenizer=None,
-        mllm_tokenizer=AutoTokenizer.from_pretrained(folder / "processor"),
+        mllm_tokenizer=read_tokenizer(folder / "processor"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=wan.SHIFT),
         sigma_min=SIGMA_MIN,
     )
@@ -97,7 +105,9 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         transformer=_trained_transformer(parts["dit"], parts["vae_condition"], base, dtype, file),
         connector=_connector(ours, dtype, file, {}),
         **qwen,
-        **wan.wan_parts(base, dtype),
+        **wan.frame_parts(base),
+        text_encoder=None,  # no block would read it
+        tokenizer=None,
         sigma_min=SIGMA_MIN,
     )
 
@@ -116,7 +126,13 @@ def _trained_transformer(
         weights[key] = weights[key].float() + delta
     config = read_config(base / "transformer" / "config.json")
     embedder = _source_embedder(source, file)
-    return wan.routed_transformer(config, weights, dtype, file, config["num_layers"], embedder)
+    return wan.routed_transformer(config, weights, dtype, file, _depth(config, base), embedder)
+
+
+def _depth(config: Mapping[str, Any], folder: Path) -> int:
+    """L: as deep as all blocks read X_e alone."""
+    with fitting(folder / "transformer", "transformer"):
+        return int(config["num_layers"])
 
 
 def _train_on(mllm: Any, state: Mapping[str, Tensor], file: Path) -> None:

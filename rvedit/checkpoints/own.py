@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import AutoTokenizer, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.checkpoints.files import weight_files
+from rvedit.checkpoints.files import read_tokenizer, weight_files
 from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
 from rvedit.model.nano_tokenizer import train_tokenizer
@@ -63,14 +63,16 @@ def load_own(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> RVED
     for name in {"tokenizer", "mllm_tokenizer", "scheduler"} - absent:
         _require_folder(folder, name)
     settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
+    dtypes = dict.fromkeys(MODULE_CLASSES, dtype) | {"vae": torch.float32}  # latents are coarse otherwise
     modules: dict[str, Any] = {
-        name: None if name in absent else load_module(name, folder / name, dtype) for name in MODULE_CLASSES
+        name: None if name in absent else load_module(name, folder / name, kind)
+        for name, kind in dtypes.items()
     }
-    tokenizer = None if "tokenizer" in absent else AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = None if "tokenizer" in absent else read_tokenizer(folder / "tokenizer")
     return RVEDiTPipeline(
         **modules,
         tokenizer=tokenizer,
-        mllm_tokenizer=AutoTokenizer.from_pretrained(folder / "mllm_tokenizer"),
+        mllm_tokenizer=read_tokenizer(folder / "mllm_tokenizer"),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         **settings,
     )

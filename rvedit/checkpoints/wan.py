@@ -15,9 +15,8 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from rvedit.checkpoints.files import build, fitting, read_config, read_weights, weight_files
+from rvedit.checkpoints.files import build, fitting, read_config, read_tokenizer, read_weights, weight_files
 from rvedit.checkpoints.find import companion_mllm, companion_wan
 from rvedit.checkpoints.own import load_module
 from rvedit.errors import UserError
@@ -33,6 +32,8 @@ _HEAD_DIM = 128  # of every Wan; the weights do not tell
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     """`Wan2.2-TI2V-5B-Diffusers`."""
     config = read_config(folder / "transformer" / "config.json")
+    if (folder / "transformer_2").is_dir():
+        raise UserError(f"{folder}: a Wan of two transformers: RVEDiT starts from Wan2.2-TI2V-5B")
     if config.get("in_channels") != config.get("out_channels") or config.get("image_dim"):
         raise UserError(
             f"{folder}: a Wan whose transformer reads {config.get('in_channels')} channels and gives "
@@ -152,8 +153,8 @@ def original_vae(config: Mapping[str, Any], state: Mapping[str, Tensor], where: 
         for old, new in _VAE_NAMES:
             key = re.sub(old, new, key)
         renamed[key] = tensor
-    levels = len(config["dim_mult"])
     with fitting(where, "vae"):
+        levels = len(config["dim_mult"])
         first = renamed["decoder.conv_in.weight"].shape[0]
         settings = {
             "base_dim": config["dim"],
@@ -186,22 +187,26 @@ def text_parts(wan: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The text encoder and its tokenizer of a diffusers folder of Wan."""
     return {
         "text_encoder": load_module("text_encoder", wan / "text_encoder", dtype),
-        "tokenizer": AutoTokenizer.from_pretrained(wan / "tokenizer"),
+        "tokenizer": read_tokenizer(wan / "tokenizer"),
     }
 
 
 def wan_parts(wan: Path, dtype: torch.dtype) -> dict[str, Any]:
     """All that a diffusers folder of Wan gives beside its transformer."""
+    return {**text_parts(wan, dtype), **frame_parts(wan)}
+
+
+def frame_parts(wan: Path) -> dict[str, Any]:
+    """The VAE, in fp32, and the scheduler."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    vae = load_module("vae", wan / "vae", torch.float32)
-    return {**text_parts(wan, dtype), "vae": vae, "scheduler": scheduler}
+    return {"vae": load_module("vae", wan / "vae", torch.float32), "scheduler": scheduler}
 
 
 def language_parts(dtype: torch.dtype) -> dict[str, Any]:
     """The multimodal LLM of `companion_mllm` and its tokenizer."""
     folder = companion_mllm()
     mllm = load_module("mllm", folder, dtype)
-    return {"mllm": mllm, "mllm_tokenizer": AutoTokenizer.from_pretrained(folder)}
+    return {"mllm": mllm, "mllm_tokenizer": read_tokenizer(folder)}
 
 
 def _assemble(transformer: RoutedWanTransformer3DModel, wan: Path, dtype: torch.dtype) -> RVEDiTPipeline:

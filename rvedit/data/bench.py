@@ -197,6 +197,7 @@ def _read_csv(path: Path) -> list[BenchItem]:
                 _category(word),
                 word,
                 source,
+                description=(row.get("description") or "").strip() or None,
                 edited=Path(edited) if edited else None,
                 list_folder=path.parent,
             )

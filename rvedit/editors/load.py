@@ -6,7 +6,7 @@ import torch
 
 from rvedit.checkpoints import find_checkpoint, load_pipeline, pipeline_kind
 from rvedit.editors.base import Editor
-from rvedit.editors.placement import OFFLOADS, QUANTIZATIONS, Offload, Quantize, quantize
+from rvedit.editors.placement import Offload, Quantize, check_placement, quantize
 from rvedit.editors.placement import place as put
 from rvedit.editors.rvedit import RVEDiTEditor
 from rvedit.editors.speed import FASTS, Fast, choose_attention, compile_blocks, reuse_steps
@@ -35,10 +35,7 @@ def load_editor(
     `quantization` stores the large matrices in int8, fp8 or nf4. `vae_tiling` encodes and decodes by tiles.
     `fast` lets steps reuse earlier ones' work; `compiled` compiles the blocks; `attention` names kernels.
     """
-    if offload not in OFFLOADS:
-        raise UserError(f"--offload {offload}: choose one of {', '.join(OFFLOADS)}")
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        raise UserError(f"--quantize {quantization}: choose one of {', '.join(QUANTIZATIONS)}")
+    check_placement(offload, quantization)
     if fast is not None and fast not in FASTS:
         raise UserError(f"--fast {fast}: choose one of {', '.join(FASTS)}")
     place = pick_device(device)

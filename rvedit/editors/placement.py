@@ -20,6 +20,14 @@ BITS: dict[Quantize, float] = {"int8": 8.0, "fp8": 8.0, "nf4": 4.5}
 """Of a weight in a large matrix, its scales included."""
 
 
+def check_placement(offload: str, quantization: str | None) -> None:
+    """Raises UserError for what is none of the above."""
+    if offload not in OFFLOADS:
+        raise UserError(f"--offload {offload}: choose one of {', '.join(OFFLOADS)}")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UserError(f"--quantize {quantization}: choose one of {', '.join(QUANTIZATIONS)}")
+
+
 def stacks(pipeline: Any) -> dict[str, nn.Module]:
     """The layers that hold nearly all of the weights, by component."""
     found: dict[str, nn.Module] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames
@@ -23,7 +24,9 @@ class RVEDiTEditor:
         settings: EditSettings,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> Iterator[Frames]:
-        """See `Editor.edit`."""
+        """See `Editor.edit`. Raises UserError for a mask, which this model does not read."""
+        if settings.mask:
+            raise UserError("--mask: is for --model vace and ditto: say in the instruction where it is to be")
         return self.pipeline.stream(frames, instruction, settings, on_progress)
 
     def windows(self, num_frames: int) -> int:

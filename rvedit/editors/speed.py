@@ -29,11 +29,12 @@ def reuse_steps(pipeline: Any, kind: Fast, threshold: float = 0.1) -> None:
     and feed-forward are computed at every third step and extrapolated between.
     """
     transformer = pipeline.transformer
+    if kind != "taylorseer" and not isinstance(pipeline, RVEDiTPipeline):
+        # MagCache is measured by an edit; VACE would add its hints twice to what a step before left.
+        raise UserError(f"--fast {kind}: is for models that rvedit runs itself: choose taylorseer")
     if kind == "first-block":
         transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
     elif kind == "magcache":
-        if not isinstance(pipeline, RVEDiTPipeline):
-            raise UserError("--fast magcache: is for models that rvedit runs itself: choose first-block")
         transformer.enable_cache(MagCache(magnitude_ratios(pipeline), threshold))
     else:
         kept = torch.float32 if transformer.dtype == torch.float32 else torch.bfloat16

@@ -103,7 +103,7 @@ def edit_batch(
             instruction = checked_instruction(item.instruction)
             with VideoReader(item.source) as reader:
                 assert editor is not None
-                described = replace(settings, description=item.description)
+                described = replace(settings, description=item.description or settings.description)
                 edit_file(reader, instruction, _edit_of(item), editor, described, overwrite=True)
         except UserError as error:
             failures[item.id] = str(error)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint, pipeline_kind
+from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint, kiwi, pipeline_kind
 from rvedit.checkpoints.files import read_config
 from rvedit.editors import KNOWN
-from rvedit.editors.placement import BITS, Offload, Quantize, stacks
+from rvedit.editors.placement import BITS, Offload, Quantize, check_placement, stacks
 from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
 from rvedit.model.flops import Shape, context_lengths, forward_flops
@@ -52,6 +52,9 @@ class EditOptions:
     vae_tiling: bool = False
     steps: int | None = None
     guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        check_placement(self.offload, self.quantization)
 
     @property
     def words(self) -> str:
@@ -196,7 +199,11 @@ def outline(model: str) -> RVEDiTPipeline:
     """The pipeline of a checkpoint, without weights: by its configs, or as the 5B is published."""
     if model in KNOWN:
         raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
-    path = None if model.count("/") == 1 and not Path(model).exists() else find_checkpoint(model)
+    is_here = Path(model).expanduser().exists() or model.startswith("runs/")
+    published = model.count("/") == 1 and not is_here
+    if published and not any(name in model.lower() for name in ("kiwi-edit-5b", "wan2.2-ti2v-5b")):
+        raise UserError(f"--plan {model}: its size is not known: download it and name its folder")
+    path = None if published else find_checkpoint(model)
     own = path is not None and (path / "connector").is_dir()
     kind = pipeline_kind(path) if path else ""
     if any(name in kind for name in ("Lucy", "VACE")):
@@ -207,7 +214,8 @@ def outline(model: str) -> RVEDiTPipeline:
             modules = {name: _module(name, path) for name in MODULE_CLASSES if (path / name).is_dir()}
         else:
             transformer = dict(WAN22_5B_TRANSFORMER)
-            if "kiwi" in f"{kind} {model}".lower():
+            trained = path is not None and path.is_file() and kiwi.is_trained_file(path)
+            if trained or "kiwi" in f"{kind} {model}".lower():
                 transformer["routing_depth"] = transformer["num_layers"]
             modules = {
                 "transformer": RoutedWanTransformer3DModel(**transformer),
@@ -298,6 +306,8 @@ def _stages(
     reading = stage("reading the source", ("vae",), lambda: encode(vae, pixels.clone()))
     yield replace(reading, work=reading.work + given, flops=reading.flops * share)
 
+    # What the transformer makes of one condition comes before the language models read the other.
+    again = ("transformer",) if conditions > 1 else ()
     sight = pipeline.edit_token_encoder.sight
     vision = pipeline.mllm.config.vision_config
     seen_rows, seen_columns = sight.size(clip.height, clip.width)
@@ -309,7 +319,7 @@ def _stages(
     places = torch.empty(3, 1, length, dtype=torch.long, device="meta")
     yield stage(
         "editing tokens",
-        ("mllm", "connector"),
+        ("mllm", "connector", *again),
         lambda: language(inputs_embeds=states.clone(), position_ids=places, use_cache=False),
         conditions,
     )
@@ -319,7 +329,7 @@ def _stages(
         encoder = _cast(pipeline.text_encoder, dtype)
         ids = torch.empty(1, words, dtype=torch.long, device="meta")
         text = empty(1, words, encoder.config.d_model)
-        yield stage("text tokens", ("text_encoder",), lambda: encoder(ids), conditions)
+        yield stage("text tokens", ("text_encoder", *again), lambda: encoder(ids), conditions)
 
     model = _cast(transformer, dtype)
     edit_tokens = empty(1, connector.config.num_queries, connector.config.width)

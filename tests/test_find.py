@@ -1,0 +1,47 @@
+"""Checkpoints by their names: what the hub refuses is one line with the remedy."""
+
+import pytest
+from huggingface_hub.errors import GatedRepoError
+
+from rvedit.checkpoints import find_checkpoint
+from rvedit.errors import UserError
+from rvedit_cli import main
+
+
+def refuse_with(monkeypatch, error):
+    def snapshot_download(name):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+
+
+def test_a_gated_hub_id_says_where_to_ask(monkeypatch):
+    refuse_with(monkeypatch, GatedRepoError.__new__(GatedRepoError))  # its arguments are the web library's
+    with pytest.raises(
+        UserError, match=r"accept the terms on https://huggingface.co/owner/name, set HF_TOKEN"
+    ):
+        find_checkpoint("owner/name")
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    refuse_with(monkeypatch, ConnectionError("no route to host\nand a long story"))
+    with pytest.raises(UserError) as caught:
+        find_checkpoint("owner/name", "RVEDIT_WAN")
+    assert str(caught.value).endswith("not to be had from the hub: no route to host")
+    assert str(caught.value).startswith("RVEDIT_WAN owner/name: not a folder here")
+
+
+def test_a_full_device_is_one_line(monkeypatch, capsys):
+    """Raised by whatever was computing, so it is told by its name."""
+
+    def app():
+        raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(main, "app", app)
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "memory is full" in said
+    assert "--offload model" in said
+    assert "Traceback" not in said
