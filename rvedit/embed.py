@@ -23,12 +23,12 @@ def embed(run: str, package: Path, vae_run: str | None = None) -> None:
     pipeline = load_pipeline(find_checkpoint(run), torch.bfloat16)
     if vae_run:
         folder = find_checkpoint(vae_run)
-        vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", torch_dtype=torch.bfloat16)
+        vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
         before, after = pipeline.vae.encoder.state_dict(), vae.encoder.state_dict()
         if any(not torch.equal(before[name], after[name]) for name in before):
             raise ValueError(f"{vae_run}: its encoder is not that of {run}")
         pipeline.register_modules(vae=vae)
-    pipeline.vae.to(torch.bfloat16)  # it is loaded in fp32
+    pipeline.vae.to(torch.bfloat16)  # it is read in fp32
     folder = package / "nano"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)

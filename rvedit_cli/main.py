@@ -66,15 +66,15 @@ def main() -> None:
             raise
         console.say(f"rvedit: {error}")
         sys.exit(2)
+    except Interrupted as stop:
+        console.say(f"rvedit: {stop}")
+        sys.exit(stop.code)
     except Exception as error:
         # By its name: torch may not have been imported.
         if type(error).__name__ != "OutOfMemoryError" or os.environ.get("RVEDIT_DEBUG"):
             raise
         console.say(f"rvedit: the device's memory is full: {NO_ROOM}")
         sys.exit(2)
-    except Interrupted as stop:
-        console.say(f"rvedit: {stop}")
-        sys.exit(stop.code)
     except SystemExit as stop:
         if stop.code == 130:  # how typer ends on Ctrl-C
             console.say("rvedit: interrupted; nothing half-written is left")
