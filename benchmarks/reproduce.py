@@ -147,8 +147,8 @@ def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> N
                     continue  # without alignment there is no such loss
                 smooth = np.convolve(np.mean(curves, axis=0), np.ones(25) / 25, mode="valid")
                 steps, dash = np.arange(len(smooth)) + 25, ("-", "--", ":", "-.")[number // 3 % 4]
-                (line,) = axis.plot(steps, smooth, linestyle=dash)
-                ends.append((smooth[-1], label, line.get_color()))
+                axis.plot(steps, smooth, linestyle=dash, color=f"C{number}")  # the same in both
+                ends.append((smooth[-1], label, f"C{number}"))
             axis.set_title(f"{name}, mean of 25 steps")
             axis.set_xlabel("step")
             low, high = axis.get_ylim()
