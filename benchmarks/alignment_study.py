@@ -1,11 +1,11 @@
-"""When alignment helps, and whether routing does without it, at nano size.
+"""When alignment helps, at nano size.
 
     python benchmarks/alignment_study.py --first-stage runs/nano_first_stage
 
-From one first stage, on the same batches, times and noise: alignment at its full weight, warmed up over the
-whole training, and at the weight of Appendix D.1, against none; and without alignment no routing and no
-native tokens. From scratch, on stills: none against D.1's weight, by the training loss alone, since so few
-steps teach no edit. What is trained, edited or judged is kept.
+From one first stage, on the same batches, times and noise, routed at half of the depth: alignment at its
+full weight, rising over the whole training, and at the weight of Appendix D.1, against none. From scratch,
+on stills: none against D.1's weight, by the training loss alone, since so few steps teach no edit. What is
+trained, edited or judged is kept.
 """
 
 from __future__ import annotations
@@ -37,15 +37,12 @@ from rvedit.analysis.tables import OVERALL, result_rows
 from rvedit.recipes import load_recipe
 from rvedit.workflows.judge import read_judged
 
-NONE = "lambda = 0, L_s = 4 of 8"
-WITHOUT = "ablation_wo_raaa"
+NONE = "lambda = 0"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    NONE: (WITHOUT, ()),
+    NONE: ("ablation_wo_raaa", ()),
     "lambda = 0.75": ("rvedit", ()),
     "lambda = 0.75, rising over all steps": ("rvedit", ("alignment.warmup_steps={steps}",)),
     "lambda = 0.1": ("rvedit", ("alignment.weight=0.1",)),
-    "lambda = 0, L_s = 0": (WITHOUT, ("model.routing_depth=0",)),
-    "lambda = 0, L_s = 8 of 8": (WITHOUT, ("model.routing_depth=8",)),
 }
 """Labels; each a recipe at nano's size, and what differs from it."""
 SCRATCH_WEIGHTS = (0.0, 0.1)
