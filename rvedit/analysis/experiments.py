@@ -58,17 +58,25 @@ def first_window(path: Path, pipeline: RVEDiTPipeline) -> Window:
         return next(split(frames, pipeline.window_plan))
 
 
+def text_length(pipeline: RVEDiTPipeline, instruction: str) -> int:
+    """Tokens of X_l before its zeros; none where no block reads it."""
+    if pipeline.tokenizer is None:
+        return 0
+    limit = pipeline.config.max_text_length
+    return len(pipeline.tokenizer(instruction, truncation=True, max_length=limit).input_ids)
+
+
 def context_groups(
-    pipeline: RVEDiTPipeline, instruction: str, num_frames: int, positions: int, tokens: int
+    pipeline: RVEDiTPipeline, said: int, num_frames: int, positions: int, tokens: int
 ) -> list[int]:
-    """Tokens of each of `GROUPS` in a context of so many, for clips of so many frames and positions."""
+    """Tokens of each of `GROUPS` in a context of so many: of clips of so many frames and positions, and of a
+    text of the `text_length` said.
+    """
     config = pipeline.connector.config
     is_still = num_frames == 1 and config.num_image_queries
     edit_tokens = config.num_image_queries if is_still else config.num_queries
     if tokens == edit_tokens:
         return [edit_tokens, 0, 0, 0]
-    limit = pipeline.config.max_text_length
-    said = len(pipeline.tokenizer(instruction, truncation=True, max_length=limit).input_ids)
     return [edit_tokens, positions, said, tokens - edit_tokens - positions - said]
 
 
@@ -83,6 +91,7 @@ def read_edit(
     mass: list[list[Values]] = []
     entropy: list[list[float]] = []
     positions = 0
+    said = text_length(pipeline, instruction)
 
     def on_attention(block: int, query: Tensor, key: Tensor) -> None:
         nonlocal positions
@@ -90,7 +99,7 @@ def read_edit(
         if block == 1:
             mass.append([])
             entropy.append([])
-        groups = context_groups(pipeline, instruction, len(frames), positions, key.shape[1])
+        groups = context_groups(pipeline, said, len(frames), positions, key.shape[1])
         reading = read(query, key, groups)
         mass[-1].append(reading.mass.cpu().numpy())
         entropy[-1].append(reading.entropy)

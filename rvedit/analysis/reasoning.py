@@ -13,7 +13,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rvedit.analysis.experiments import context_groups
+from rvedit.analysis.experiments import context_groups, text_length
 from rvedit.analysis.observe import observed_attention
 from rvedit.analysis.reading import maps
 from rvedit.model.latents import decode
@@ -74,6 +74,7 @@ def trace_edit(
     """
     frames = window.frames
     words = word_tokens(pipeline, instruction)
+    said = text_length(pipeline, instruction)
     height, width = frames.shape[1:3]
     scale = pipeline.vae.config.scale_factor_spatial
     p_t, p_h, p_w = pipeline.transformer.config.patch_size
@@ -87,7 +88,7 @@ def trace_edit(
         seen_steps += block == 1
         if block not in blocks or seen_steps not in steps:
             return
-        groups = context_groups(pipeline, instruction, len(frames), query.shape[1], key.shape[1])
+        groups = context_groups(pipeline, said, len(frames), query.shape[1], key.shape[1])
         found, shown[block] = _block_maps(query, key, groups, words, shown.get(block))
         volumes = {
             name: rearrange(values, "(f y x) -> f y x", f=grid[0], y=grid[1], x=grid[2]).numpy()
