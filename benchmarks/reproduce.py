@@ -91,7 +91,7 @@ def edit_and_judge(model: Path, args: argparse.Namespace) -> Path:
     """Edit the held-out clips and score the edits; returns their folder."""
     edits = args.work / "edits" / model.name
     batch = ("--batch", args.work / "held_out", "--limit", args.count, "--out-dir", edits)
-    rvedit("edit", *batch, "--model", model, at_once=args.at_once)
+    rvedit("edit", *batch, "--model", model, "--together", args.together, at_once=args.at_once)
     rvedit("judge", edits, "--judge", "reference", at_once=args.at_once)
     return edits
 
@@ -189,6 +189,8 @@ def options(description: str | None, out: Path) -> argparse.ArgumentParser:
         default=1 if torch.cuda.is_available() else os.cpu_count(),
         help="trainings and edits at a time; by default one on a GPU, and one for each core of a CPU",
     )
+    together = 50 if torch.cuda.is_available() else 1
+    parser.add_argument("--together", type=int, default=together, help="clips edited in one pass")
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from rvedit.model.step_cache import begin_window
 from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.provenance import Provenance
 from rvedit.records import EditSettings, Progress
-from rvedit.video_tensors import Frames, resize_frames, to_model_range
+from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
 from rvedit.windows import WindowNoise, WindowPlan, carry_over, split
 
 MASK = MaskSettings()
@@ -215,7 +215,9 @@ class RVEDiTPipeline(DiffusionPipeline):
                 # The window goes on from what was edited: its first frame, and the latents that it shares.
                 first = self._encode_window(decoded[plan.stride : plan.stride + 1])
                 known = carry_over(latents, first, plan)
-            latents = self._edit_latents(source, window.frames, instruction, settings, noise, report, known)
+            latents = self._edit_latents(
+                source, [window.frames], [instruction], settings, noise, report, known
+            )
             new = self._decode(decoder, latents, 0 if known is None else known.shape[2])
             decoded = new if decoded is None else np.concatenate([decoded[plan.stride :], new])
             mask = None
@@ -259,7 +261,32 @@ class RVEDiTPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "1 c f h w"]:
         """Algorithm 2 up to z_0: the edited latents of 4k+1 frames at model size."""
         source = self._encode_window(frames)
-        return self._edit_latents(source, frames, instruction, settings, noise, report)
+        return self._edit_latents(source, [frames], [instruction], settings, noise, report)
+
+    @torch.no_grad()
+    def edit_together(
+        self, clips: Sequence[Frames], instructions: Sequence[str], settings: EditSettings | None = None
+    ) -> list[Frames]:
+        """Edit clips of equal size and length in one pass, each as if it were edited alone.
+
+        For many short clips on a device that one of them does not fill. Raises ValueError for clips longer
+        than a window or unequal ones, and for `preserve`.
+        """
+        settings = settings or EditSettings()
+        count, height, width = clips[0].shape[:3]
+        if settings.preserve or len({clip.shape for clip in clips}) > 1:
+            raise ValueError("only clips of one size and length are edited together, and without preserve")
+        if count > self.window_plan.length:
+            raise ValueError(f"{count} frames are more than a window of {self.window_plan.length}")
+        padded = [np.concatenate([clip, clip[-1:].repeat((1 - count) % 4, axis=0)]) for clip in clips]
+        frames = [resize_frames(clip, *self.model_size(height, width)) for clip in padded]
+        source = torch.cat([self._encode_window(clip) for clip in frames])
+        noise = self.window_noise(settings.seed)
+        latents = self._edit_latents(source, frames, instructions, settings, noise)
+        parts = [part.float().cpu() for part in StreamDecoder(self.vae)(latents)]
+        self.maybe_free_model_hooks()
+        edited = (to_frames(clip)[:count] for clip in torch.cat(parts, dim=2))
+        return [resize_frames(clip, height, width) for clip in edited]
 
     @torch.no_grad()
     def _encode_window(self, frames: Frames) -> Tensor:
@@ -269,28 +296,30 @@ class RVEDiTPipeline(DiffusionPipeline):
     def _edit_latents(
         self,
         source: Tensor,
-        frames: Frames,
-        instruction: str,
+        frames: Sequence[Frames],
+        instructions: Sequence[str],
         settings: EditSettings,
         noise: WindowNoise,
-        report: Callable[[int, int], None],
+        report: Callable[[int, int], None] = lambda step, num_steps: None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """z_0 of a window, whose first latents may be `known`: at every step those are where they would be on
-        their way from the noise, so that the others are drawn to go with them.
+        """z_0 of a window of each clip, whose first latents may be `known`: at every step those are where
+        they would be on their way from the noise, so that the others are drawn to go with them.
         """
         device = self._execution_device
-        conditional = self._condition(source, frames, instruction, settings)
+        conditional = self._condition(source, frames, instructions, settings)
         guidance = (
             self.config.default_guidance if settings.guidance_scale is None else settings.guidance_scale
         )
-        unconditional = self._condition(source, frames, "", settings) if guidance != 1.0 else None
+        nothing = [""] * len(instructions)
+        unconditional = self._condition(source, frames, nothing, settings) if guidance != 1.0 else None
 
         num_steps = settings.num_inference_steps or self.config.default_steps
         # From pure noise to the target; the scheduler shifts them once and ends at 0.
         sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-        initial = latents = noise.draw(tuple(source.shape)).to(device)
+        # The same for all clips, so that each is edited as it would be alone.
+        initial = latents = noise.draw((1, *source.shape[1:])).to(device).expand(source.shape)
         begin_window(self.transformer, num_steps)
         given = 0 if known is None else known.shape[2]
         for step, timestep in enumerate(self.scheduler.timesteps, start=1):
@@ -306,11 +335,11 @@ class RVEDiTPipeline(DiffusionPipeline):
         return latents
 
     def _condition(
-        self, source: Tensor, frames: Frames, instruction: str, settings: EditSettings
+        self, source: Tensor, frames: Sequence[Frames], instructions: Sequence[str], settings: EditSettings
     ) -> _Condition:
         """Alg. 2, lines 1-2."""
-        seen = self.edit_token_encoder.sight(frames)
-        conditioning = condition(self, source.to(self.transformer.dtype), [seen], [instruction])
+        seen = [self.edit_token_encoder.sight(clip) for clip in frames]
+        conditioning = condition(self, source.to(self.transformer.dtype), seen, instructions)
         contexts = self.transformer.contexts(conditioning, reuse=True) if settings.reuse_key_values else None
         return _Condition(conditioning, contexts)
 

@@ -117,6 +117,12 @@ def edit(
         str, typer.Option(metavar="I/N", help="Of --batch: this process's share, such as 1/4.")
     ] = "1/1",
     limit: Annotated[int | None, typer.Option(min=1, help="Of --batch: the first items only.")] = None,
+    together: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Of --batch: clips of one size and window in one pass, for GPUs that one won't fill."
+        ),
+    ] = 1,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Edit what decodes of a damaged clip.")
     ] = False,
@@ -150,14 +156,14 @@ def edit(
         if not out_dir:
             raise UserError("--batch: name the folder of edits with --out-dir")
         _edit_batch(
-            BatchOrder(batch, out_dir, model or "nano", read_shard(shard), limit, overwrite),
+            BatchOrder(batch, out_dir, model or "nano", read_shard(shard), limit, overwrite, together),
             load,
             chosen,
             as_json,
         )
         return
-    if out_dir or limit or shard != "1/1":
-        raise UserError("--out-dir, --shard and --limit are for --batch")
+    if out_dir or limit or shard != "1/1" or together > 1:
+        raise UserError("--out-dir, --shard, --limit and --together are for --batch")
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     if plan or card:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
@@ -28,6 +28,12 @@ class RVEDiTEditor:
         if settings.mask:
             raise UserError("--mask: is for --model vace and ditto: say in the instruction where it is to be")
         return self.pipeline.stream(frames, instruction, settings, on_progress)
+
+    def edit_together(
+        self, clips: Sequence[Frames], instructions: Sequence[str], settings: EditSettings
+    ) -> list[Frames]:
+        """Edit clips of one size and length, no longer than a window, in one pass."""
+        return self.pipeline.edit_together(clips, instructions, settings)
 
     def windows(self, num_frames: int) -> int:
         """See `Editor.windows`."""

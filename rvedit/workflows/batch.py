@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rvedit.data.bench import BenchItem, read_bench, write_batch
 from rvedit.data.manifest import prepare_folder, write_json, write_rows
 from rvedit.errors import UserError
-from rvedit.records import EditSettings
+from rvedit.records import EditSettings, Progress
 from rvedit.video import VideoReader
 from rvedit.workflows.edit import checked_instruction, edit_file
 
 if TYPE_CHECKING:
-    from rvedit.editors import Editor
+    from rvedit.editors import Editor, RVEDiTEditor
+    from rvedit.video_tensors import Frames
 
 
 SETTINGS = "settings.json"
@@ -37,6 +41,8 @@ class BatchOrder:
     """The i-th of n processes, from 0."""
     limit: int | None = None
     overwrite: bool = False
+    together: int = 1
+    """Clips that are edited in one pass, where they are of one size and length and fit a window."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,18 @@ def edit_batch(
     failures: dict[str, str] = {}
     editor = load() if waiting else None
     write_json(order.out / SETTINGS, making)
+    ahead: dict[str, Editor] = {}
     for number, item in enumerate(waiting):
         on_progress(len(mine) - len(waiting) + number, len(mine), item.id)
+        if order.together > 1 and number % order.together == 0:
+            ahead = _edit_together(waiting[number : number + order.together], editor, settings)
         try:
             instruction = checked_instruction(item.instruction)
             with VideoReader(item.source) as reader:
                 assert editor is not None
                 described = replace(settings, description=item.description or settings.description)
-                edit_file(reader, instruction, _edit_of(item), editor, described, overwrite=True)
+                editing = ahead.get(item.id, editor)
+                edit_file(reader, instruction, _edit_of(item), editing, described, overwrite=True)
         except UserError as error:
             failures[item.id] = str(error)
         except (RuntimeError, OSError) as error:  # such as a full memory: the next clip may be smaller
@@ -117,6 +127,53 @@ def edit_batch(
         path.unlink(missing_ok=True)
     edited = len(waiting) - len(failures)
     return BatchReport(order.out, edited, len(mine) - len(waiting), failures)
+
+
+class _Edited:
+    """The editor of a clip that has been edited together with others."""
+
+    def __init__(self, edited: Frames, editor: RVEDiTEditor):
+        self.edited = edited
+        self.name = editor.name
+        self.pipeline = editor.pipeline
+
+    def edit(
+        self,
+        frames: Iterable[Frames],
+        instruction: str,
+        settings: EditSettings,
+        on_progress: Callable[[Progress], None],
+    ) -> Iterator[Frames]:
+        """See `Editor.edit`."""
+        for _, edited in zip(frames, self.edited, strict=True):
+            yield edited
+
+    def windows(self, num_frames: int) -> int:
+        """See `Editor.windows`."""
+        return 1
+
+
+def _edit_together(
+    items: Sequence[BenchItem], editor: Editor | None, settings: EditSettings
+) -> dict[str, Editor]:
+    """By item, those that go in one pass with others; the rest, bad clips among them, is left alone."""
+    from rvedit.editors import RVEDiTEditor
+
+    if not isinstance(editor, RVEDiTEditor) or settings.preserve:
+        raise UserError("--together is for RVEDiT's models, and edits without --preserve")
+    groups: dict[tuple[int, ...], list[tuple[BenchItem, Frames]]] = {}
+    for item in items:
+        with suppress(UserError), VideoReader(item.source) as reader:
+            if editor.windows(reader.info.num_frames) == 1 and item.instruction.strip():
+                clip = np.stack([timed.frame for timed in reader])
+                groups.setdefault(clip.shape, []).append((item, clip))
+    edited: dict[str, Editor] = {}
+    for group in groups.values():
+        instructions = [checked_instruction(item.instruction) for item, _ in group]
+        with suppress(RuntimeError):  # such as a full memory: each alone needs less
+            clips = editor.edit_together([clip for _, clip in group], instructions, settings)
+            edited |= {item.id: _Edited(clip, editor) for (item, _), clip in zip(group, clips, strict=True)}
+    return edited
 
 
 def _check_making(folder: Path, making: dict[str, Any]) -> None:

@@ -1,0 +1,160 @@
+"""Whole edits at the 5B's real size with random weights, beside what `rvedit edit --plan` says of them.
+
+    python benchmarks/real_edit.py --out benchmarks/results/real_edit_h100.json
+
+The pipeline of a published model is built on the device with random weights, and edits a clip of noise in a
+few steps, with one option after the other. Peak memory is the allocator's. The plan's seconds a step are at
+half the rate of a large matrix product, as `--plan` says them. 1 GB is 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from _common import arguments, device_name, print_table, synchronize, write_json
+from torch import nn
+
+from rvedit.checkpoints import MODULE_CLASSES
+from rvedit.editors import load_editor
+from rvedit.editors.placement import place, quantize
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import ClipShape, EditSettings, Progress
+from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, outline
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no option": {},
+    "--vae-tiling": {"vae_tiling": True},
+    "--offload model": {"offload": "model"},
+    "--offload model --vae-tiling": {"offload": "model", "vae_tiling": True},
+    "--offload group": {"offload": "group"},
+    "--quantize fp8": {"quantization": "fp8"},
+    "--offload model --quantize fp8": {"offload": "model", "quantization": "fp8"},
+}
+
+
+def build(model: str, device: torch.device, dtype: torch.dtype) -> RVEDiTPipeline:
+    """The pipeline of a model with random weights, made on the device; words go through nano's tokenizers."""
+    plan, nano = outline(model), load_editor("nano", "cpu").pipeline
+    special = nano.mllm_tokenizer.convert_tokens_to_ids
+    modules: dict[str, Any] = {}
+    for name in MODULE_CLASSES:
+        module = getattr(plan, name)
+        if module is None:
+            continue
+        kind = torch.float32 if name == "vae" else dtype
+        torch.set_default_dtype(kind)
+        cls = type(module)
+        with torch.device(device):
+            is_diffusers = hasattr(cls, "from_config")
+            made = cls.from_config(module.config) if is_diffusers else cls(module.config)
+        torch.set_default_dtype(torch.float32)
+        modules[name] = nn.Module.to(made, kind).eval()
+    kept = set(modules["transformer"]._keep_in_fp32_modules or ())
+    for name, parameter in modules["transformer"].named_parameters():
+        if not kept.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.float()
+    config = modules["mllm"].config
+    for kind in ("image", "video"):
+        setattr(config, f"{kind}_token_id", special(f"<|{kind}_pad|>"))
+    config.vision_start_token_id, config.vision_end_token_id = (
+        special(f"<|vision_{end}|>") for end in ("start", "end")
+    )
+    return RVEDiTPipeline(
+        **{"text_encoder": None, **modules},
+        tokenizer=nano.tokenizer,
+        mllm_tokenizer=nano.mllm_tokenizer,
+        scheduler=plan.scheduler,
+        **{name: plan.config[name] for name in RVEDiTPipeline.settings()},
+    )
+
+
+def edit(pipeline: RVEDiTPipeline, clip: ClipShape, steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds a step and in all, and the allocator's peak."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (clip.num_frames, clip.height, clip.width, 3), np.uint8)
+    times = []
+
+    def note(progress: Progress) -> None:
+        synchronize(device)
+        times.append(time.perf_counter())
+
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    count = sum(1 for _ in pipeline.stream(frames, "make it snow", EditSettings(steps), note))
+    ended = time.perf_counter()
+    assert count == clip.num_frames
+    cuda = device.type == "cuda"
+    return {
+        "seconds_a_step": float(np.median(np.diff(times))) if steps > 1 else float("nan"),
+        "seconds_before_the_first_step_ends": times[0] - started,
+        "seconds_after_the_last": ended - times[-1],
+        "seconds": ended - started,
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if cuda else float("nan"),
+        "reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else float("nan"),
+    }
+
+
+def main() -> None:
+    """Plan, edit, compare."""
+    parser = arguments(__doc__)
+    parser.add_argument("--model", default="Wan-AI/Wan2.2-TI2V-5B-Diffusers")
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--size", type=int, nargs=2, default=(704, 1280), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS), metavar="OPTION")
+    args = parser.parse_args()
+    device = args.device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    clip = ClipShape(args.frames, *args.size)
+    rate = matrix_rate(device, dtype)
+    shape = " x ".join(map(str, (args.frames, *args.size)))
+    print(f"{device_name(device)}: {shape}, {args.steps} steps, {dtype}")
+    planner = Planner(clip, args.model)
+    rows: dict[str, Any] = {}
+    for words in args.options:
+        options = EditOptions(dtype, steps=args.steps, **OPTIONS[words])
+        plan = planner(options)
+        pipeline = build(args.model, device, dtype)  # anew: hooks and casts are not easily taken off
+        if options.quantization:
+            quantize(pipeline, options.quantization, device)
+        if options.vae_tiling:
+            pipeline.vae.enable_tiling()
+        try:
+            place(pipeline, device, options.offload)
+            measured = edit(pipeline, clip, args.steps, device)
+        except torch.OutOfMemoryError:
+            measured = {}
+        step_seconds, _ = plan.seconds(rate)
+        rows[words] = {
+            "planned": {**plan.as_json(), "seconds_a_step": step_seconds},
+            "measured": measured,
+        }
+        if measured:
+            print(words, {key: f"{value:.4g}" for key, value in measured.items()}, flush=True)
+        write_json(args, {"model": args.model, "matmul_flops_per_second": rate, "rows": rows})
+        del pipeline
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    cells = []
+    for words, row in rows.items():
+        planned, measured = row["planned"], row["measured"]
+        found = ["out of memory", "-", "-"]
+        if measured:
+            peak, each, total = (measured[key] for key in ("peak_bytes", "seconds_a_step", "seconds"))
+            found = [f"{peak / 1e9:.2f}", f"{each:.2f}", f"{total:.1f}"]
+        guesses = f"{planned['device_bytes'] / 1e9:.2f}", f"{planned['seconds_a_step']:.2f}"
+        cells.append((words, guesses[0], found[0], guesses[1], *found[1:]))
+    print()
+    print_table(("option", "planned GB", "peak GB", "planned s/step", "s/step", "s in all"), cells)
+
+
+if __name__ == "__main__":
+    main()
