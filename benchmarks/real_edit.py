@@ -3,8 +3,7 @@
     python benchmarks/real_edit.py --out benchmarks/results/real_edit_h100.json
 
 The pipeline of a published model is built on the device with random weights, and edits a clip of noise in a
-few steps, with one option after the other. Peak memory is the allocator's. The plan's seconds a step are at
-half the rate of a large matrix product, as `--plan` says them. 1 GB is 10^9 bytes.
+few steps, with one option after the other. Peak memory is the allocator's. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, outlin
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no option": {},
-    "--vae-tiling": {"vae_tiling": True},
-    "--offload model": {"offload": "model"},
-    "--offload model --vae-tiling": {"offload": "model", "vae_tiling": True},
-    "--offload group": {"offload": "group"},
-    "--quantize fp8": {"quantization": "fp8"},
-    "--offload model --quantize fp8": {"offload": "model", "quantization": "fp8"},
+    "vae-tiling": {"vae_tiling": True},
+    "offload model": {"offload": "model"},
+    "offload model, vae-tiling": {"offload": "model", "vae_tiling": True},
+    "offload group": {"offload": "group"},
+    "quantize fp8": {"quantization": "fp8"},
+    "offload model, quantize fp8": {"offload": "model", "quantization": "fp8"},
 }
 
 
@@ -131,9 +130,9 @@ def main() -> None:
             measured = edit(pipeline, clip, args.steps, device)
         except torch.OutOfMemoryError:
             measured = {}
-        step_seconds, _ = plan.seconds(rate)
+        each, total = plan.seconds(rate)
         rows[words] = {
-            "planned": {**plan.as_json(), "seconds_a_step": step_seconds},
+            "planned": {**plan.as_json(), "seconds_a_step": each, "seconds": total},
             "measured": measured,
         }
         if measured:
@@ -146,14 +145,14 @@ def main() -> None:
     cells = []
     for words, row in rows.items():
         planned, measured = row["planned"], row["measured"]
-        found = ["out of memory", "-", "-"]
-        if measured:
-            peak, each, total = (measured[key] for key in ("peak_bytes", "seconds_a_step", "seconds"))
-            found = [f"{peak / 1e9:.2f}", f"{each:.2f}", f"{total:.1f}"]
-        guesses = f"{planned['device_bytes'] / 1e9:.2f}", f"{planned['seconds_a_step']:.2f}"
-        cells.append((words, guesses[0], found[0], guesses[1], *found[1:]))
+        pairs = [("device_bytes", "peak_bytes"), ("seconds_a_step", "seconds_a_step"), ("seconds", "seconds")]
+        cells.append([words])
+        for (guess, found), unit in zip(pairs, (1e9, 1, 1), strict=True):
+            said = f"{measured[found] / unit:.2f}" if measured else "out of memory"
+            cells[-1] += [f"{planned[guess] / unit:.2f}", said]
     print()
-    print_table(("option", "planned GB", "peak GB", "planned s/step", "s/step", "s in all"), cells)
+    headers = ("option", "planned GB", "peak", "planned s/step", "s/step", "planned s in all", "in all")
+    print_table(headers, cells)
 
 
 if __name__ == "__main__":

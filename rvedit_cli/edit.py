@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,10 +76,11 @@ def edit(
     offload: Annotated[
         str,
         typer.Option(
-            metavar="none|model|group",
-            help="What waits on the CPU: nothing, components that do not compute, or all layers but a few.",
+            metavar="auto|none|model|group",
+            help="What waits on the CPU: nothing, components that do not compute, or all layers but a few; "
+            "auto: components where the card has little room beside them.",
         ),
-    ] = "none",
+    ] = "auto",
     quantization: Annotated[
         str | None,
         typer.Option("--quantize", metavar="int8|fp8|nf4", help="Store the large matrices in fewer bits."),
@@ -222,6 +224,7 @@ def _print_plan(
     as_json: bool,
 ) -> None:
     from rvedit.editors.load import DTYPES, pick_device, pick_dtype
+    from rvedit.editors.placement import choose_offload, free_bytes
     from rvedit.records import ClipShape
     from rvedit.video import probe
     from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, what_fits
@@ -234,6 +237,11 @@ def _print_plan(
     planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
     chosen = EditOptions(kind, *options)
     plan = planner(chosen)
+    if chosen.offload == "auto":
+        # For another card than this one, the plain edit beside what fits there.
+        room = float("inf") if card else free_bytes(place)
+        chosen = replace(chosen, offload=choose_offload(sum(plan.weights.values()), room))
+        plan = planner(chosen)
     fitting = what_fits(planner, chosen, card * 1e9) if card else None
     seconds = None if card else plan.seconds(matrix_rate(place, kind))
     if as_json:

@@ -101,7 +101,7 @@ def test_a_window_goes_on_from_the_one_before(tiny_pipeline: RVEDiTPipeline) -> 
     def edit(known: torch.Tensor | None) -> torch.Tensor:
         noise, settings = WindowNoise(tiny_pipeline.window_plan, 0), EditSettings(num_inference_steps=4)
         return tiny_pipeline._edit_latents(
-            source, clip, INSTRUCTION, settings, noise, lambda step, total: None, known
+            source, [clip], [INSTRUCTION], settings, noise, lambda step, total: None, known
         )
 
     free = edit(None)
@@ -109,6 +109,28 @@ def test_a_window_goes_on_from_the_one_before(tiny_pipeline: RVEDiTPipeline) -> 
     bound = edit(known)
     assert torch.equal(bound[:, :, :2], known)
     assert not torch.equal(bound[:, :, 2:], free[:, :, 2:])
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(9, 32, 48), (6, 37, 61), (1, 32, 32)])
+def test_clips_edited_together_are_as_if_edited_alone(
+    tiny_pipeline: RVEDiTPipeline, count: int, height: int, width: int
+) -> None:
+    clips = [random_clip(count, height, width), random_clip(count, height, width)[::-1].copy()]
+    instructions = [INSTRUCTION, "turn the whole sky over the sea green"]
+    settings = EditSettings(num_inference_steps=3, guidance_scale=2.0, seed=4)
+    together = tiny_pipeline.edit_together(clips, instructions, settings)
+    for clip, instruction, edited in zip(clips, instructions, together, strict=True):
+        alone = tiny_pipeline(clip, instruction, settings)
+        assert edited.shape == clip.shape
+        assert np.abs(edited.astype(int) - alone).max() <= 1, "but for the order of sums"
+
+
+def test_what_cannot_be_edited_together_is_refused(tiny_pipeline: RVEDiTPipeline) -> None:
+    nine, ten = random_clip(9), random_clip(10)
+    for clips, settings in (([nine, ten], ONE_STEP), ([ten, ten], ONE_STEP),
+                            ([nine, nine], EditSettings(1, preserve=True))):  # fmt: skip
+        with pytest.raises(ValueError, match=r"together|more than a window"):
+            tiny_pipeline.edit_together(clips, [INSTRUCTION, INSTRUCTION], settings)
 
 
 def test_progress_tells_every_step_of_every_window(tiny_pipeline: RVEDiTPipeline) -> None:

@@ -10,7 +10,7 @@ import torch
 from conftest import make_pipeline, make_vae, random_clip
 from torch.testing import assert_close
 
-from rvedit.editors.placement import place, quantize, stacks
+from rvedit.editors.placement import choose_offload, place, quantize, stacks
 from rvedit.model.footprint import LiveBytes
 from rvedit.model.latents import StreamDecoder, decode
 from rvedit.records import EditSettings
@@ -30,7 +30,15 @@ def expected(tiny_tokenizer):
     return make_pipeline(tiny_tokenizer)(random_clip(10), "make the fish orange", SETTINGS)
 
 
-@pytest.mark.parametrize("offload", ["none", "model", "group"])
+@pytest.mark.parametrize(
+    ("weights", "card", "offload"),
+    [(32e9, 80e9, "none"), (32e9, 48e9, "model"), (20e9, 24e9, "model"), (20e9, float("inf"), "none")],
+)
+def test_components_take_turns_where_a_card_has_little_room_beside_them(weights, card, offload):
+    assert choose_offload(weights, card) == offload
+
+
+@pytest.mark.parametrize("offload", ["auto", "none", "model", "group"])
 def test_an_offloaded_editor_edits_the_same(pipeline, expected, offload):
     place(pipeline, CPU, offload)
     edited = pipeline(random_clip(10), "make the fish orange", SETTINGS)

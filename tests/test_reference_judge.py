@@ -16,7 +16,7 @@ from rvedit.judge.frames import FrameStore
 from rvedit.judge.judges import Case
 from rvedit.judge.reference import ReferenceJudge, changed_region, instability, measure, scores_of
 from rvedit.records import Category
-from rvedit.video import write_clip
+from rvedit.video import VideoReader, write_clip
 from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 from rvedit_cli.main import app
 
@@ -141,10 +141,34 @@ def test_a_batch_passes_over_what_fails(tmp_path):
     assert "test_9_000001.mp4" in failures[0]["reason"]
 
 
+def test_a_batch_in_passes_of_several(tmp_path):
+    """What goes in one pass is as alone; a long clip, and one that is none, do not hold up the rest."""
+    folder = tmp_path / "set"
+    list(prepare_playground(PlaygroundOrder(5, 9, "test", 5, 48, 48), folder, workers=1))
+    write_clip(folder / "source" / "test_9_000003.mp4", np.zeros((12, 48, 48, 3), np.uint8), 12)
+    (folder / "source" / "test_9_000004.mp4").write_bytes(b"no clip")
+    arguments = ["edit", "--batch", str(folder), "--steps", "1", "--json", "--model", "nano"]
+    for together in ("1", "4"):
+        out = ["--out-dir", str(tmp_path / together), "--together", together]
+        report = json.loads(CliRunner().invoke(app, [*arguments, *out]).stdout)
+        assert report["edited"] == 4
+        assert list(report["failures"]) == ["test_9_000004"]
+    for alone in sorted((tmp_path / "1").glob("*.mp4")):
+        a, b = (
+            np.stack([timed.frame for timed in VideoReader(path)])
+            for path in (alone, tmp_path / "4" / alone.name)
+        )
+        assert a.shape == b.shape
+        assert np.abs(a.astype(int) - b).mean() < 0.1, "but for the order of sums, and the encoder"
+    preserving = CliRunner().invoke(app, [*arguments, *out, "--overwrite", "--preserve"])
+    assert "without --preserve" in str(preserving.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--batch", "x.csv"], "--out-dir"),
+        (["a.mp4", "red", "--together", "2"], "--together are for --batch"),
         (["a.mp4", "red", "--batch", "x.csv", "--out-dir", "o"], "leave out INPUT"),
         (["--batch", "x.csv", "--out-dir", "o"], "no such file"),
         (["--batch", "x.csv", "--out-dir", "o", "--shard", "3/2"], "give I/N"),

@@ -21,7 +21,7 @@ def load_editor(
     model: str = "nano",
     device: str | None = None,
     dtype: str | None = None,
-    offload: Offload = "none",
+    offload: Offload = "auto",
     quantization: Quantize | None = None,
     vae_tiling: bool = False,
     fast: Fast | None = None,
@@ -31,7 +31,8 @@ def load_editor(
     """Load an editor: `nano`, `lucy`, `vace`, `ditto`, or a folder, a file or a hub id with weights.
 
     Without a device it is the accelerator if there is one; without a dtype fp32 on a CPU and bf16 elsewhere.
-    `offload` keeps what does not compute on the CPU: whole components (`model`) or all layers (`group`).
+    `offload` keeps what does not compute on the CPU: whole components (`model`) or all layers (`group`); by
+    default components where the device's memory has little room beside them.
     `quantization` stores the large matrices in int8, fp8 or nf4. `vae_tiling` encodes and decodes by tiles.
     `fast` lets steps reuse earlier ones' work; `compiled` compiles the blocks; `attention` names kernels.
     """

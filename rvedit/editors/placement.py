@@ -12,12 +12,17 @@ from torch import nn
 
 from rvedit.errors import UserError
 
-Offload = Literal["none", "model", "group"]
+Offload = Literal["auto", "none", "model", "group"]
 Quantize = Literal["int8", "fp8", "nf4"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 QUANTIZATIONS: tuple[Quantize, ...] = get_args(Quantize)
 BITS: dict[Quantize, float] = {"int8": 8.0, "fp8": 8.0, "nf4": 4.5}
 """Of a weight in a large matrix, its scales included."""
+
+
+WEIGHTS_SHARE = 0.5
+"""Of a device's free memory that weights may fill before they take turns: an edit wants about as much again
+(53 GB beside 32 GB of weights, at 81 x 704 x 1280)."""
 
 
 def check_placement(offload: str, quantization: str | None) -> None:
@@ -56,8 +61,25 @@ def quantize(pipeline: Any, kind: Quantize, device: torch.device) -> None:
             _to_nf4(stack, dtype, device)
 
 
+def choose_offload(weight_bytes: float, free_bytes: float) -> Offload:
+    """What `auto` means: all components stay where that leaves room to compute, else they take turns."""
+    return "none" if weight_bytes <= WEIGHTS_SHARE * free_bytes else "model"
+
+
+def free_bytes(device: torch.device) -> float:
+    """What is free on an accelerator; a CPU's memory is not counted."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
+
+
+def _weight_bytes(pipeline: Any) -> int:
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
 def place(pipeline: Any, device: torch.device, offload: Offload) -> None:
     """Put a pipeline on its device: whole, component by component as they are needed, or layer by layer."""
+    if offload == "auto":
+        offload = choose_offload(_weight_bytes(pipeline), free_bytes(device))
     if offload == "none":
         pipeline.to(device)
     elif offload == "model":

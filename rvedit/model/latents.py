@@ -42,8 +42,8 @@ class StreamDecoder:
         self._memory: list[Any] | None = None
 
     def __call__(
-        self, latents: Float[Tensor, "1 c f y x"], known: int = 0
-    ) -> Iterator[Float[Tensor, "1 3 t h w"]]:
+        self, latents: Float[Tensor, "b c f y x"], known: int = 0
+    ) -> Iterator[Float[Tensor, "b 3 t h w"]]:
         """The pixels of one latent frame after the other, up to [-1, 1], but for the first `known` ones."""
         vae = self.vae
         mean, std = _statistics(vae, latents)

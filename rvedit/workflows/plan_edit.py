@@ -36,8 +36,12 @@ from rvedit.windows import WindowPlan
 
 WORDS = 64
 """Of the multimodal LLM's prompt, roughly."""
-UTILIZATION = 0.5
-"""Of the device's measured matrix rate, as a guess."""
+UTILIZATION = {"vae": 0.12}
+"""Of the device's measured matrix rate that a component reaches: the VAE's convolutions, in fp32, 0.105 on an
+H200 and 0.15 on a CPU's core (benchmarks/real_edit.py)."""
+USUAL_UTILIZATION = 0.6
+"""Of the others: the transformer reaches 0.65 on an H200."""
+STEP = "a step"
 ROOM = 0.92
 """Of a card's memory that a plan may fill: the driver and the allocator want some."""
 
@@ -59,7 +63,7 @@ class EditOptions:
     @property
     def words(self) -> str:
         """As they are written on the command line."""
-        parts = [] if self.offload == "none" else [f"--offload {self.offload}"]
+        parts = [] if self.offload in ("auto", "none") else [f"--offload {self.offload}"]
         parts += [f"--quantize {self.quantization}"] if self.quantization else []
         parts += ["--vae-tiling"] if self.vae_tiling else []
         return " ".join(parts) or "no option"
@@ -93,9 +97,6 @@ class EditPlan:
     """Peak on the device that computes."""
     host_bytes: int
     """Peak of the host's memory, where that is another."""
-    step_flops: float
-    other_flops: float
-    """Of a window beside its steps."""
 
     def as_json(self) -> dict[str, Any]:
         """For a program."""
@@ -110,15 +111,28 @@ class EditPlan:
             "stage_bytes": {stage.name: stage.work for stage in self.stages},
             "device_bytes": self.device_bytes,
             "host_bytes": self.host_bytes,
-            "step_flops": self.step_flops,
-            "window_flops_beside_steps": self.other_flops,
+            "step_flops": self._step.flops,
+            "window_flops_beside_steps": sum(stage.flops for stage in self._others),
         }
 
     def seconds(self, flops_per_second: float) -> tuple[float, float]:
         """(per step, in total) at a matrix rate of which a part is reached."""
-        rate = flops_per_second * UTILIZATION
-        total = self.windows * (self.steps * self.step_flops + self.other_flops)
-        return self.step_flops / rate, total / rate
+
+        def seconds(stage: Stage) -> float:
+            part = UTILIZATION.get(stage.modules[0], USUAL_UTILIZATION)
+            return stage.flops / (flops_per_second * part)
+
+        step = seconds(self._step)
+        others = sum(seconds(stage) for stage in self._others)
+        return step, self.windows * (self.steps * step + others)
+
+    @property
+    def _step(self) -> Stage:
+        return next(stage for stage in self.stages if stage.name == STEP)
+
+    @property
+    def _others(self) -> list[Stage]:
+        return [stage for stage in self.stages if stage.name != STEP]
 
 
 class Planner:
@@ -146,7 +160,7 @@ class Planner:
         stages = self._stages(ClipShape(frames, rows, columns), options, conditions)
         everything = sum(weights.values())
         most = max(stage.work for stage in stages)
-        if options.offload == "none":
+        if options.offload in ("auto", "none"):
             device, host = everything + most, everything
         elif options.offload == "model":
             # The VAE, which reads the source first, stays until the transformer is fetched.
@@ -156,12 +170,8 @@ class Planner:
             layers = [module for name in names for module in getattr(pipeline, name).modules()]
             largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
             device, host = most + 2 * largest * options.dtype.itemsize, everything
-        step = next(stage for stage in stages if stage.name == "a step")
-        others = sum(stage.flops for stage in stages if stage is not step)
-        return EditPlan(
-            options, (rows, columns), windows.count(clip.num_frames), steps, weights, stages, device, host,
-            step.flops, others,
-        )  # fmt: skip
+        count = windows.count(clip.num_frames)
+        return EditPlan(options, (rows, columns), count, steps, weights, stages, device, host)
 
     def _stages(self, clip: ClipShape, options: EditOptions, conditions: int) -> tuple[Stage, ...]:
         """They depend on neither offloading nor quantisation."""
@@ -239,8 +249,9 @@ def outline(model: str) -> RVEDiTPipeline:
     )
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """Multiplications and additions a second of this device, measured on one product."""
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second of this device, measured on one product that fills it."""
+    size = 2048 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device).to(dtype)
     a @ a
     best = float("inf")
@@ -346,7 +357,7 @@ def _stages(
         pipeline.config.max_text_length if text is not None else 0,
     )  # fmt: skip
     flops = conditions * forward_flops(shape, context_lengths(shape), reuse=True)
-    yield Stage("a step", ("transformer",), peak_bytes(two_steps), flops)
+    yield Stage(STEP, ("transformer",), peak_bytes(two_steps), flops)
 
     def decode() -> None:
         part = latents[:, :, : 1 + (few - 1) // temporal, : rows // spatial, : columns // spatial]
