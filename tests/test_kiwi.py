@@ -217,7 +217,7 @@ def empty_tokenizer(folder: Path) -> None:
         (without_depth, "do not fit transformer: num_layers"),
         (empty_tokenizer, "its tokenizer cannot be read"),
         (cut_off, "not a whole safetensors file"),
-        (without_a_shard, "part-1.safetensors and 1 more of 3 shards missing"),
+        (without_a_shard, "2 of 3 shards missing (part-1.safetensors, part-3.safetensors)"),
         (without_a_key, "do not fit vae: "),
     ],
 )

@@ -33,17 +33,16 @@ def read_config(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
     """The files of a model's weights: one, or the shards that its index names.
 
-    Raises UserError that names the first of those that are missing, or one that is cut off.
+    Raises UserError that names those that are missing, or one that is cut off.
     """
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_config(index).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
+        files = [folder / name for name in sorted(set(read_config(index).get("weight_map", {}).values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            names = ", ".join(missing)
             raise UserError(
-                f"{folder}: {missing[0]}{more} of {len(files)} shards missing: download the folder again"
+                f"{folder}: {len(missing)} of {len(files)} shards missing ({names}): download them again"
             )
     else:
         files = [folder / f"{stem}.safetensors"]

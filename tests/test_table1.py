@@ -1,0 +1,51 @@
+"""Table 1's rows say what the editors do, and its script edits, judges and compares."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rvedit.editors.whole_clip import KNOWN
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
+
+ROOT = Path(__file__).parents[1]
+ROWS = {row["label"]: row for row in yaml.safe_load((ROOT / "recipes/table1.yaml").read_text())["rows"]}
+
+
+@pytest.mark.parametrize("label", [label for label, row in ROWS.items() if row.get("model") in KNOWN])
+def test_rows_of_other_editors_have_their_native_size_and_weights(label):
+    row = ROWS[label]
+    known = KNOWN[row["model"]]
+    native = known.native
+    assert row["size"] == f"{native.height}x{native.width}"
+    assert row["frames"] == native.num_frames
+    assert known.weights in row["weights"]
+    assert known.adapters is None or known.adapters in row["weights"]
+
+
+@pytest.mark.parametrize("label", ["Kiwi-Edit", "RVEDiT"])
+def test_rows_of_this_pipeline_have_its_defaults(label):
+    defaults = {p.name: p.default for p in inspect.signature(RVEDiTPipeline.__init__).parameters.values()}
+    rows, columns = map(int, ROWS[label]["size"].split("x"))
+    assert rows * columns == defaults["max_area"]
+    assert ROWS[label]["frames"] == defaults["window_frames"]
+
+
+def test_the_script_goes_from_clips_to_a_table(tmp_path):
+    list(prepare_playground(PlaygroundOrder(4, 5, "test", 3, 32, 32), tmp_path / "set", workers=1))
+    words = ["--judge", "reference", "--only", "RVEDiT", "--model", "RVEDiT=nano", "--steps", "1"]
+    folders = ["--bench", tmp_path / "set", "--work", tmp_path / "work"]
+    command = [sys.executable, ROOT / "benchmarks/table1.py", *folders, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "work/RVEDiT").glob("*_edited.mp4"))) == 4
+    table = json.loads((tmp_path / "work/reference/table1.json").read_text())
+    assert "RVEDiT" in json.dumps(table)
+    assert "| RVEDiT" in (tmp_path / "work/reference/table1.md").read_text()
