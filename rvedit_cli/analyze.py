@@ -61,17 +61,18 @@ def attention(
     branches are compared where the list has the true edits and their captions. NAME=DIR names a model in
     the figure.
     """
+    from rvedit.analysis.naming import split_name
     from rvedit.workflows.analyze_attention import AttentionOrder, analyze_attention, read_items
 
     order = AttentionOrder(tuple(clips), out, instruction, limit, steps, times, seed=seed)
     items = read_items(order)
     _need_matplotlib()
     console.quiet_libraries()
-    name, where = _named(model)
-    models = {name: _loader("--model", where, device, dtype)}
-    if base:
-        name, where = _named(base)
-        models.setdefault(name, _loader("--base", where, device, dtype))
+    models: dict[str, Callable[[], RVEDiTPipeline]] = {}
+    for option, text in (("--model", model), ("--base", base)):
+        if text:
+            name, where = split_name(text)
+            models.setdefault(name or where, _loader(option, where, device, dtype))
     with console.progress_bar() as bar:
         tasks = {name: bar.add_task(name, total=len(items), note="") for name in models}
         report = analyze_attention(
@@ -224,12 +225,6 @@ def _loader(option: str, model: str, device: str | None, dtype: str | None) -> C
     path, place = find_checkpoint(model, option), pick_device(device)
     kind = pick_dtype(dtype, place)
     return lambda: load_pipeline(path, kind).to(place)
-
-
-def _named(model: str) -> tuple[str, str]:
-    """NAME=MODEL, or a model that is called as it is given."""
-    name, separator, where = model.partition("=")
-    return (name, where) if separator and name and not Path(model).exists() else (model, model)
 
 
 def _need_matplotlib() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvedit.analysis.gallery import Exhibit, plot_gallery, side_by_side
+from rvedit.analysis.naming import split_name
 from rvedit.data.bench import BenchItem, read_bench, resolve_edits
 from rvedit.data.manifest import prepare_folder
 from rvedit.errors import UserError
@@ -83,11 +84,11 @@ def _methods(results: tuple[str, ...]) -> dict[str, Path]:
     """Name -> folder, in the order given."""
     methods: dict[str, Path] = {}
     for result in results:
-        name, separator, folder = result.rpartition("=")
-        path = Path(folder if separator and not Path(result).is_dir() else result)
+        given, folder = split_name(result)
+        path = Path(folder)
         if not path.is_dir():
             raise UserError(f"{result}: no such folder: name folders of edits, or NAME=FOLDER")
-        name = name if separator and not Path(result).is_dir() else path.name
+        name = given or path.name
         if name in (SOURCE, TRUE_EDIT):
             raise UserError(f"{result}: a method cannot be called {name}: write NAME=FOLDER")
         if name in methods:

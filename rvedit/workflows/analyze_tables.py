@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rvedit.analysis.naming import split_name
 from rvedit.analysis.paper import FULL, MEAN, notes, read_paper
 from rvedit.analysis.sheets import Sheet, by_axis, overview, to_csv, to_latex, to_markdown
 from rvedit.analysis.tables import ResultRow, pooled, result_rows
@@ -124,13 +125,11 @@ def _paths(order: TablesOrder) -> tuple[Path, ...]:
 
 
 def _labelled(run: str) -> tuple[str | None, Path]:
-    """LABEL=FOLDER, or what the folder says about itself; a label may have `=` in it, a folder may not."""
-    if not Path(run).is_dir():
-        label, separator, folder = run.rpartition("=")
-        if not separator or not Path(folder).is_dir():
-            raise UserError(f"{run}: no such folder: name folders of judged edits, or LABEL=FOLDER")
-        return label, Path(folder)
-    return _label_of(Path(run)), Path(run)
+    """LABEL=FOLDER, or what the folder says about itself."""
+    label, folder = split_name(run)
+    if not Path(folder).is_dir():
+        raise UserError(f"{run}: no such folder: name folders of judged edits, or LABEL=FOLDER")
+    return label or _label_of(Path(folder)), Path(folder)
 
 
 def _label_of(folder: Path) -> str | None:
