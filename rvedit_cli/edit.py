@@ -157,12 +157,10 @@ def edit(
             raise UserError("--batch: --plan and --card are for a single clip: give one of the list's")
         if not out_dir:
             raise UserError("--batch: name the folder of edits with --out-dir")
-        _edit_batch(
-            BatchOrder(batch, out_dir, model or "nano", read_shard(shard), limit, overwrite, together),
-            load,
-            chosen,
-            as_json,
-        )
+        loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
+        part = read_shard(shard)
+        order = BatchOrder(batch, out_dir, model or "nano", part, limit, overwrite, together, loading)
+        _edit_batch(order, load, chosen, as_json)
         return
     if out_dir or limit or shard != "1/1" or together > 1:
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")

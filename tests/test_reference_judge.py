@@ -115,6 +115,8 @@ def test_the_chain_of_batch_and_judge(tmp_path):
     assert (again["edited"], again["there"]) == (0, 3)
     other = CliRunner().invoke(app, [*arguments, "--seed", "4"])
     assert "its edits were made with seed 0, not 4: choose another --out-dir" in str(other.exception)
+    other = CliRunner().invoke(app, [*arguments, "--fast", "taylorseer"])
+    assert "its edits were made with fast None, not taylorseer" in str(other.exception)
     judged = ["judge", str(tmp_path / "edits"), "--judge", "reference", "--json"]
     result = CliRunner().invoke(app, judged)
     summary = json.loads(result.stdout)["judges"]["reference"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "settings.json"
-_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve")
+_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve", "mask")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class BatchOrder:
     overwrite: bool = False
     together: int = 1
     """Clips that are edited in one pass, where they are of one size and length and fit a window."""
+    loading: Mapping[str, str | None] = field(default_factory=dict)
+    """What else tells how the edits are made, by option; it is recorded beside them, too."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def edit_batch(
     many, and the next one's name. Raises UserError where the folder's edits were made in another way.
     """
     prepare_folder(order.out)
-    making = {"model": order.model, **{name: asdict(settings)[name] for name in _RECORDED}}
+    chosen = {name: asdict(settings)[name] for name in _RECORDED}
+    chosen["mask"] = str(settings.mask) if settings.mask else None
+    making = {"model": order.model, **chosen, **order.loading}
     if not order.overwrite and any(_edit_of(item).is_file() for item in items):
         _check_making(order.out, making)
     write_batch(order.out, items)
