@@ -172,7 +172,7 @@ def edit(
             model or "nano",
             device,
             dtype,
-            (offload, quantization, vae_tiling, steps, guidance),
+            (offload, quantization, vae_tiling, steps, guidance, preserve),
             card,
             as_json,
         )

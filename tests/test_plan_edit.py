@@ -74,6 +74,15 @@ def test_offloading_needs_less_and_the_published_model_fits_a_card():
     assert what_fits(planner, EditOptions(), 4e9) is None
 
 
+def test_preserve_decodes_twice_and_holds_the_sources_frames():
+    model = "linyq/kiwi-edit-5b-instruct-only-diffusers"
+    plain, preserving = (plan_edit(REAL, model, EditOptions(preserve=p)) for p in (False, True))
+    decoding = [next(s for s in plan.stages if s.name == "decoding") for plan in (plain, preserving)]
+    assert decoding[1].flops == 2 * decoding[0].flops
+    assert decoding[1].work == decoding[0].work
+    assert preserving.host_bytes - plain.host_bytes == 3 * 81 * 704 * 1280
+
+
 def test_the_routing_depth_decides_about_the_text_encoder():
     assert outline("linyq/kiwi-edit-5b-instruct-only-diffusers").text_encoder is None
     assert outline("Wan-AI/Wan2.2-TI2V-5B-Diffusers").text_encoder is not None

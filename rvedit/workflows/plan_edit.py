@@ -56,6 +56,8 @@ class EditOptions:
     vae_tiling: bool = False
     steps: int | None = None
     guidance: float | None = None
+    preserve: bool = False
+    """Also decodes the source as the model sees it, and holds a window of the source's own frames."""
 
     def __post_init__(self) -> None:
         check_placement(self.offload, self.quantization)
@@ -144,7 +146,7 @@ class Planner:
     def __init__(self, clip: ClipShape, model: str) -> None:
         self.clip = clip
         self.pipeline = outline(model)
-        self._known: dict[tuple[ClipShape, torch.dtype, bool, int], tuple[Stage, ...]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Stage, ...]] = {}
 
     def __call__(self, options: EditOptions) -> EditPlan:
         """What the edit takes with these options."""
@@ -170,12 +172,14 @@ class Planner:
             layers = [module for name in names for module in getattr(pipeline, name).modules()]
             largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
             device, host = most + 2 * largest * options.dtype.itemsize, everything
+        # Frames as they come and as they go, a window of them at most, lie on the host.
+        host += frames * 3 * (2 * rows * columns + options.preserve * clip.height * clip.width)
         count = windows.count(clip.num_frames)
         return EditPlan(options, (rows, columns), count, steps, weights, stages, device, host)
 
     def _stages(self, clip: ClipShape, options: EditOptions, conditions: int) -> tuple[Stage, ...]:
         """They depend on neither offloading nor quantisation."""
-        key = (clip, options.dtype, options.vae_tiling, conditions)
+        key = (clip, options.dtype, options.vae_tiling, options.preserve, conditions)
         if key not in self._known:
             self._known[key] = tuple(_stages(self.pipeline, clip, options, conditions))
         return self._known[key]
@@ -365,7 +369,8 @@ def _stages(
             pass
 
     decoding = stage("decoding", ("vae",), decode)
-    yield replace(decoding, work=decoding.work + tiled, flops=decoding.flops * share)
+    pictures = 1 + options.preserve
+    yield replace(decoding, work=decoding.work + tiled, flops=decoding.flops * share * pictures)
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:
