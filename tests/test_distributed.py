@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, losses_of
+from conftest import SMALL, losses_of, make_connector, make_pipeline
 from safetensors.torch import load_file
 
 from rvedit.errors import UserError
@@ -48,6 +48,20 @@ def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
     assert one_state.keys() == two_state.keys()
     for key, value in one_state.items():
         torch.testing.assert_close(two_state[key], value, rtol=0, atol=3e-3, msg=key)
+
+
+def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, tmp_path):
+    """A step reads the one or the other, as of Kiwi-Edit's connector: the rest must not be waited for."""
+    start = make_pipeline(tiny_tokenizer)
+    start.register_modules(connector=make_connector(num_image_queries=3))
+    start.save_pretrained(tmp_path / "start")
+    options = ("model.vae_from=null", f"model.init_from={tmp_path / 'start'}", "model.routing_depth=1")
+    options += (f"steps={STEPS}", "data.still_share=0.5")
+    path, recipe = recipe_of("one", *options)
+    list(train(recipe, tmp_path, "cpu"))
+    done = launch(path, tmp_path, 2, *SMALL, *options, "name=two", "parallel=ddp")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses_of(tmp_path, "two"), losses_of(tmp_path, "one"), rtol=1e-4)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
@@ -65,6 +65,9 @@ class Processes:
             return self._shard(objective)
         if self.count == 1:
             return objective
+        # Else DDP would wait for the gradients of what a step does not read.
+        idle = bool(getattr(objective, "has_idle_parts", False))
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=idle)
         wrapped: nn.Module = self.accelerator.prepare_model(objective)
         return wrapped
 

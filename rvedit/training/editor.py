@@ -58,6 +58,11 @@ class EditorObjective(nn.Module):
         object.__setattr__(self, "pipeline", pipeline)
         self.recipe = recipe
 
+    @property
+    def has_idle_parts(self) -> bool:
+        """Whether steps differ in what they read: stills and clips, where each has queries of its own."""
+        return bool(self.pipeline.connector.config.num_image_queries)
+
     def forward(self, batch: TripletBatch, step: int) -> dict[str, Tensor]:
         """The losses of a minibatch."""
         recipe = self.recipe
