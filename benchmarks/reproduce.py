@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = ("--model", f"RVEDiT={full}", "--base", f"first stage={args.first_stage}")
     rvedit("analyze", "attention", held_out, "--limit", 24, *models, "--out", args.out)
     shown = [f"first stage={first}"]
-    shown += [f"{name.removeprefix('ablation_')}={edits / f'{name}_{seed}'}"
+    shown += [f"{label_of(name)}={edits / f'{name}_{seed}'}"
               for name in ("ablation_wo_both", "ablation_wo_raaa", FULL)]  # fmt: skip
     rvedit("analyze", "gallery", *shown, "--out", args.work / "gallery")
     plot_losses(

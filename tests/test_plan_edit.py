@@ -18,6 +18,13 @@ from rvedit_cli.main import app
 
 FP32 = EditOptions(torch.float32)
 REAL = ClipShape(81, 704, 1280)
+KIWI = "linyq/kiwi-edit-5b-instruct-only-diffusers"
+
+
+@pytest.fixture(scope="module")
+def kiwi():
+    """Kiwi-Edit at the real size: running it without storage takes a while, so once for all."""
+    return Planner(REAL, KIWI)
 
 
 def test_live_bytes_by_hand():
@@ -60,23 +67,21 @@ def test_the_estimate_is_what_an_edit_holds(tiny_tokenizer, tmp_path, num_frames
     assert 0.7 < estimate / live.peak < 1.3, (estimate, live.peak)
 
 
-def test_offloading_needs_less_and_the_published_model_fits_a_card():
+def test_offloading_needs_less_and_the_published_model_fits_a_card(kiwi):
     peaks = [
-        plan_edit(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers", EditOptions(**options)).device_bytes
+        kiwi(EditOptions(**options)).device_bytes
         for options in ({}, {"vae_tiling": True}, {"vae_tiling": True, "offload": "model"})
     ]
     assert peaks[0] > peaks[1] > peaks[2]
     assert 20e9 < peaks[1] < 32e9, "the weights alone are 20 GB"
-    planner = Planner(REAL, "linyq/kiwi-edit-5b-instruct-only-diffusers")
-    fits = what_fits(planner, EditOptions(), 24e9)
+    fits = what_fits(kiwi, EditOptions(), 24e9)
     assert fits is not None
     assert fits.options.words == "--offload model --vae-tiling"
-    assert what_fits(planner, EditOptions(), 4e9) is None
+    assert what_fits(kiwi, EditOptions(), 4e9) is None
 
 
-def test_preserve_decodes_twice_and_holds_the_sources_frames():
-    model = "linyq/kiwi-edit-5b-instruct-only-diffusers"
-    plain, preserving = (plan_edit(REAL, model, EditOptions(preserve=p)) for p in (False, True))
+def test_preserve_decodes_twice_and_holds_the_sources_frames(kiwi):
+    plain, preserving = (kiwi(EditOptions(preserve=p)) for p in (False, True))
     decoding = [next(s for s in plan.stages if s.name == "decoding") for plan in (plain, preserving)]
     assert decoding[1].flops == 2 * decoding[0].flops
     assert decoding[1].work == decoding[0].work
@@ -84,7 +89,7 @@ def test_preserve_decodes_twice_and_holds_the_sources_frames():
 
 
 def test_the_routing_depth_decides_about_the_text_encoder():
-    assert outline("linyq/kiwi-edit-5b-instruct-only-diffusers").text_encoder is None
+    assert outline(KIWI).text_encoder is None
     assert outline("Wan-AI/Wan2.2-TI2V-5B-Diffusers").text_encoder is not None
 
 
@@ -107,9 +112,8 @@ def test_what_cannot_be_planned_is_said(tmp_path, options, said):
     assert said in str(result.exception)
 
 
-def test_guidance_fetches_the_language_model_beside_the_transformer():
-    model = "linyq/kiwi-edit-5b-instruct-only-diffusers"
-    one, two = (plan_edit(REAL, model, EditOptions(offload="model", guidance=g)) for g in (1.0, 3.0))
+def test_guidance_fetches_the_language_model_beside_the_transformer(kiwi):
+    one, two = (kiwi(EditOptions(offload="model", guidance=g)) for g in (1.0, 3.0))
     reading = next(stage for stage in two.stages if stage.name == "editing tokens")
     assert set(reading.modules) == {"mllm", "connector", "transformer"}
     assert two.device_bytes >= one.device_bytes

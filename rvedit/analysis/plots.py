@@ -74,8 +74,9 @@ def plot_attention(models: Sequence[dict[str, Any]], path: Path) -> list[Path]:
             _lines(axes[1][1], models, "js", "Jensen-Shannon divergence of the two", "bits")
             _lines(axes[0][2], models, "alignment", "(c) Loss of Eq. 5", "share of ln S")
             axes[0][2].axhline(1, color=BLACK, linewidth=1, linestyle=(0, (1, 2)))
-            axes[0][2].annotate("ln S: no position is told from another", (0.99, 1), fontsize=8, ha="right",
-                                va="top", xycoords=("axes fraction", "data"))  # fmt: skip
+            axes[0][2].annotate("ln S: no position is told from another", (0.99, 1), (0, -3), fontsize=8,
+                                ha="right", va="top", xycoords=("axes fraction", "data"),
+                                textcoords="offset points")  # fmt: skip
             _lines(axes[1][2], models, "spread", "Spread of features over positions", "1 - |mean|²")
         for axis in axes[1]:
             axis.set_xlabel("block")

@@ -178,10 +178,16 @@ class Planner:
         return EditPlan(options, (rows, columns), count, steps, weights, stages, device, host)
 
     def _stages(self, clip: ClipShape, options: EditOptions, conditions: int) -> tuple[Stage, ...]:
-        """They depend on neither offloading nor quantisation."""
-        key = (clip, options.dtype, options.vae_tiling, options.preserve, conditions)
+        """They depend on neither offloading nor quantisation, and on tiling the VAE's alone."""
+        reading, decoding = self._once(_vae_stages, clip, options.vae_tiling)
+        pictures = 1 + options.preserve
+        steps = self._once(_transformer_stages, clip, options.dtype, conditions)
+        return (reading, *steps, replace(decoding, flops=decoding.flops * pictures))
+
+    def _once(self, find: Callable[..., Iterator[Stage]], *given: Any) -> tuple[Stage, ...]:
+        key = (find, *given)
         if key not in self._known:
-            self._known[key] = tuple(_stages(self.pipeline, clip, options, conditions))
+            self._known[key] = tuple(find(self.pipeline, *given))
         return self._known[key]
 
 
@@ -292,16 +298,43 @@ def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditOptions) -> 
     return round(total * options.dtype.itemsize + small)
 
 
-def _stages(
-    pipeline: RVEDiTPipeline, clip: ClipShape, options: EditOptions, conditions: int
-) -> Iterator[Stage]:
-    vae, transformer, connector = pipeline.vae, pipeline.transformer, pipeline.connector
-    dtype = options.dtype
+def _stage(name: str, modules: tuple[str, ...], call: Callable[[], Any], times: int = 1) -> Stage:
+    with FlopCounterMode(display=False) as counter:
+        work = peak_bytes(call)
+    return Stage(name, modules, work, float(counter.get_total_flops()) * times)
 
-    def stage(name: str, modules: tuple[str, ...], call: Callable[[], Any], times: int = 1) -> Stage:
-        with FlopCounterMode(display=False) as counter:
-            work = peak_bytes(call)
-        return Stage(name, modules, work, float(counter.get_total_flops()) * times)
+
+def _vae_stages(pipeline: RVEDiTPipeline, clip: ClipShape, tiling: bool) -> Iterator[Stage]:
+    """Reading the source and decoding the edit, in fp32."""
+    vae = pipeline.vae
+    spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
+    tile = (vae.tile_sample_min_height, vae.tile_sample_min_width) if tiling else (10**6, 10**6)
+    rows, columns = min(clip.height, tile[0]), min(clip.width, tile[1])
+    # The VAE works frame by frame, and three latent frames are enough to reach its peak.
+    few = min(clip.num_frames, 1 + 2 * temporal)
+    pixels = torch.empty(1, 3, few, rows, columns, device="meta")
+    grid = (1 + (few - 1) // temporal, rows // spatial, columns // spatial)
+    latents = torch.empty(1, vae.config.z_dim, *grid, device="meta")
+
+    def decode() -> None:
+        for _ in StreamDecoder(vae)(latents):
+            pass
+
+    given = 12 * clip.num_frames * clip.height * clip.width
+    # What the tiles are put together into; the whole clip comes at once then, and twice as it is blended.
+    tiled = 2 * given * (rows * columns < clip.height * clip.width)
+    share = clip.num_frames * clip.height * clip.width / (few * rows * columns)
+    reading = _stage("reading the source", ("vae",), lambda: encode(vae, pixels.clone()))
+    yield replace(reading, work=reading.work + given, flops=reading.flops * share)
+    decoding = _stage("decoding", ("vae",), decode)
+    yield replace(decoding, work=decoding.work + tiled, flops=decoding.flops * share)
+
+
+def _transformer_stages(
+    pipeline: RVEDiTPipeline, clip: ClipShape, dtype: torch.dtype, conditions: int
+) -> Iterator[Stage]:
+    """The language models' reading, and a step of the transformer."""
+    vae, transformer, connector = pipeline.vae, pipeline.transformer, pipeline.connector
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=of, device="meta")
@@ -309,18 +342,6 @@ def _stages(
     spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
     grid = (1 + (clip.num_frames - 1) // temporal, clip.height // spatial, clip.width // spatial)
     latents = empty(1, vae.config.z_dim, *grid, of=torch.float32)
-    tile = (vae.tile_sample_min_height, vae.tile_sample_min_width) if options.vae_tiling else (10**6, 10**6)
-    rows, columns = min(clip.height, tile[0]), min(clip.width, tile[1])
-    # The VAE works frame by frame, and three latent frames are enough to reach its peak.
-    few = min(clip.num_frames, 1 + 2 * temporal)
-    pixels = empty(1, 3, few, rows, columns, of=torch.float32)
-    # What the tiles are put together into; the whole clip comes at once then, and twice as it is blended.
-    tiled = 2 * 12 * clip.num_frames * clip.height * clip.width * (rows * columns < clip.height * clip.width)
-    given = 12 * clip.num_frames * clip.height * clip.width
-    share = clip.num_frames * clip.height * clip.width / (few * rows * columns)
-    reading = stage("reading the source", ("vae",), lambda: encode(vae, pixels.clone()))
-    yield replace(reading, work=reading.work + given, flops=reading.flops * share)
-
     # What the transformer makes of one condition comes before the language models read the other.
     again = ("transformer",) if conditions > 1 else ()
     sight = pipeline.edit_token_encoder.sight
@@ -332,7 +353,7 @@ def _stages(
     language = _cast(pipeline.mllm.model.language_model, dtype)
     states = empty(1, length, connector.config.llm_width)
     places = torch.empty(3, 1, length, dtype=torch.long, device="meta")
-    yield stage(
+    yield _stage(
         "editing tokens",
         ("mllm", "connector", *again),
         lambda: language(inputs_embeds=states.clone(), position_ids=places, use_cache=False),
@@ -344,7 +365,7 @@ def _stages(
         encoder = _cast(pipeline.text_encoder, dtype)
         ids = torch.empty(1, words, dtype=torch.long, device="meta")
         text = empty(1, words, encoder.config.d_model)
-        yield stage("text tokens", ("text_encoder", *again), lambda: encoder(ids), conditions)
+        yield _stage("text tokens", ("text_encoder", *again), lambda: encoder(ids), conditions)
 
     model = _cast(transformer, dtype)
     edit_tokens = empty(1, connector.config.num_queries, connector.config.width)
@@ -362,15 +383,6 @@ def _stages(
     )  # fmt: skip
     flops = conditions * forward_flops(shape, context_lengths(shape), reuse=True)
     yield Stage(STEP, ("transformer",), peak_bytes(two_steps), flops)
-
-    def decode() -> None:
-        part = latents[:, :, : 1 + (few - 1) // temporal, : rows // spatial, : columns // spatial]
-        for _ in StreamDecoder(vae)(part):
-            pass
-
-    decoding = stage("decoding", ("vae",), decode)
-    pictures = 1 + options.preserve
-    yield replace(decoding, work=decoding.work + tiled, flops=decoding.flops * share * pictures)
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:
