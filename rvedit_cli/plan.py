@@ -30,6 +30,8 @@ def print_edit_plan(
     _table("held beside them while", ("", "size"), stages)
     host = "" if device == "cpu" and card is None else f", {size(plan.host_bytes)} of the host's memory"
     typer.echo(f"peak: {size(plan.device_bytes)} on the device{host}")
+    if card:
+        device, seconds = "a card that multiplies 100 TFLOP/s", plan.seconds(1e14)
     if seconds:
         typer.echo(f"time on {device}, roughly: {seconds[0]:.3g} s a step, {seconds[1]:.3g} s in all")
     if card is None:

@@ -132,4 +132,5 @@ def test_the_command(tiny_tokenizer, tmp_path):
     assert plan["seconds"][1] > plan["seconds"][0] > 0
     said = CliRunner().invoke(app, [*arguments, "--card", "1"]).stdout
     assert "a card of 1 GB: no option" in said
+    assert "time on a card that multiplies 100 TFLOP/s, roughly: " in said
     assert not list(tmp_path.glob("*_edited*"))
