@@ -1,13 +1,14 @@
 """Put a run's weights into the package as the embedded nano, in bf16.
 
-`python -m rvedit.embed runs/nano`; with a second run, its VAE instead: one whose decoder was trained on.
+`python -m rvedit.embed runs/nano`; `--vae` takes another run's VAE, whose decoder was trained on; `--scores`
+puts what `rvedit judge` found into the model card.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from diffusers import AutoencoderKLWan
 from rvedit.checkpoints import find_checkpoint, load_pipeline
 
 
-def embed(run: str, package: Path, vae_run: str | None = None) -> None:
-    """Write the pipeline of a run to `package/nano`.
+def embed(run: str, package: Path, vae_run: str | None = None, scores: Path | None = None) -> None:
+    """Write the pipeline of a run to `package/nano`, with the scores of a judged folder's `summary.json`.
 
     Raises ValueError where the VAE of `vae_run` has other latents than the run was trained on.
     """
@@ -29,6 +30,8 @@ def embed(run: str, package: Path, vae_run: str | None = None) -> None:
         if any(not torch.equal(before[name], after[name]) for name in before):
             raise ValueError(f"{vae_run}: its encoder is not that of {run}")
         pipeline.register_modules(vae=vae)
+    if scores:
+        pipeline.provenance = pipeline.provenance.with_scores(scores)
     pipeline.vae.to(torch.bfloat16)  # it is read in fp32
     folder = package / "nano"
     shutil.rmtree(folder, ignore_errors=True)
@@ -40,4 +43,9 @@ def embed(run: str, package: Path, vae_run: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    embed(sys.argv[1], Path(__file__).parent, *sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("--vae", metavar="RUN")
+    parser.add_argument("--scores", metavar="SUMMARY", type=Path)
+    args = parser.parse_args()
+    embed(args.run, Path(__file__).parent, args.vae, args.scores)

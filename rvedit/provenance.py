@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Provenance:
     recipe: Mapping[str, Any] | None = None
     """Of the last training."""
     scores: Mapping[str, Any] = field(default_factory=dict)
-    """What judges said, by judge: the summary of `rvedit judge`."""
+    """What judges said: by judge, the table in the summary of `rvedit judge`."""
 
     def write(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
         """Leave the record and the card in a checkpoint's folder."""
@@ -63,6 +63,11 @@ class Provenance:
             return cls()
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(tuple(values["base"]), tuple(values["data"]), values["recipe"], values["scores"])
+
+    def with_scores(self, summary: Path) -> Provenance:
+        """Also what `rvedit judge` found: the `judge/summary.json` of the edits' folder."""
+        judges = json.loads(summary.read_text(encoding="utf-8"))["judges"]
+        return replace(self, scores={name: {"table": found["table"]} for name, found in judges.items()})
 
     def card(self, name: str, facts: Mapping[str, Any]) -> str:
         """A model card: base weights, licences, recipe, scores."""

@@ -14,7 +14,7 @@ from rvedit.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rvedit.editors import Editor
     from rvedit.records import EditSettings, Progress
@@ -143,9 +143,11 @@ def edit(
 
     chosen = EditSettings(steps, guidance, seed, preserve=preserve, description=description, mask=mask)
 
+    placing = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
+
     def load() -> Editor:
-        speed = (fast, compiled, attention)
-        return _load(model, as_json, device, dtype, offload, quantization, vae_tiling, *speed)
+        speed = {"fast": fast, "compiled": compiled, "attention": attention}
+        return _load(model, as_json, device=device, dtype=dtype, **placing, **speed)
 
     if batch:
         if source or output or compare or allow_truncated:
@@ -157,6 +159,7 @@ def edit(
             raise UserError("--batch: --plan and --card are for a single clip: give one of the list's")
         if not out_dir:
             raise UserError("--batch: name the folder of edits with --out-dir")
+        _check_settings(model, chosen, listed=True)
         loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
         part = read_shard(shard)
         order = BatchOrder(batch, out_dir, model or "nano", part, limit, overwrite, together, loading)
@@ -167,22 +170,16 @@ def edit(
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     if plan or card:
-        _print_plan(
-            source,
-            model or "nano",
-            device,
-            dtype,
-            (offload, quantization, vae_tiling, steps, guidance, preserve),
-            card,
-            as_json,
-        )
+        options = {**placing, "steps": steps, "guidance": guidance, "preserve": preserve}
+        _print_plan(source, model or "nano", device, dtype, options, card, as_json)
         return
-    # All that can be wrong with the files is said before torch is imported and a model is loaded.
+    # What can be wrong with the files is said before torch is imported, the rest before a model is loaded.
     instruction = checked_instruction(instruction)
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
         output = output or default_output(source)
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
+        _check_settings(model, chosen)
         editor = load()
         with console.progress_bar() as bar:
             windows = editor.windows(reader.info.num_frames)
@@ -217,7 +214,7 @@ def _print_plan(
     model: str,
     device: str | None,
     dtype: str | None,
-    options: tuple[Any, ...],
+    options: Mapping[str, Any],
     card: float | None,
     as_json: bool,
 ) -> None:
@@ -226,14 +223,14 @@ def _print_plan(
     from rvedit.records import ClipShape
     from rvedit.video import probe
     from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, what_fits
-    from rvedit_cli.plan import print_edit_plan
+    from rvedit_cli.plan import CARD_RATE, print_edit_plan
 
     info = probe(source)
     place = pick_device(device)
     # For a card that is not here: what is computed with there.
     kind = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
     planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
-    chosen = EditOptions(kind, *options)
+    chosen = EditOptions(kind, **options)
     plan = planner(chosen)
     if chosen.offload == "auto":
         # For another card than this one, the plain edit beside what fits there.
@@ -241,21 +238,40 @@ def _print_plan(
         chosen = replace(chosen, offload=choose_offload(sum(plan.weights.values()), room))
         plan = planner(chosen)
     fitting = what_fits(planner, chosen, card * 1e9) if card else None
-    seconds = None if card else plan.seconds(matrix_rate(place, kind))
+    rate, machine = (CARD_RATE, "") if card else (matrix_rate(place, kind), str(place))
+    seconds = plan.seconds(rate)
     if as_json:
-        found = {"plan": plan.as_json(), "seconds": seconds, "fits": fitting and fitting.as_json()}
+        found = {
+            "plan": plan.as_json(),
+            "seconds": seconds,
+            "matrix_flops_per_second": rate,
+            "fits": fitting and fitting.as_json(),
+        }
         typer.echo(json.dumps(found))
     else:
-        print_edit_plan(plan, seconds, str(place), fitting, card)
+        print_edit_plan(plan, seconds, machine, fitting, card)
 
 
-def _load(model: str | None, as_json: bool, *options: Any) -> Editor:
+def _check_settings(model: str | None, settings: EditSettings, listed: bool = False) -> None:
+    """Of what editors differ in; nano, without any of it, is not asked."""
+    if not (settings.mask or settings.description or settings.preserve or model):
+        return
+    from rvedit.editors import check_settings
+    from rvedit.video import probe
+
+    if settings.mask:
+        probe(settings.mask)
+    console.quiet_libraries()
+    check_settings(model or "nano", settings, listed)
+
+
+def _load(model: str | None, as_json: bool, **options: Any) -> Editor:
     from rvedit.editors import load_editor
 
     console.quiet_libraries()
     if model is None and not as_json:
         console.say(NANO_NOTE)
-    return load_editor(model or "nano", *options)
+    return load_editor(model or "nano", **options)
 
 
 def _edit_batch(order: BatchOrder, load: Callable[[], Editor], settings: EditSettings, as_json: bool) -> None:

@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from rvedit.workflows.plan_edit import EditPlan
 
 
+CARD_RATE = 1e14
+"""Multiplications and additions a second of a card that is not here, for its guess of the time."""
+
+
 def print_edit_plan(
     plan: EditPlan,
-    seconds: tuple[float, float] | None,
+    seconds: tuple[float, float],
     device: str,
     fitting: EditPlan | None,
     card: float | None,
 ) -> None:
-    """What an edit takes, and what to switch on for a card of so many GB."""
+    """What an edit takes, and what to switch on for a card of so many GB; `device` is empty for that card."""
     rows, columns = plan.size
     windows = f"{plan.windows} window{'s' * (plan.windows > 1)} of {plan.steps} steps"
     typer.echo(f"{windows} at {columns}x{rows} with {plan.options.words}; nothing was loaded")
@@ -30,10 +34,8 @@ def print_edit_plan(
     _table("held beside them while", ("", "size"), stages)
     host = "" if device == "cpu" and card is None else f", {size(plan.host_bytes)} of the host's memory"
     typer.echo(f"peak: {size(plan.device_bytes)} on the device{host}")
-    if card:
-        device, seconds = "a card that multiplies 100 TFLOP/s", plan.seconds(1e14)
-    if seconds:
-        typer.echo(f"time on {device}, roughly: {seconds[0]:.3g} s a step, {seconds[1]:.3g} s in all")
+    machine = device or f"a card that multiplies {flops(CARD_RATE)}/s"
+    typer.echo(f"time on {machine}, roughly: {seconds[0]:.3g} s a step, {seconds[1]:.3g} s in all")
     if card is None:
         return
     if fitting is None:

@@ -31,12 +31,12 @@ SYSTEM = (
 )
 
 
-def make_wan_transformer() -> WanTransformer3DModel:
+def make_wan_transformer(channels: int = CHANNELS) -> WanTransformer3DModel:
     """One head of 128, as the weights do not tell the size of a head; weights that are not trivial."""
     torch.manual_seed(1)
     model = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=1, attention_head_dim=128, in_channels=CHANNELS,
-        out_channels=CHANNELS, text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2, rope_max_seq_len=64,
+        patch_size=(1, 2, 2), num_attention_heads=1, attention_head_dim=128, in_channels=channels,
+        out_channels=channels, text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2, rope_max_seq_len=64,
     ).eval()  # fmt: skip
     torch.nn.init.normal_(model.proj_out.weight, std=0.2)
     return model

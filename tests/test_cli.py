@@ -142,6 +142,7 @@ def broken_checkpoint(folder):
         (["short.mp4", INSTRUCTION, "-o", "x.doc"], ".mp4"),
         (["short.mp4", INSTRUCTION, "--device", "cuda:9"], "--device cpu"),
         (["short.mp4", INSTRUCTION, "--device", "toaster"], "no such device"),
+        (["short.mp4", INSTRUCTION, "--device", "meta"], "no such device"),
         (["short.mp4", INSTRUCTION, "--dtype", "fp8"], "choose one of fp32"),
     ],
 )

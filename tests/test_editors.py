@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from diffusers import (
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
+from foreign import CHANNELS, make_wan_vae
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -111,12 +113,13 @@ def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
 
 def test_native_sizes():
     native = KNOWN["lucy"].native
-    assert native.size(720, 1280) == (480, 832)
-    assert native.size(1280, 720) == (832, 480)
-    rows, columns = native.size(1000, 1000)
-    assert rows == columns
-    assert 0.9 < rows * columns / (480 * 832) < 1.1
-    assert rows % 16 == 0
+    assert native.size(720, 1280, 32) == (480, 832)
+    assert native.size(1280, 720, 32) == (832, 480)
+    for height, width in ((1000, 1000), (1350, 1080), (800, 1920)):
+        rows, columns = native.size(height, width, 32)
+        assert 0.9 < rows * columns / (480 * 832) < 1.1
+        assert (rows % 32, columns % 32) == (0, 0)
+        assert abs(np.log(columns / rows * height / width)) < 0.1
 
 
 def test_vace_wants_a_description_and_takes_a_mask(folders, tmp_path, monkeypatch):
@@ -146,10 +149,8 @@ def test_by_name_and_by_command(folders, tmp_path, monkeypatch, tiny_tokenizer):
     """`--model lucy` with weights of one's own, and Ditto's adapters on VACE."""
     monkeypatch.setenv("RVEDIT_LUCY", str(folders["lucy"]))
     monkeypatch.setenv("RVEDIT_VACE", str(folders["vace"]))
-    for name, native in (("lucy", "lucy"), ("vace", "vace"), ("ditto", "ditto")):
-        monkeypatch.setitem(KNOWN, name, type(KNOWN[name])(
-            KNOWN[name].weights, SMALL, KNOWN[native].variable, KNOWN[name].adapters
-        ))  # fmt: skip
+    for name in ("lucy", "vace", "ditto"):
+        monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], native=SMALL))
     write_clip(tmp_path / "in.mp4", random_clip(6, 32, 48), 12)
     arguments = ["edit", str(tmp_path / "in.mp4"), "make it red", "--steps", "1", "--guidance", "1", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--model", "lucy", "-o", str(tmp_path / "out.mp4")])
@@ -176,6 +177,60 @@ def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
         own.edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "mask.png"))
     with pytest.raises(UserError, match="--preserve needs"):
         next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(preserve=True)))
+    with pytest.raises(UserError, match="--mask: is for --model vace"):
+        next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "m.png")))
     (tmp_path / "model_index.json").write_text('{"_class_name": "LucyEditPipeline"}')
     with pytest.raises(UserError, match="cannot be loaded"):
         load_editor(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("lucy", ["--mask", "in.png"], "--mask: is for --model vace and ditto"),
+        ("nano", ["--mask", "in.png"], "--mask: is for --model vace and ditto"),
+        ("vace", ["--mask", "nowhere.png", "--description", "a fish"], "nowhere.png: no such file"),
+        ("vace", [], "give it with --description"),
+        ("ditto", ["--description", "a fish"], "--description: is for --model vace"),
+        ("nano", ["--description", "a fish"], "--description: is for --model vace"),
+        ("lucy", ["--preserve"], "--preserve needs"),
+        ("lucy", ["--fast", "magcache"], "choose taylorseer"),
+        ("lucy", ["--attention", "fast"], "--attention fast: choose one of"),
+    ],
+)
+def test_it_is_said_before_weights_are_fetched(tmp_path, monkeypatch, model, options, said):
+    """What the variables name would be fetched from the hub, which is not to be had."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("RVEDIT_LUCY", "RVEDIT_VACE"):
+        monkeypatch.setenv(variable, "nobody/nothing")
+    write_clip(tmp_path / "in.png", random_clip(1, 32, 48), 12)
+    result = CliRunner().invoke(app, ["edit", "in.png", "make it red", "--model", model, *options])
+    assert isinstance(result.exception, UserError)
+    assert said in str(result.exception)
+
+
+@pytest.mark.parametrize("kind", ["lucy", "vace"])
+def test_in_bf16_the_vae_stays_in_fp32(folders, kind):
+    editor = load_editor(str(folders[kind]), "cpu", "bf16")
+    editor.native = SMALL
+    assert editor.pipeline.transformer.dtype == torch.bfloat16
+    assert editor.pipeline.vae.dtype == torch.float32
+    result, _ = edited(editor, random_clip(5, 32, 48), description="an orange fish")
+    assert result.std() > 1, "something is drawn"
+
+
+def test_lucy_on_wan22s_vae_sees_whole_patches(tiny_tokenizer, tmp_path):
+    """1/16 of the side, and patches of 2: a side of 48 would be 3 latents."""
+    sizes = {**SIZES, "in_channels": 2 * CHANNELS, "out_channels": CHANNELS}
+    LucyEditPipeline(
+        tokenizer=tiny_tokenizer,
+        text_encoder=make_text_encoder(tiny_tokenizer),
+        vae=make_wan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        transformer=WanTransformer3DModel(**sizes),
+        expand_timesteps=True,
+    ).save_pretrained(tmp_path / "lucy")
+    editor = load_editor(str(tmp_path / "lucy"))
+    editor.native = SMALL
+    clip = random_clip(5, 88, 70)  # of the native area, 44 x 35
+    assert edited(editor, clip)[0].shape == clip.shape

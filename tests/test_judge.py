@@ -30,6 +30,7 @@ from rvedit.judge.judges import GEMINI_SAMPLING, QWEN, QWEN_SAMPLING, gemini_jud
 from rvedit.judge.protocols import PaperProtocol
 from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER, JudgeSettings
 from rvedit.judge.rubrics import rubric, with_instruction
+from rvedit.provenance import Provenance
 from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
 from rvedit_cli.main import app
 
@@ -164,6 +165,8 @@ def test_the_table_is_the_mean_of_the_verdicts(small, tmp_path):
     overall = np.mean([cell.mean() for cell in cells.values()])
     assert summary["table"]["overall"]["value"] == pytest.approx(overall)
     assert report.tables["qwen"].overall.value == pytest.approx(overall)
+    card = Provenance().with_scores(tmp_path / "summary.json").card("judged", {})
+    assert f"| qwen | Overall | | | | {overall:.2f} |" in card
 
 
 def test_249_items_and_a_second_run_that_sends_nothing(benchmark, tmp_path):

@@ -300,6 +300,14 @@ def test_a_missing_folder_is_named(saved: Path, tmp_path: Path, folder: str) -> 
         load_pipeline(broken)
 
 
+def test_an_empty_folder_is_named(saved: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(saved, broken)
+    (broken / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(UserError, match="scheduler: cannot be read"):
+        load_pipeline(broken)
+
+
 def with_tensors(
     saved: Path, folder: Path, module: str, change: Callable[[dict[str, torch.Tensor]], None]
 ) -> Path:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
+import foreign
 import pytest
 import torch
 from conftest import make_pipeline, random_clip
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from rvedit.checkpoints import load_pipeline
+from rvedit.checkpoints.wan import original_config
 from rvedit.errors import UserError
 from rvedit.model.footprint import LiveBytes, peak_bytes
+from rvedit.model.presets import WAN22_5B_TRANSFORMER
 from rvedit.records import ClipShape, EditSettings
 from rvedit.workflows.plan_edit import EditOptions, Planner, outline, plan_edit, what_fits
 from rvedit_cli.main import app
@@ -19,6 +25,12 @@ from rvedit_cli.main import app
 FP32 = EditOptions(torch.float32)
 REAL = ClipShape(81, 704, 1280)
 KIWI = "linyq/kiwi-edit-5b-instruct-only-diffusers"
+
+
+def save_wan(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +105,56 @@ def test_the_routing_depth_decides_about_the_text_encoder():
     assert outline("Wan-AI/Wan2.2-TI2V-5B-Diffusers").text_encoder is not None
 
 
+def test_a_folders_own_config_counts_and_not_its_name(tmp_path):
+    """A Wan of three layers in a folder of that name is no Kiwi-Edit; one of two transformers is refused."""
+    folder = tmp_path / "kiwi-edit-5b"
+    save_wan(folder, {**WAN22_5B_TRANSFORMER, "num_layers": 3, "routing_depth": None})
+    planned = outline(str(folder))
+    assert len(planned.transformer.blocks) == 3
+    assert planned.transformer.config.routing_depth == 1
+    assert planned.text_encoder is not None
+    (folder / "transformer_2").mkdir()
+    with pytest.raises(UserError, match="a Wan of two transformers"):
+        outline(str(folder))
+    other = tmp_path / "wan2.1"
+    save_wan(other, {**WAN22_5B_TRANSFORMER, "in_channels": 16, "out_channels": 16})
+    with pytest.raises(UserError, match="latents of 16 channels, not 48"):
+        outline(str(other))
+
+
+def test_a_file_is_planned_by_its_shapes(tmp_path):
+    model = foreign.make_wan_transformer()
+    state = foreign.to_original_transformer(model.state_dict())
+    save_file(state, tmp_path / "wan.safetensors")
+    config = original_config([tmp_path / "wan.safetensors"], tmp_path)
+    assert config.items() <= {**model.config, "patch_size": (1, 2, 2)}.items()
+    with pytest.raises(UserError, match="latents of 4 channels"):
+        outline(str(tmp_path / "wan.safetensors"))
+
+
+def test_the_vae_is_planned_in_the_precision_it_is_read_in():
+    plan = plan_edit(ClipShape(5, 64, 64), "nano", EditOptions(torch.bfloat16))
+    assert plan.weights["vae"] == sum(4 * p.numel() for p in outline("nano").vae.parameters())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--quantize", "int3"), "--quantize int3: choose one of"),
         (("--offload", "foo"), "--offload foo: choose one of"),
         (("--model", "runs/nme"), "runs/nme: no such folder"),
+        (("--model", "./nme"), "./nme: no such folder"),
+        (("--model", "."), "not a checkpoint of rvedit: it has no model_index.json"),
         (("--model", "someone/something"), "its size is not known"),
         (("--model", "lucy"), "plans are made for RVEDiT"),
     ],
 )
-def test_what_cannot_be_planned_is_said(tmp_path, options, said):
+def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch, options, said):
     from rvedit.video import write_clip
 
+    monkeypatch.chdir(tmp_path)
     write_clip(tmp_path / "in.mp4", random_clip(2, 32, 48), 12)
-    result = CliRunner().invoke(app, ["edit", str(tmp_path / "in.mp4"), "red", "--plan", *options])
+    result = CliRunner().invoke(app, ["edit", "in.mp4", "red", "--plan", *options])
     assert isinstance(result.exception, UserError)
     assert said in str(result.exception)
 

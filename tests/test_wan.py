@@ -115,6 +115,10 @@ def test_weights_that_are_none_of_wan_are_refused(companions, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     with pytest.raises(UserError, match=r"weights\.pth: weights are read from safetensors"):
         load_pipeline(tmp_path / "weights.pth")
+    model = foreign.make_wan_transformer(channels=16)
+    save_file(foreign.to_original_transformer(model.state_dict()), tmp_path / "wan2.1.safetensors")
+    with pytest.raises(UserError, match=r"latents with 16 channels: those of the VAE in .* have 4"):
+        load_pipeline(tmp_path / "wan2.1.safetensors")
     config = companions[0] / "transformer" / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps({**values, "in_channels": 36}))

@@ -5,7 +5,7 @@ Kiwi-Edit as published or as trained.
 """
 
 from rvedit.checkpoints.files import pipeline_kind, with_weights
-from rvedit.checkpoints.find import find_checkpoint
+from rvedit.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.checkpoints.load import load_pipeline
 from rvedit.checkpoints.own import MODULE_CLASSES, build_nano, load_module, with_vae
 from rvedit.checkpoints.wan import add_text_encoder
@@ -15,6 +15,7 @@ __all__ = [
     "add_text_encoder",
     "build_nano",
     "find_checkpoint",
+    "is_hub_id",
     "load_module",
     "load_pipeline",
     "pipeline_kind",

@@ -75,6 +75,16 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     return state
 
 
+def read_shapes(files: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of files as they are named and shaped, on the meta device: nothing but headers is read."""
+    state: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, "pt") as content:
+            for key in content.keys():  # noqa: SIM118
+                state[key] = torch.empty(content.get_slice(key).get_shape(), device="meta")
+    return state
+
+
 @contextmanager
 def fitting(where: Path, part: str) -> Iterator[None]:
     """A KeyError inside is a UserError: the checkpoint's keys do not fit the part."""

@@ -12,6 +12,12 @@ WAN, MLLM = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Qwen/Qwen2.5-VL-3B-Instruct"
 """The hub's ids of what other checkpoints lack."""
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name can only be `owner/name` on the hub: there is no such folder, and it is not like one."""
+    is_like_one = name.count("/") == 1 and not name.startswith(("/", ".", "~", "runs/"))
+    return is_like_one and Path(name).suffix != ".safetensors" and not Path(name).exists()
+
+
 def find_checkpoint(name: str, option: str = "--model") -> Path:
     """The folder or file of a checkpoint: `nano`, a path, a run's folder, or a hub id, which is fetched.
 
@@ -24,7 +30,7 @@ def find_checkpoint(name: str, option: str = "--model") -> Path:
         return path / "model"
     if path.is_dir() or path.is_file():
         return path
-    if name.count("/") != 1 or name.startswith(("/", ".", "~", "runs/")) or path.suffix == ".safetensors":
+    if not is_hub_id(name):
         raise UserError(
             f"{option} {name}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name"
         )

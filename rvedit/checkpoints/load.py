@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,33 +15,47 @@ from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.provenance import KIWI, QWEN, WAN, Provenance
 
-_WAN = ("WanPipeline", "WanImageToVideoPipeline")
+Kind = Literal["own", "kiwi", "kiwi file", "wan", "wan original", "wan file"]
+_BY_PIPELINE: dict[str, Kind] = {
+    "RVEDiTPipeline": "own",
+    "KiwiEditPipeline": "kiwi",
+    "WanPipeline": "wan",
+    "WanImageToVideoPipeline": "wan",
+}
+_READERS: dict[Kind, Callable[[Path, torch.dtype], RVEDiTPipeline]] = {
+    "kiwi": kiwi.load_folder,
+    "kiwi file": kiwi.load_file,
+    "wan": wan.load_folder,
+    "wan original": wan.load_original,
+    "wan file": wan.load_file,
+}
 
 
 def load_pipeline(path: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
     """Read a checkpoint of any kind that we know; one that is none, or not whole, is a UserError."""
-    pipeline, base = _load(path, dtype)
-    pipeline.provenance = Provenance(base=base) if base else Provenance.read(path)
+    kind = checkpoint_kind(path)
+    if kind == "own":
+        pipeline = load_own(path, read_config(path / "model_index.json"), dtype)
+        pipeline.provenance = Provenance.read(path)
+        return pipeline
+    pipeline = _READERS[kind](path, dtype)
+    pipeline.provenance = Provenance(base=(KIWI, WAN, QWEN) if kind.startswith("kiwi") else (WAN, QWEN))
     return pipeline
 
 
-def _load(path: Path, dtype: torch.dtype) -> tuple[RVEDiTPipeline, tuple[str, ...]]:
-    """The pipeline, and what it was made from where its folder does not say."""
+def checkpoint_kind(path: Path) -> Kind:
+    """What a folder or file is. Raises UserError where that is nothing we read."""
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: weights are read from safetensors files and folders only")
-        if kiwi.is_trained_file(path):
-            return kiwi.load_file(path, dtype), (KIWI, WAN, QWEN)
-        return wan.load_file(path, dtype), (WAN, QWEN)
+        return "kiwi file" if kiwi.is_trained_file(path) else "wan file"
     if not (path / "model_index.json").is_file():
         if wan.is_original(path):
-            return wan.load_original(path, dtype), (WAN, QWEN)
+            return "wan original"
         raise UserError(f"{path}: not a checkpoint of rvedit: it has no model_index.json")
-    kind = pipeline_kind(path)
-    if kind == "RVEDiTPipeline":
-        return load_own(path, read_config(path / "model_index.json"), dtype), ()
-    if kind == "KiwiEditPipeline":
-        return kiwi.load_folder(path, dtype), (KIWI, WAN, QWEN)
-    if kind in _WAN:
-        return wan.load_folder(path, dtype), (WAN, QWEN)
-    raise UserError(f"{path}: a checkpoint of {kind}, not of RVEDiTPipeline, Wan2.2-TI2V-5B or Kiwi-Edit")
+    pipeline = pipeline_kind(path)
+    if pipeline not in _BY_PIPELINE:
+        raise UserError(
+            f"{path}: a checkpoint of {pipeline}, not of RVEDiTPipeline, Wan2.2-TI2V-5B or Kiwi-Edit"
+        )
+    return _BY_PIPELINE[pipeline]

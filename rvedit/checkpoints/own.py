@@ -73,9 +73,16 @@ def load_own(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> RVED
         **modules,
         tokenizer=tokenizer,
         mllm_tokenizer=read_tokenizer(folder / "mllm_tokenizer"),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=_read_scheduler(folder / "scheduler"),
         **settings,
     )
+
+
+def _read_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    try:
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read: {str(error).strip().splitlines()[0]}") from None
 
 
 def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:

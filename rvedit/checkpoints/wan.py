@@ -7,7 +7,7 @@ the rest then comes from `companion_wan`. The multimodal LLM, which Wan lacks, i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor
 
-from rvedit.checkpoints.files import build, fitting, read_config, read_tokenizer, read_weights, weight_files
+from rvedit.checkpoints.files import (
+    build,
+    fitting,
+    read_config,
+    read_shapes,
+    read_tokenizer,
+    read_weights,
+    weight_files,
+)
 from rvedit.checkpoints.find import companion_mllm, companion_wan
 from rvedit.checkpoints.own import load_module
 from rvedit.errors import UserError
@@ -31,6 +39,13 @@ _HEAD_DIM = 128  # of every Wan; the weights do not tell
 
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     """`Wan2.2-TI2V-5B-Diffusers`."""
+    config = transformer_config(folder)
+    state = read_weights(weight_files(folder / "transformer"))
+    return _assemble(routed_transformer(config, state, dtype, folder / "transformer"), folder, dtype)
+
+
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """Of a folder of diffusers. Raises UserError for a Wan that we do not start from."""
     config = read_config(folder / "transformer" / "config.json")
     if (folder / "transformer_2").is_dir():
         raise UserError(f"{folder}: a Wan of two transformers: RVEDiT starts from Wan2.2-TI2V-5B")
@@ -39,8 +54,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
             f"{folder}: a Wan whose transformer reads {config.get('in_channels')} channels and gives "
             f"{config.get('out_channels')}: RVEDiT starts from Wan2.2-TI2V-5B"
         )
-    state = read_weights(weight_files(folder / "transformer"))
-    return _assemble(routed_transformer(config, state, dtype, folder / "transformer"), folder, dtype)
+    return config
 
 
 def is_original(folder: Path) -> bool:
@@ -61,16 +75,34 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 
 def _from_original(state: dict[str, Tensor], dtype: torch.dtype, where: Path) -> RVEDiTPipeline:
     transformer = original_transformer(state, dtype, where)
-    return _assemble(transformer, companion_wan(), dtype)
+    base = companion_wan()
+    channels = read_config(base / "vae" / "config.json").get("z_dim")
+    if transformer.config.in_channels != channels:
+        raise UserError(
+            f"{where}: a transformer of latents with {transformer.config.in_channels} channels: those of the "
+            f"VAE in {base} have {channels}; RVEDiT starts from Wan2.2-TI2V-5B"
+        )
+    return _assemble(transformer, base, dtype)
 
 
 def original_transformer(
     state: dict[str, Tensor], dtype: torch.dtype, where: Path
 ) -> RoutedWanTransformer3DModel:
     """The transformer of a state with Wan's own names."""
-    if not any("condition_embedder" in key for key in state):
-        state = convert_wan_transformer_to_diffusers(dict(state))
+    state = _with_our_names(state)
     return routed_transformer(_config_of(state, where), state, dtype, where)
+
+
+def original_config(files: Iterable[Path], where: Path) -> dict[str, Any]:
+    """The config of a transformer with Wan's own names, from the headers of its files."""
+    return _config_of(_with_our_names(read_shapes(files)), where)
+
+
+def _with_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if any("condition_embedder" in key for key in state):
+        return state
+    renamed: dict[str, Tensor] = convert_wan_transformer_to_diffusers(dict(state))
+    return renamed
 
 
 def routed_transformer(

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rvedit.errors import UserError
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What an editor takes beside a clip and an instruction."""
+
+    description: bool = False
+    """Words for the result, which it reads in the instruction's place."""
+    mask: bool = False
+    preserve: bool = False
+
+    def check(self, name: str, settings: EditSettings) -> None:
+        """Raises UserError where a description is missing, and for what would be left unheeded."""
+        if self.description and not settings.description:
+            raise UserError(
+                f"{name} reads a description of the result, not an instruction: give it with "
+                "--description, or a list with target captions"
+            )
+        if settings.mask and not self.mask:
+            raise UserError(
+                f"--mask: is for --model vace and ditto: say to {name} in the instruction where it is to be"
+            )
+        if settings.preserve and not self.preserve:
+            raise UserError(f"--preserve needs RVEDiT's own picture of the source: {name} has none")
 
 
 class Editor(Protocol):
@@ -18,6 +44,7 @@ class Editor(Protocol):
     name: str
     pipeline: Any
     """Of diffusers' kind."""
+    takes: Takes
 
     def edit(
         self,

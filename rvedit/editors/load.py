@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from rvedit.checkpoints import find_checkpoint, load_pipeline, pipeline_kind
+from rvedit.checkpoints import find_checkpoint, is_hub_id, load_pipeline, pipeline_kind
 from rvedit.editors.base import Editor
-from rvedit.editors.placement import Offload, Quantize, check_placement, quantize
-from rvedit.editors.placement import place as put
+from rvedit.editors.placement import (
+    Offload,
+    Quantize,
+    check_packages,
+    check_placement,
+    place,
+    quantize,
+)
 from rvedit.editors.rvedit import RVEDiTEditor
-from rvedit.editors.speed import FASTS, Fast, choose_attention, compile_blocks, reuse_steps
+from rvedit.editors.speed import (
+    Fast,
+    check_attention,
+    check_fast,
+    choose_attention,
+    compile_blocks,
+    reuse_steps,
+)
 from rvedit.editors.whole_clip import KNOWN, load_foreign, load_known
 from rvedit.errors import UserError
+from rvedit.pipeline import RVEDiTPipeline
+from rvedit.records import EditSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FOREIGN = {"LucyEditPipeline": "lucy", "WanVACEPipeline": "vace"}
@@ -21,6 +38,7 @@ def load_editor(
     model: str = "nano",
     device: str | None = None,
     dtype: str | None = None,
+    *,
     offload: Offload = "auto",
     quantization: Quantize | None = None,
     vae_tiling: bool = False,
@@ -30,38 +48,40 @@ def load_editor(
 ) -> Editor:
     """Load an editor: `nano`, `lucy`, `vace`, `ditto`, or a folder, a file or a hub id with weights.
 
-    Without a device it is the accelerator if there is one; without a dtype fp32 on a CPU and bf16 elsewhere.
+    Without a device it is a GPU if there is one; without a dtype fp32 on a CPU and bf16 elsewhere.
     `offload` keeps what does not compute on the CPU: whole components (`model`) or all layers (`group`); by
     default components where the device's memory has little room beside them.
     `quantization` stores the large matrices in int8, fp8 or nf4. `vae_tiling` encodes and decodes by tiles.
     `fast` lets steps reuse earlier ones' work; `compiled` compiles the blocks; `attention` names kernels.
+    Raises UserError, for what can be known before weights are read before that.
     """
     check_placement(offload, quantization)
-    if fast is not None and fast not in FASTS:
-        raise UserError(f"--fast {fast}: choose one of {', '.join(FASTS)}")
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    check_packages(quantization)
+    check_fast(fast)
+    check_attention(attention)
+    put_on, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
+    path = None if model in KNOWN else find_checkpoint(model)
+    foreign = model if path is None else _FOREIGN.get(pipeline_kind(path))
+    if foreign and fast:
+        check_fast(fast, foreign)
     editor: Editor
-    if model in KNOWN:
+    if path is None:
         editor = load_known(model, kind)
+    elif foreign:
+        editor = load_foreign(path, model, KNOWN[foreign], kind)
     else:
-        path = find_checkpoint(model)
-        foreign = _FOREIGN.get(pipeline_kind(path))
-        if foreign:
-            editor = load_foreign(path, model, KNOWN[foreign].native, kind)
-        else:
-            editor = RVEDiTEditor(load_pipeline(path, kind), model)
+        editor = RVEDiTEditor(_without_unread(load_pipeline(path, kind)), model)
     if quantization:
-        quantize(editor.pipeline, quantization, place)
+        quantize(editor.pipeline, quantization, put_on)
     if vae_tiling:
         editor.pipeline.vae.enable_tiling()
     if attention:
         choose_attention(editor.pipeline, attention)
     try:
-        put(editor.pipeline, place, offload)
+        place(editor.pipeline, put_on, offload)
     except torch.OutOfMemoryError:
         raise UserError(
-            f"{model}: its weights do not fit the memory of {place}: try --offload model or group, or "
+            f"{model}: its weights do not fit the memory of {put_on}: try --offload model or group, or "
             "--quantize nf4; --plan --card GB says what fits"
         ) from None
     if fast:
@@ -69,6 +89,30 @@ def load_editor(
     if compiled:
         compile_blocks(editor.pipeline)
     return editor
+
+
+def check_settings(model: str, settings: EditSettings, listed: bool = False) -> None:
+    """Before a model is fetched and loaded: raises UserError for what it would refuse or leave unheeded.
+
+    A list's items may come with descriptions of their own.
+    """
+    if model in KNOWN:
+        takes = KNOWN[model].takes
+    elif is_hub_id(model):
+        return  # what it is shows when it is here
+    else:
+        foreign = _FOREIGN.get(pipeline_kind(find_checkpoint(model)))
+        takes = KNOWN[foreign].takes if foreign else RVEDiTEditor.takes
+    if settings.description and not takes.description:
+        raise UserError(f"--description: is for --model vace: {model} reads the instruction")
+    takes.check(model, replace(settings, description="its item's") if listed else settings)
+
+
+def _without_unread(pipeline: RVEDiTPipeline) -> RVEDiTPipeline:
+    """Without the text encoder where no block reads X_l: 11 GB, of the 5B's."""
+    if pipeline.transformer.config.routing_depth == len(pipeline.transformer.blocks):
+        pipeline.register_modules(text_encoder=None, tokenizer=None)
+    return pipeline
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
@@ -80,11 +124,14 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """By name; the accelerator if there is one."""
+    """By name; a GPU if there is one, else the CPU."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                f"--device {name}: this machine or this build of torch has no CUDA: try --device cpu"
+            )
+        torch.zeros(1, device=device).item()  # which says whether it can be computed with
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError):
         raise UserError(f"--device {name}: no such device: try cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this machine or this build of torch has no CUDA: try --device cpu")
     return device

@@ -20,6 +20,7 @@ BITS: dict[Quantize, float] = {"int8": 8.0, "fp8": 8.0, "nf4": 4.5}
 """Of a weight in a large matrix, its scales included."""
 
 
+_PACKAGES: dict[str | None, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 WEIGHTS_SHARE = 0.5
 """Of a device's free memory that weights may fill before they take turns: an edit wants about as much again
 (53 GB beside 32 GB of weights, at 81 x 704 x 1280)."""
@@ -31,6 +32,13 @@ def check_placement(offload: str, quantization: str | None) -> None:
         raise UserError(f"--offload {offload}: choose one of {', '.join(OFFLOADS)}")
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise UserError(f"--quantize {quantization}: choose one of {', '.join(QUANTIZATIONS)}")
+
+
+def check_packages(quantization: Quantize | None) -> None:
+    """Raises UserError where a package that it needs is not installed."""
+    package = _PACKAGES.get(quantization)
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(f"--quantize {quantization}: needs {package}: pip install 'rvedit[quantize]'")
 
 
 def stacks(pipeline: Any) -> dict[str, nn.Module]:
@@ -47,6 +55,7 @@ def stacks(pipeline: Any) -> dict[str, nn.Module]:
 
 def quantize(pipeline: Any, kind: Quantize, device: torch.device) -> None:
     """Store the matrices of the large stacks in 8 or 4 bits; products are still of the model's own dtype."""
+    check_packages(kind)
     for stack in stacks(pipeline).values():
         dtype = next(p.dtype for p in stack.parameters() if p.is_floating_point())
         if kind == "fp8":
@@ -55,7 +64,7 @@ def quantize(pipeline: Any, kind: Quantize, device: torch.device) -> None:
                 stack, torch.float8_e4m3fn, dtype, skip_modules_pattern=("norm", r"\bwo\b")
             )
         elif kind == "int8":
-            torchao = _optional("torchao.quantization", kind)
+            torchao = importlib.import_module("torchao.quantization")
             torchao.quantize_(stack, torchao.Int8WeightOnlyConfig(version=2))
         else:
             _to_nf4(stack, dtype, device)
@@ -91,7 +100,7 @@ def place(pipeline: Any, device: torch.device, offload: Offload) -> None:
 
 
 def _to_nf4(stack: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    bnb = _optional("bitsandbytes", "nf4")
+    bnb = importlib.import_module("bitsandbytes")
     for parent in list(stack.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear:
@@ -102,10 +111,3 @@ def _to_nf4(stack: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
                 if layer.bias is not None:
                     small.bias = layer.bias
                 setattr(parent, name, small.to(device))  # moving is what packs them
-
-
-def _optional(name: str, kind: str) -> Any:
-    package = name.partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"--quantize {kind}: needs {package}: pip install 'rvedit[quantize]'")
-    return importlib.import_module(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from rvedit.errors import UserError
+from rvedit.editors.base import Takes
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames
@@ -12,6 +12,8 @@ from rvedit.video_tensors import Frames
 
 class RVEDiTEditor:
     """`RVEDiTPipeline` as an editor."""
+
+    takes = Takes(preserve=True)
 
     def __init__(self, pipeline: RVEDiTPipeline, name: str):
         self.pipeline = pipeline
@@ -25,8 +27,7 @@ class RVEDiTEditor:
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> Iterator[Frames]:
         """See `Editor.edit`. Raises UserError for a mask, which this model does not read."""
-        if settings.mask:
-            raise UserError("--mask: is for --model vace and ditto: say in the instruction where it is to be")
+        self.takes.check(self.name, settings)
         return self.pipeline.stream(frames, instruction, settings, on_progress)
 
     def edit_together(

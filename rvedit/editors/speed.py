@@ -19,6 +19,15 @@ Fast = Literal["first-block", "magcache", "taylorseer"]
 FASTS: tuple[Fast, ...] = get_args(Fast)
 
 
+def check_fast(kind: str | None, foreign: str = "") -> None:
+    """Raises UserError for what is none of the above, or nothing for an editor of Table 1."""
+    if kind is not None and kind not in FASTS:
+        raise UserError(f"--fast {kind}: choose one of {', '.join(FASTS)}")
+    if foreign and kind != "taylorseer":
+        # MagCache is measured by an edit; VACE would add its hints twice to what a step before left.
+        raise UserError(f"--fast {kind}: is for models that rvedit runs itself: choose taylorseer")
+
+
 def reuse_steps(pipeline: Any, kind: Fast, threshold: float = 0.1) -> None:
     """Skip parts of some steps.
 
@@ -29,9 +38,8 @@ def reuse_steps(pipeline: Any, kind: Fast, threshold: float = 0.1) -> None:
     and feed-forward are computed at every third step and extrapolated between.
     """
     transformer = pipeline.transformer
-    if kind != "taylorseer" and not isinstance(pipeline, RVEDiTPipeline):
-        # MagCache is measured by an edit; VACE would add its hints twice to what a step before left.
-        raise UserError(f"--fast {kind}: is for models that rvedit runs itself: choose taylorseer")
+    if not isinstance(pipeline, RVEDiTPipeline):
+        check_fast(kind, type(pipeline).__name__)
     if kind == "first-block":
         transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
     elif kind == "magcache":
@@ -74,11 +82,16 @@ def compile_blocks(pipeline: Any) -> None:
     pipeline.transformer.compile_repeated_blocks(dynamic=None)
 
 
+def check_attention(name: str | None) -> None:
+    """Raises UserError for kernels that diffusers does not know."""
+    known = sorted(backend.value for backend in AttentionBackendName)
+    if name is not None and name not in known:
+        raise UserError(f"--attention {name}: choose one of {', '.join(known)}")
+
+
 def choose_attention(pipeline: Any, name: str) -> None:
     """Set the attention kernels, by diffusers' names such as native, flash, sage or _native_cudnn."""
-    known = sorted(backend.value for backend in AttentionBackendName)
-    if name not in known:
-        raise UserError(f"--attention {name}: choose one of {', '.join(known)}")
+    check_attention(name)
     try:
         pipeline.transformer.set_attention_backend(name)
     except (RuntimeError, ImportError, ValueError) as error:

@@ -20,12 +20,11 @@ from diffusers import DiffusionPipeline, LucyEditPipeline, WanVACEPipeline
 from PIL import Image
 
 from rvedit.checkpoints import find_checkpoint
+from rvedit.editors.base import Takes
 from rvedit.errors import UserError
 from rvedit.records import EditSettings, Progress
 from rvedit.video import VideoReader
 from rvedit.video_tensors import Frames, resize_frames
-
-_GRID = 16
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,15 @@ class Native:
     num_frames: int
     frame_rate: float
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """The native size where a source has about its shape, lying or standing; else one of its area."""
+    def size(self, height: int, width: int, grid: int) -> tuple[int, int]:
+        """The native size where a source has about its shape, lying or standing; else one of its area, in
+        multiples of the grid.
+        """
         shape = (self.height, self.width) if width >= height else (self.width, self.height)
         if abs(np.log(width / height) - np.log(shape[1] / shape[0])) < 0.1:
             return shape
         scale = (self.height * self.width / (height * width)) ** 0.5
-        rows, columns = (max(1, round(side * scale / _GRID)) * _GRID for side in (height, width))
+        rows, columns = (max(1, round(side * scale / grid)) * grid for side in (height, width))
         return rows, columns
 
 
@@ -55,17 +56,24 @@ class Known:
     native: Native
     variable: str
     """Names other weights."""
+    takes: Takes
     adapters: str | None = None
     """Of a checkpoint without any of its own: a repository of adapters, and the file in it."""
 
 
 KNOWN = {
-    "lucy": Known("decart-ai/Lucy-Edit-1.1-Dev", Native(480, 832, 81, 24.0), "RVEDIT_LUCY"),
-    "vace": Known("Wan-AI/Wan2.1-VACE-14B-diffusers", Native(720, 1280, 81, 16.0), "RVEDIT_VACE"),
+    "lucy": Known("decart-ai/Lucy-Edit-1.1-Dev", Native(480, 832, 81, 24.0), "RVEDIT_LUCY", Takes()),
+    "vace": Known(
+        "Wan-AI/Wan2.1-VACE-14B-diffusers",
+        Native(720, 1280, 81, 16.0),
+        "RVEDIT_VACE",
+        Takes(description=True, mask=True),
+    ),
     "ditto": Known(
         "Wan-AI/Wan2.1-VACE-14B-diffusers",
         Native(480, 832, 73, 20.0),
         "RVEDIT_VACE",
+        Takes(mask=True),  # the adapters were trained on instructions
         "QingyanBai/Ditto_models",
     ),
 }
@@ -79,12 +87,11 @@ class WholeClipEditor:
         name: as it stands in results.
         pipeline: Lucy-Edit's or VACE's.
         native: what it was trained on.
-        reads_description: it wants words for the result, not an instruction.
+        takes: what it reads beside a clip and an instruction.
     """
 
-    def __init__(self, name: str, pipeline: Any, native: Native, reads_description: bool) -> None:
-        self.name, self.pipeline, self.native = name, pipeline, native
-        self._reads_description = reads_description
+    def __init__(self, name: str, pipeline: Any, native: Native, takes: Takes) -> None:
+        self.name, self.pipeline, self.native, self.takes = name, pipeline, native, takes
         pipeline.set_progress_bar_config(disable=True)
 
     def windows(self, num_frames: int) -> int:
@@ -99,14 +106,8 @@ class WholeClipEditor:
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> Iterator[Frames]:
         """See `Editor.edit`. Raises UserError where it lacks a description."""
-        if self._reads_description and not settings.description:
-            raise UserError(
-                f"{self.name} reads a description of the result, not an instruction: give it with "
-                "--description, or a list with target captions"
-            )
-        if settings.preserve:
-            raise UserError(f"--preserve needs RVEDiT's own picture of the source: {self.name} has none")
-        words = settings.description if self._reads_description else instruction
+        self.takes.check(self.name, settings)
+        words = settings.description if self.takes.description else instruction
         assert words is not None
         # A source of more frames a second than the editor knows is seen at the editor's rate.
         stride = max(1.0, (settings.frame_rate or 0.0) / self.native.frame_rate)
@@ -138,7 +139,9 @@ class WholeClipEditor:
     ) -> Frames:
         """Edit at most a native length: padded to 4k+1 frames by the last, and cut again."""
         count = len(frames)
-        height, width = self.native.size(*frames.shape[1:3])
+        vae, transformer = self.pipeline.vae.config, self.pipeline.transformer.config
+        grid = vae.scale_factor_spatial * transformer.patch_size[1]
+        height, width = self.native.size(frames.shape[1], frames.shape[2], grid)
         padding = (1 - count) % 4
         frames = resize_frames(np.concatenate([frames, frames[-1:].repeat(padding, axis=0)]), height, width)
         options: dict[str, Any] = {}
@@ -176,26 +179,25 @@ def load_known(name: str, dtype: torch.dtype) -> WholeClipEditor:
     """`lucy`, `vace` or `ditto`, from the hub or from where its variable points."""
     known = KNOWN[name]
     folder = find_checkpoint(os.environ.get(known.variable) or known.weights, known.variable)
-    editor = load_foreign(folder, name, known.native, dtype)
+    editor = load_foreign(folder, name, known, dtype)
     if known.adapters:
         adapters = os.environ.get("RVEDIT_DITTO") or known.adapters
         file = find_checkpoint(adapters, "RVEDIT_DITTO")
         editor.pipeline.load_lora_weights(file if file.is_dir() else file.parent, weight_name=_adapter(file))
-        editor._reads_description = False  # Ditto's adapters were trained on instructions
     return editor
 
 
-def load_foreign(folder: Path, name: str, native: Native, dtype: torch.dtype) -> WholeClipEditor:
-    """A folder of one of the pipelines that we drive."""
+def load_foreign(folder: Path, name: str, known: Known, dtype: torch.dtype) -> WholeClipEditor:
+    """A folder of one of the pipelines that we drive; the VAE in fp32, as latents are coarse otherwise."""
     if importlib.util.find_spec("ftfy") is None:
         raise UserError(f"{name}: its pipeline needs ftfy: pip install 'rvedit[editors]'")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype={"default": dtype, "vae": torch.float32})
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
     if not isinstance(pipeline, (LucyEditPipeline, WanVACEPipeline)):
         raise UserError(f"{folder}: a {type(pipeline).__name__}, which is no editor that we drive")
-    return WholeClipEditor(name, pipeline, native, isinstance(pipeline, WanVACEPipeline))
+    return WholeClipEditor(name, pipeline, known.native, known.takes)
 
 
 def _adapter(file: Path) -> str:

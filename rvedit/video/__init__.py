@@ -5,10 +5,11 @@ source's times, colours and sound. Nothing here holds a whole clip, and nothing 
 """
 
 from rvedit.video.clip import Frame, TimedFrame, VideoInfo, side_by_side
-from rvedit.video.reader import VideoReader, probe
+from rvedit.video.reader import IMAGE_SUFFIXES, VideoReader, probe
 from rvedit.video.writer import OUTPUT_SUFFIXES, VideoWriter, temporary_sibling, write_clip, write_like
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "OUTPUT_SUFFIXES",
     "Frame",
     "TimedFrame",

@@ -25,7 +25,7 @@ from rvedit.errors import UserError
 from rvedit.video.clip import FULL, RGB, SCALING, UNSPECIFIED, Frame, TimedFrame, VideoInfo
 from rvedit.video.orientation import Turn, orientation
 
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _FOLDER_RATE = Fraction(24)
 _Decoded = Iterator[TimedFrame | None]
 
@@ -44,12 +44,12 @@ def probe(path: str | Path) -> VideoInfo:
     if path.is_dir():
         files = _pictures(path)
         if not files:
-            kinds = " ".join(sorted(_IMAGE_SUFFIXES))
+            kinds = " ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{path}: no images in this folder; name one with frames, {kinds}")
         return _probe_pictures(path, files)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; check the path")
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return _probe_pictures(path, [path])
     return _probe_container(path)
 
@@ -323,7 +323,7 @@ def _pictures(path: Path) -> list[Path]:
     files = [
         file
         for file in path.iterdir()
-        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
     ]
     return sorted(files, key=lambda file: (_natural(file.name), file.name))
 

@@ -140,6 +140,7 @@ class _Edited:
         self.edited = edited
         self.name = editor.name
         self.pipeline = editor.pipeline
+        self.takes = editor.takes
 
     def edit(
         self,

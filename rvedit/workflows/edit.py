@@ -14,7 +14,15 @@ import numpy as np
 
 from rvedit.errors import UserError
 from rvedit.records import EditSettings, Progress
-from rvedit.video import OUTPUT_SUFFIXES, Frame, TimedFrame, VideoReader, VideoWriter, side_by_side
+from rvedit.video import (
+    IMAGE_SUFFIXES,
+    OUTPUT_SUFFIXES,
+    Frame,
+    TimedFrame,
+    VideoReader,
+    VideoWriter,
+    side_by_side,
+)
 
 if TYPE_CHECKING:  # torch is not imported before the files are known to be in order
     from rvedit.editors import Editor
@@ -33,9 +41,14 @@ class EditReport:
 
 
 def default_output(source: Path) -> Path:
-    """`clips/park.mp4` -> `park_edited.mp4` in the working directory; a folder of frames becomes an mp4."""
+    """`clips/park.mp4` -> `park_edited.mp4` in the working directory.
+
+    A folder of frames becomes an mp4, and so does what cannot be written as it is; a picture then a png.
+    """
     suffix = source.suffix.lower() if source.is_file() else ""
-    return Path(f"{source.stem}_edited{suffix if suffix in OUTPUT_SUFFIXES else '.mp4'}")
+    if suffix not in OUTPUT_SUFFIXES:
+        suffix = ".png" if suffix in IMAGE_SUFFIXES else ".mp4"
+    return Path(f"{source.stem}_edited{suffix}")
 
 
 def comparison_output(output: Path) -> Path:

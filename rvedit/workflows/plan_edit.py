@@ -7,7 +7,7 @@ counting operations and measuring what this device multiplies. 1 GB is 10^9 byte
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint, kiwi, pipeline_kind
-from rvedit.checkpoints.files import read_config
+from rvedit.checkpoints import MODULE_CLASSES, find_checkpoint, is_hub_id, wan
+from rvedit.checkpoints.files import read_config, weight_files
+from rvedit.checkpoints.load import Kind, checkpoint_kind
+from rvedit.checkpoints.own import OPTIONAL
 from rvedit.editors import KNOWN
 from rvedit.editors.placement import BITS, Offload, Quantize, check_placement, stacks
 from rvedit.errors import UserError
@@ -42,6 +44,7 @@ H200 and 0.15 on a CPU's core (benchmarks/real_edit.py)."""
 USUAL_UTILIZATION = 0.6
 """Of the others: the transformer reaches 0.65 on an H200."""
 STEP = "a step"
+_PLANNED = "plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit"
 ROOM = 0.92
 """Of a card's memory that a plan may fill: the driver and the allocator want some."""
 
@@ -165,7 +168,7 @@ class Planner:
         if options.offload in ("auto", "none"):
             device, host = everything + most, everything
         elif options.offload == "model":
-            # The VAE, which reads the source first, stays until the transformer is fetched.
+            # The VAE, the last in the chain, is sent back by nobody once it has read the source.
             held = [stage.work + sum(weights[name] for name in {*stage.modules, "vae"}) for stage in stages]
             device, host = max(held), everything
         else:
@@ -218,45 +221,61 @@ def what_fits(planner: Planner, options: EditOptions, card_bytes: float) -> Edit
 def outline(model: str) -> RVEDiTPipeline:
     """The pipeline of a checkpoint, without weights: by its configs, or as the 5B is published."""
     if model in KNOWN:
-        raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
-    is_here = Path(model).expanduser().exists() or model.startswith("runs/")
-    published = model.count("/") == 1 and not is_here
-    if published and not any(name in model.lower() for name in ("kiwi-edit-5b", "wan2.2-ti2v-5b")):
-        raise UserError(f"--plan {model}: its size is not known: download it and name its folder")
-    path = None if published else find_checkpoint(model)
-    own = path is not None and (path / "connector").is_dir()
-    kind = pipeline_kind(path) if path else ""
-    if any(name in kind for name in ("Lucy", "VACE")):
-        raise UserError(f"--plan {model}: plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit")
-    with torch.device("meta"):
-        if own:
-            assert path is not None
-            modules = {name: _module(name, path) for name in MODULE_CLASSES if (path / name).is_dir()}
+        raise UserError(f"--plan {model}: {_PLANNED}")
+    settings: dict[str, Any] = {}
+    if is_hub_id(model):
+        name = model.rpartition("/")[2].lower()
+        is_kiwi = "kiwi-edit-5b" in name
+        if not is_kiwi and "wan2.2-ti2v-5b" not in name:
+            raise UserError(f"--plan {model}: its size is not known: download it and name its folder")
+        modules = _published(WAN22_5B_TRANSFORMER, is_kiwi)
+    else:
+        path = find_checkpoint(model)
+        kind = checkpoint_kind(path)
+        if kind == "own":
+            index = read_config(path / "model_index.json")
+            settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
+            modules = _own(path, index)
         else:
-            transformer = dict(WAN22_5B_TRANSFORMER)
-            trained = path is not None and path.is_file() and kiwi.is_trained_file(path)
-            if trained or "kiwi" in f"{kind} {model}".lower():
-                transformer["routing_depth"] = transformer["num_layers"]
-            modules = {
-                "transformer": RoutedWanTransformer3DModel(**transformer),
-                "connector": EditTokenConnector(**WAN22_5B_CONNECTOR),
-                "mllm": Qwen2_5_VLForConditionalGeneration(qwen25_vl_3b_config()),
-                "text_encoder": UMT5EncoderModel(umt5_xxl_config()),
-                "vae": AutoencoderKLWan(
-                    **{**WAN22_VAE, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
-                ),
-            }
-    reads_text = modules["transformer"].config.routing_depth < len(modules["transformer"].blocks)
-    text_encoder = modules.get("text_encoder") if reads_text else None
-    index = read_config(path / "model_index.json") if own and path else {}
-    settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
-    return RVEDiTPipeline(
-        **{**modules, "text_encoder": text_encoder},
-        tokenizer=None,
-        mllm_tokenizer=None,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        **settings,
-    )
+            modules = _published(_transformer_config(path, kind), kind.startswith("kiwi"))
+    if modules["transformer"].config.routing_depth == len(modules["transformer"].blocks):
+        modules["text_encoder"] = None  # no block would read it
+    nothing = {"tokenizer": None, "mllm_tokenizer": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
+    return RVEDiTPipeline(**modules, **nothing, **settings)
+
+
+def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
+    if kind == "kiwi file":
+        return WAN22_5B_TRANSFORMER  # over which it is laid
+    if kind in ("kiwi", "wan"):
+        return wan.transformer_config(path)
+    return wan.original_config([path] if kind == "wan file" else weight_files(path), path)
+
+
+def _own(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """The modules of one of our folders, on the meta device."""
+    absent = {name for name in OPTIONAL if index.get(name) == [None, None]}
+    with torch.device("meta"):
+        return {name: None if name in absent else _module(name, path) for name in MODULE_CLASSES}
+
+
+def _published(transformer: Mapping[str, Any], is_kiwi: bool) -> dict[str, Any]:
+    """A transformer and what it is published with, on the meta device. Raises UserError for another Wan's."""
+    config = {key: value for key, value in transformer.items() if not key.startswith("_")}
+    channels, layers = WAN22_VAE["z_dim"], config["num_layers"]
+    if config["in_channels"] != channels:
+        raise UserError(f"--plan: latents of {config['in_channels']} channels, not {channels}: {_PLANNED}")
+    config["routing_depth"] = layers if is_kiwi else layers // 2
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    statistics = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    with torch.device("meta"):
+        return {
+            "transformer": RoutedWanTransformer3DModel(**config),
+            "connector": EditTokenConnector(**{**WAN22_5B_CONNECTOR, "width": width}),
+            "mllm": Qwen2_5_VLForConditionalGeneration(qwen25_vl_3b_config()),
+            "text_encoder": UMT5EncoderModel(umt5_xxl_config()),
+            "vae": AutoencoderKLWan(**{**WAN22_VAE, **statistics}),
+        }
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -288,7 +307,7 @@ def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditOptions) -> 
     module = getattr(pipeline, name)
     total = sum(parameter.numel() for parameter in module.parameters())
     if name == "vae":
-        return total * max(4, options.dtype.itemsize) if total > 1e8 else total * options.dtype.itemsize
+        return 4 * total
     small = 0.0
     if options.quantization:
         stack = stacks(pipeline).get(name, nn.Module())
