@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,14 +24,21 @@ import torch
 Step = Callable[[], Any]
 
 
-def arguments(description: str | None, repeats: int = 5) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def arguments(
+    description: str | None, repeats: int | None = None, chooses_device: bool = True
+) -> argparse.ArgumentParser:
+    """The options that benchmarks have in common: `--repeats` where something is timed so often, and
+    `--device` where it is not the command's own choice.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=torch.device, default=torch.device(default))
-    parser.add_argument("--repeats", type=int, default=repeats, help="timed calls of each variant")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(device=device)
+    if chooses_device:
+        parser.add_argument("--device", type=torch.device)
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help="timed calls of each variant")
     parser.add_argument("--out", type=Path, help="JSON file; none: print only")
     return parser
 
@@ -39,9 +47,11 @@ def device_name(device: torch.device) -> str:
     """The name of the GPU, or the CPU's model and the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    info = Path("/proc/cpuinfo")  # of Linux
+    lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else 'CPU'}, {torch.get_num_threads()} threads"
+    name = models[0] if models else platform.processor() or "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def synchronize(device: torch.device) -> None:

@@ -36,7 +36,7 @@ def seconds(words: list[str]) -> float:
 
 
 def main() -> None:
-    args = arguments(__doc__, repeats=3).parse_args()
+    args = arguments(__doc__, repeats=3, chooses_device=False).parse_args()
     results = {}
     for name, (words, bar) in COMMANDS.items():
         times = [seconds(words) for _ in range(args.repeats)]

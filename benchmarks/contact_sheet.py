@@ -5,29 +5,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from rvedit.video import VideoReader
+from rvedit.analysis.gallery import sample_frames
+from rvedit.video_tensors import Frames
 
 GAP = 14
 """Pixels between frames."""
 
 
 def sheet(clips: list[Path], columns: int = 4, width: int = 258) -> Image.Image:
-    """Frames of each clip, resized to one width."""
-    rows = []
-    for path in clips:
-        with VideoReader(path) as reader:
-            wanted = set(np.linspace(0, reader.info.num_frames - 1, columns).round().astype(int).tolist())
-            height = round(width * reader.info.height / reader.info.width)
-            frames = [timed.frame for index, timed in enumerate(reader) if index in wanted]
-        tiles = [
-            np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.LANCZOS)) for f in frames
-        ]
-        gap = np.full((height, GAP, 3), 255, np.uint8)
-        rows.append(np.concatenate([part for tile in tiles for part in (gap, tile)][1:], axis=1))
-    return Image.fromarray(np.concatenate([row for row in rows if row.shape[1] == rows[0].shape[1]], axis=0))
+    """Frames of each clip, resized to one width; a row of a shorter clip ends earlier."""
+    rows = [[_resized(frame, width) for frame in sample_frames(path, columns)] for path in clips]
+    heights = [row[0].height for row in rows]
+    picture = Image.new("RGB", (columns * (width + GAP) - GAP, sum(heights)), "white")
+    for number, row in enumerate(rows):
+        for column, tile in enumerate(row):
+            picture.paste(tile, (column * (width + GAP), sum(heights[:number])))
+    return picture
+
+
+def _resized(frame: Frames, width: int) -> Image.Image:
+    size = (width, round(width * frame.shape[0] / frame.shape[1]))
+    return Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

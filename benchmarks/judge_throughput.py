@@ -60,7 +60,7 @@ def main() -> None:
     from rvedit.judge.judges import QWEN
     from rvedit.judge.scores import AXIS_LABELS
 
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, chooses_device=False)
     parser.add_argument("--count", type=int, default=249)
     args = parser.parse_args()
     reply = "\n".join(["Brief reasoning: fine.", *(f"{label}: 70" for label in AXIS_LABELS.values())])

@@ -63,13 +63,14 @@ def held_out(count: int, num_frames: int, size: int, split: Split = "test"):
 
 
 def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditSettings):
-    vae = editor.pipeline.vae
+    vae, device = editor.pipeline.vae, editor.pipeline.device
     rows, shown = defaultdict(list), defaultdict(list)
     for triplet, source, target, mask in held_out(count, num_frames, size, split):
         category = triplet.category.value
         output = editor.pipeline(source, triplet.instruction, settings)
         with torch.no_grad():
-            ceiling = to_frames(decode(vae, encode(vae, to_model_range(target)[None]))[0])[:num_frames]
+            latents = encode(vae, to_model_range(target)[None].to(device))
+            ceiling = to_frames(decode(vae, latents)[0])[:num_frames]
         for name, clip in (("edit", output), ("copy the source", source), ("VAE ceiling", ceiling)):
             rows[name, category].append(measure(source, clip, target, mask))
         if len(shown[category]) < 8:

@@ -145,8 +145,10 @@ def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> N
                 curves = [logged(folder, key) for folder in folders]
                 if not len(curves[0]):
                     continue  # without alignment there is no such loss
-                smooth = np.convolve(np.mean(curves, axis=0), np.ones(25) / 25, mode="valid")
-                steps, dash = np.arange(len(smooth)) + 25, ("-", "--", ":", "-.")[number // 3 % 4]
+                mean = np.mean(curves, axis=0)
+                width = min(25, len(mean))
+                smooth = np.convolve(mean, np.ones(width) / width, mode="valid")
+                steps, dash = np.arange(len(smooth)) + width, ("-", "--", ":", "-.")[number // 3 % 4]
                 axis.plot(steps, smooth, linestyle=dash, color=f"C{number}")  # the same in both
                 ends.append((smooth[-1], label, f"C{number}"))
             axis.set_title(f"{name}, mean of 25 steps")

@@ -12,6 +12,7 @@ reference` scores playground clips.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "table1.yaml"
 def run(*arguments: str) -> bool:
     """Whether the command ended well; what it says goes through."""
     return subprocess.run([sys.executable, "-m", "rvedit_cli", *arguments], check=False).returncode == 0
+
+
+def judges_of(scores: Path) -> set[str]:
+    """Those that came to verdicts."""
+    lines = scores.read_text(encoding="utf-8").splitlines() if scores.is_file() else []
+    return {json.loads(line)["judge"] for line in lines}
 
 
 def main() -> None:
@@ -51,22 +58,33 @@ def main() -> None:
     asked = [word for judge in judges for word in ("--judge", judge)]
     limit = ["--limit", str(args.limit)] if args.limit else []
     steps = ["--steps", str(args.steps)] if args.steps else []
-    rows = []
+    rows: dict[str, list[str]] = {}
+    failed = []
     for row in yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["rows"]:
         label, folder = row["label"], args.work / row["label"]
         if args.only and label not in args.only:
             continue
         if model := models.get(label, row.get("model")):
-            run("edit", "--batch", args.bench, "--out-dir", str(folder), "--model", model, *limit, *steps)
-        if folder.is_dir() and run(
-            "judge", str(folder), "--bench", args.bench, *asked, "--out", str(folder / "judge")
-        ):
-            rows.append(f"{label}={folder}")
+            batch = ("--batch", args.bench, "--out-dir", str(folder), "--model", model)
+            if not run("edit", *batch, *limit, *steps):
+                failed.append(f"edits of {label}")
+        if not folder.is_dir():
+            continue
+        out = folder / "judge"
+        if not run("judge", str(folder), "--bench", args.bench, *asked, "--out", str(out)):
+            failed.append(f"verdicts on {label}")
+        for judge in judges_of(out / "scores.jsonl"):
+            rows.setdefault(judge, []).append(f"{label}={folder}")
     if not rows:
         sys.exit("table1: nothing was judged: what failed is said above")
-    tables = ("analyze", "tables", *rows, "--table", "1", "--recipes", str(RECIPE.parent))
-    for judge in [*judges, "mean"] if len(judges) > 1 else judges:
-        run(*tables, "--judge", judge, "--out", str(args.work / judge))
+    if len(judges) > 1:
+        rows["mean"] = [row for row in rows.get(judges[0], []) if all(row in rows.get(j, []) for j in judges)]
+    for judge, judged in rows.items():
+        tables = ("analyze", "tables", *judged, "--table", "1", "--recipes", str(RECIPE.parent))
+        if judged and not run(*tables, "--judge", judge, "--out", str(args.work / judge)):
+            failed.append(f"the table by {judge}")
+    if failed:
+        sys.exit(f"table1: not whole: {', '.join(failed)}; what failed is said above, and may be run again")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
     from rvedit.workflows.cache import CacheOrder, cache_manifest
     from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, chooses_device=False)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--count", type=int, default=32, help="triplets of the manifest")

@@ -22,7 +22,7 @@ analyze = typer.Typer(
 
 Model = Annotated[
     str,
-    typer.Option(metavar="nano|DIR|HUB_ID", help="Whose insides. [env: RVEDIT_MODEL]", envvar="RVEDIT_MODEL"),
+    typer.Option(metavar="nano|DIR|HUB_ID", help="Whose insides.", envvar="RVEDIT_MODEL"),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default what is there.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a CPU, else bf16.")]
@@ -72,7 +72,9 @@ def attention(
     for option, text in (("--model", model), ("--base", base)):
         if text:
             name, where = split_name(text)
-            models.setdefault(name or where, _loader(option, where, device, dtype))
+            if (name or where) in models:
+                raise UserError(f"--base {text}: is called as --model is: tell them apart by NAME=DIR")
+            models[name or where] = _loader(option, where, device, dtype)
     with console.progress_bar() as bar:
         tasks = {name: bar.add_task(name, total=len(items), note="") for name in models}
         report = analyze_attention(
@@ -91,9 +93,9 @@ def attention(
             f"{len(reading.clips)} clips{compared}"
         )
         columns = {name: reading.estimates(name) for name in reading.values}
-        typer.echo("  block" + "".join(f"{name:>11}" for name in columns))
+        typer.echo("  block" + "".join(f"{name:>13}" for name in columns))
         for block in range(reading.num_layers):
-            typer.echo(f"  {block + 1:>5}" + "".join(f"{e[block].value:>11.3f}" for e in columns.values()))
+            typer.echo(f"  {block + 1:>5}" + "".join(f"{e[block].value:>13.3f}" for e in columns.values()))
     typer.echo(f"{out / 'attention.png'}: {report.seconds:.1f} s")
 
 

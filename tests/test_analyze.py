@@ -227,6 +227,7 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(world, tmp_path)
         (("trace", PARK, " "), "the instruction is empty"),
         (("trace", PARK, WORDS, "--model", "lucy"), "not of rvedit's own kind"),
         (("attention", lists, "--out", "x", "--base", "no/where/at/all"), "--base no/where/at/all"),
+        (("attention", lists, "--out", "x", "--base", "nano"), "tell them apart by NAME=DIR"),
         (("attention", tmp_path / "gone.mp4", "--instruction", WORDS, "--out", "x"), "no such clip"),
     ):
         done = rvedit("analyze", *words, cwd=tmp_path, check=2)
@@ -460,6 +461,18 @@ def test_gallery_says_what_is_wrong(world, tmp_path, arguments, said):
     done = rvedit("analyze", "gallery", *arguments, *bench, "--out", "g", cwd=tmp_path, check=2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_row_that_others_are_compared_with(world):
+    """By any of its names; where there is none, that is said."""
+    runs = (f"L_s = 22={world / 'good'}", f"mine={world / 'bad'}")
+    report = analyze_tables(TablesOrder(runs, "2", RECIPES, full="L_s = 22"))
+    assert {row.label for row in report.rows if row.contrast} == {"mine"}
+    report = analyze_tables(TablesOrder(runs, "3", RECIPES, full="L_s = 25"))
+    assert {row.label for row in report.rows if row.contrast} == {"mine"}
+    report = analyze_tables(TablesOrder(runs, "2", RECIPES))
+    assert not any(row.contrast for row in report.rows)
+    assert "No run is called RVEDiT: --full names" in to_markdown(report.sheet)
 
 
 def test_sheets_escape(world):

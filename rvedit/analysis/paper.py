@@ -75,6 +75,11 @@ def read_paper(recipes: Path, table: str) -> list[PaperEntry]:
     return entries
 
 
+def row_names(paper: Sequence[PaperEntry]) -> dict[str, str]:
+    """The label of a configuration, by each of its other names."""
+    return {name: entry.label for entry in paper for name in entry.aliases}
+
+
 def notes(table: str, recipes: Path) -> list[str]:
     """Where the paper disagrees with itself about a table; what can be computed, is."""
     found = list(_NOTES[table])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rvedit.analysis.paper import CATEGORIES, Cells, PaperEntry
+from rvedit.analysis.paper import CATEGORIES, Cells, PaperEntry, row_names
 from rvedit.judge.aggregate import CategoryScores, Estimate, mean_of, table_of
 from rvedit.judge.scores import AXES, Scores
 from rvedit.judge.statistics import Difference, compare
@@ -100,7 +100,7 @@ def result_rows(
     `full` is the row that others are compared with. Intervals and p-values are over items; how much another
     training would change is told by the seeds alone.
     """
-    names = {name: entry.label for entry in paper for name in entry.aliases}
+    names = row_names(paper)
     full = names.get(full, full)
     runs: dict[str, list[CategoryScores]] = {}
     for label, scores in judged.items():

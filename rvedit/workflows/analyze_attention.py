@@ -68,6 +68,11 @@ class ModelReading:
     """Those among them whose true edit and caption are known."""
     values: dict[str, Values]
 
+    def is_like(self, other: ModelReading, quantity: str) -> bool:
+        """Whether the same clips were read in as many blocks."""
+        clips = [model.compared if quantity in LIKENESS else model.clips for model in (self, other)]
+        return quantity in self.values and clips[0] == clips[1] and self.num_layers == other.num_layers
+
     def estimates(self, quantity: str, less: ModelReading | None = None) -> list[Estimate]:
         """By block: the mean over clips and its bootstrap interval, a point for a single clip.
 
@@ -110,8 +115,8 @@ class AttentionReport:
                     "less": other.name,
                     "by_block": {
                         name: [dataclasses.asdict(e) for e in self.models[0].estimates(name, other)]
-                        for name, rows in other.values.items()
-                        if rows.shape == self.models[0].values[name].shape  # as many blocks
+                        for name in other.values
+                        if self.models[0].is_like(other, name)
                     },
                 }
                 for other in self.models[1:]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rvedit.analysis.naming import split_name
-from rvedit.analysis.paper import FULL, MEAN, notes, read_paper
+from rvedit.analysis.paper import FULL, MEAN, notes, read_paper, row_names
 from rvedit.analysis.sheets import Sheet, by_axis, overview, to_csv, to_latex, to_markdown
 from rvedit.analysis.tables import ResultRow, pooled, result_rows
 from rvedit.data.manifest import prepare_folder, write_json, write_text
@@ -95,20 +95,25 @@ def analyze_tables(order: TablesOrder) -> TablesReport:
         folders.add(folder.resolve())
         found.setdefault(label, []).append(scores)
     if protocols != {PAPER}:
-        names = " and ".join(sorted(protocols))
-        raise UserError(f"the runs were judged by the protocol {names}: the tables are of the paper's")
+        used = " and ".join(sorted(protocols))
+        raise UserError(f"the runs were judged by the protocol {used}: the tables are of the paper's")
     judges = _judges(found, order.judge)
     judged: dict[str, Sequence[CategoryScores]] = {
         label: [pooled([run[judge] for judge in judges]) for run in runs] for label, runs in found.items()
     }
     judge = order.judge or judges[0]
-    if order.full not in judged and order.full != FULL:
+    names = row_names(paper)
+    full = names.get(order.full, order.full)
+    called = full in (names.get(label, label) for label in judged)
+    if not called and order.full != FULL:
         raise UserError(f"--full {order.full}: no run is called so: {', '.join(judged)}")
-    rows = result_rows(paper, judged, judge, order.full)
+    rows = result_rows(paper, judged, judge, full)
     title = f"Table {order.table}, ours beside the paper's ({judge} judge)"
     footnotes = notes(order.table, order.recipes)
+    if not called:
+        footnotes.append(f"No run is called {FULL}: --full names the one that others are compared with.")
     shape = overview if order.table == "2" else by_axis
-    sheet = shape(rows, title, judge, order.full, footnotes)
+    sheet = shape(rows, title, judge, full, footnotes)
     report = TablesReport(judge, tuple(rows), sheet, _paths(order))
     if order.out:
         prepare_folder(order.out)
