@@ -18,11 +18,12 @@ from _common import arguments, device_name, print_table, synchronize, write_json
 from torch import nn
 
 from rvedit.checkpoints import MODULE_CLASSES
+from rvedit.checkpoints.outline import outline
 from rvedit.editors import load_editor
 from rvedit.editors.placement import place, quantize
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import ClipShape, EditSettings, Progress
-from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, outline
+from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no option": {},

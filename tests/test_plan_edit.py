@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from rvedit.checkpoints import load_pipeline
+from rvedit.checkpoints.outline import outline
 from rvedit.checkpoints.wan import original_config
 from rvedit.errors import UserError
 from rvedit.model.footprint import LiveBytes, peak_bytes
 from rvedit.model.presets import WAN22_5B_TRANSFORMER
 from rvedit.records import ClipShape, EditSettings
-from rvedit.workflows.plan_edit import EditOptions, Planner, outline, plan_edit, what_fits
+from rvedit.workflows.plan_edit import EditOptions, Planner, plan_edit, what_fits
 from rvedit_cli.main import app
 
 FP32 = EditOptions(torch.float32)
