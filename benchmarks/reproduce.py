@@ -117,18 +117,31 @@ def losses(run: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The last steps' loss, and less the full model's: batches, times and noise are the same.
 
-    The error is over trainings, since steps of one training are no independent samples of it.
+    The error is over trainings, since steps of one training are no independent samples of it. By how much
+    the loss still fell from as many steps before says whether there were enough of them.
     """
 
-    def last(name: str) -> np.ndarray[Any, Any]:
-        return np.array([losses(args.work / f"{name}_{seed}")[-LAST_STEPS:].mean() for seed in args.seeds])
+    def mean(name: str, steps: slice, key: str = "loss_fm") -> np.ndarray[Any, Any]:
+        curves = [logged(args.work / f"{name}_{seed}", key)[steps] for seed in args.seeds]
+        return np.array([curve.mean() if len(curve) else np.nan for curve in curves])
 
+    last, before = slice(-LAST_STEPS, None), slice(-2 * LAST_STEPS, -LAST_STEPS)
     rows = []
     for name in CONFIGURATIONS:
-        apart = last(name) - last(FULL)
+        apart = mean(name, last) - mean(FULL, last)
         error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else None
-        mean = {"loss_fm": float(last(name).mean()), "less_full": float(apart.mean())}
-        rows.append({"label": label_of(name), **mean, "standard_error": error})
+        fell = mean(name, before) - mean(name, last)
+        aligned = float(mean(name, last, "loss_align").mean())
+        rows.append(
+            {
+                "label": label_of(name),
+                "loss_fm": float(mean(name, last).mean()),
+                "less_full": float(apart.mean()),
+                "standard_error": error,
+                "fell": float(fell.mean()),
+                "loss_align": None if np.isnan(aligned) else aligned,
+            }
+        )
     return rows
 
 
@@ -239,8 +252,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     (args.out / "training.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     print_table(
-        (f"loss_fm of the last {LAST_STEPS} steps", "mean", "less the full model's"),
-        [(row["label"], f"{row['loss_fm']:.4f}", f"{row['less_full']:+.4f}") for row in rows],
+        (
+            f"loss_fm of the last {LAST_STEPS} steps",
+            "mean",
+            "less the full model's",
+            "fell by",
+            "Eq. 5, nats",
+        ),
+        [
+            (
+                row["label"],
+                f"{row['loss_fm']:.4f}",
+                f"{row['less_full']:+.4f}",
+                f"{row['fell']:.4f}",
+                f"{row['loss_align']:.2f}" if row["loss_align"] else "",
+            )
+            for row in rows
+        ],
     )
 
 
