@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +31,7 @@ from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.provenance import Provenance
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
-from rvedit.windows import WindowNoise, WindowPlan, carry_over, split
+from rvedit.windows import Window, WindowNoise, WindowPlan, carry_over, split
 
 MASK = MaskSettings()
 
@@ -187,46 +188,34 @@ class RVEDiTPipeline(DiffusionPipeline):
     ) -> Iterator[Frames]:
         """Edit a stream of frames (h, w, 3), holding one window at a time; as many come out as go in."""
         settings = settings or EditSettings()
-        plan = self.window_plan
-        noise = self.window_noise(settings.seed)
-        decoder = StreamDecoder(self.vae)
-        latents: Tensor | None = None
-        known: Tensor | None = None
-        decoded: Frames | None = None  # of the window, at the model's size
-        size: list[tuple[int, int]] = []
-        whole: bool | None = None  # is the edit of the whole frame? as the first window says, for all
-
-        originals: deque[Frames] = deque()  # those not given yet, where they are needed again
+        source = iter(frames)
+        first = next(source, None)
+        if first is None:
+            return
+        size = first.shape[:2]
+        inside = self.model_size(*size)
+        originals: deque[Frames] = deque()  # those not given yet, where pixels of theirs are kept
 
         def at_model_size() -> Iterator[Frames]:
-            for frame in frames:
-                size[:] = [frame.shape[:2]]
+            for frame in chain([first], source):
                 if settings.preserve:
                     originals.append(frame)
-                yield resize_frames(frame[None], *self.model_size(*frame.shape[:2]))[0]
+                yield resize_frames(frame[None], *inside)[0]
 
-        for window in split(at_model_size(), plan):
+        edit = _ClipEdit(self, instruction, settings)
+        preserving = _Preserving()
+        for window in split(at_model_size(), self.window_plan):
 
             def report(step: int, num_steps: int, index: int = window.index) -> None:
                 on_progress(Progress(index + 1, step, num_steps))
 
-            source = self._encode_window(window.frames)
-            if decoded is not None and latents is not None:
-                # The window goes on from what was edited: its first frame, and the latents that it shares.
-                first = self._encode_window(decoded[plan.stride : plan.stride + 1])
-                known = carry_over(latents, first, plan)
-            latents = self._edit_latents(
-                source, [window.frames], [instruction], settings, noise, report, known
-            )
-            new = self._decode(decoder, latents, 0 if known is None else known.shape[2])
-            decoded = new if decoded is None else np.concatenate([decoded[plan.stride :], new])
+            latents = self._encode_window(window.frames)
+            new = edit.next_window(window, latents, report)
             mask = None
             if settings.preserve:
-                pictures = to_model_range(new), to_model_range(self._picture(source, len(new)))
-                whole = is_whole(*pictures, MASK) if whole is None else whole
-                mask = None if whole else change_mask(*pictures, MASK)
+                mask = preserving.mask(new, self._picture(latents, len(new)))
             for index in range(window.end - window.first_new):
-                edited = resize_frames(new[index][None], *size[0])[0]
+                edited = resize_frames(new[index][None], *size)[0]
                 if settings.preserve:
                     original = originals.popleft()
                     edited = edited if mask is None else composite(original, edited, mask[index])
@@ -350,3 +339,46 @@ class RVEDiTPipeline(DiffusionPipeline):
             time = timestep.expand(len(latents))
             output = model(latents.to(model.dtype), time, given.conditioning, given.contexts)
         return output.sample.float()
+
+
+class _ClipEdit:
+    """The windows of a clip in their order: each goes on from what was edited before it, from its own first
+    frame and the latents that they share.
+    """
+
+    def __init__(self, pipeline: RVEDiTPipeline, instruction: str, settings: EditSettings) -> None:
+        self.pipeline, self.instruction, self.settings = pipeline, instruction, settings
+        self.noise = pipeline.window_noise(settings.seed)
+        self.decoder = StreamDecoder(pipeline.vae)
+        self.latents: Tensor | None = None
+        self.decoded: Frames | None = None  # of the last window, at the model's size
+
+    def next_window(self, window: Window, source: Tensor, report: Callable[[int, int], None]) -> Frames:
+        """The frames that it adds, at the model's size."""
+        pipeline, plan = self.pipeline, self.pipeline.window_plan
+        known = None
+        if self.latents is not None and self.decoded is not None:
+            first = pipeline._encode_window(self.decoded[plan.stride : plan.stride + 1])
+            known = carry_over(self.latents, first, plan)
+        self.latents = pipeline._edit_latents(
+            source, [window.frames], [self.instruction], self.settings, self.noise, report, known
+        )
+        new = pipeline._decode(self.decoder, self.latents, 0 if known is None else known.shape[2])
+        earlier = [] if self.decoded is None else [self.decoded[plan.stride :]]
+        self.decoded = np.concatenate([*earlier, new])
+        return new
+
+
+@dataclass
+class _Preserving:
+    """What of a clip's frames is edited, for `--preserve`."""
+
+    whole: bool | None = None
+    """Is the edit of the whole frame? As the first window says, for all."""
+
+    def mask(self, edit: Frames, picture: Frames) -> Float[Tensor, "t h w"] | None:
+        """Where the edit of a window differs from the VAE's picture of its source; none: everywhere."""
+        pictures = to_model_range(edit), to_model_range(picture)
+        if self.whole is None:
+            self.whole = is_whole(*pictures, MASK)
+        return None if self.whole else change_mask(*pictures, MASK)
