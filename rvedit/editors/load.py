@@ -59,7 +59,8 @@ def load_editor(
     check_packages(quantization)
     check_fast(fast)
     check_attention(attention)
-    put_on, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
+    at = pick_device(device)
+    kind = pick_dtype(dtype, at)
     path = None if model in KNOWN else find_checkpoint(model)
     foreign = model if path is None else _FOREIGN.get(pipeline_kind(path))
     if foreign and fast:
@@ -72,16 +73,16 @@ def load_editor(
     else:
         editor = RVEDiTEditor(_without_unread(load_pipeline(path, kind)), model)
     if quantization:
-        quantize(editor.pipeline, quantization, put_on)
+        quantize(editor.pipeline, quantization, at)
     if vae_tiling:
         editor.pipeline.vae.enable_tiling()
     if attention:
         choose_attention(editor.pipeline, attention)
     try:
-        place(editor.pipeline, put_on, offload)
+        place(editor.pipeline, at, offload)
     except torch.OutOfMemoryError:
         raise UserError(
-            f"{model}: its weights do not fit the memory of {put_on}: try --offload model or group, or "
+            f"{model}: its weights do not fit the memory of {at}: try --offload model or group, or "
             "--quantize nf4; --plan --card GB says what fits"
         ) from None
     if fast:
