@@ -85,6 +85,8 @@ def caption(
         raise UserError(f"--captioner {captioner}: choose one of {', '.join(CAPTIONERS)}")
     if local and (base_url or model):
         raise UserError("--local names the model and runs it here: leave out --base-url and --model")
+    if device and not local:
+        raise UserError("--device is for --local: a server chooses its own")
     order = CaptionOrder(manifest, out or captioned_path(manifest), limit, everything)
     settings = CaptionSettings(FrameSettings(count=frames), concurrency=concurrency, timeout=timeout)
     journal = Journal(cache or cache_path(order.out))

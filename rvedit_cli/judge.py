@@ -66,7 +66,11 @@ def judge(
         str | None, typer.Option(help="Its name at the endpoint, where one chat judge is asked.")
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="Of an OpenAI-compatible endpoint. [env: RVEDIT_QWEN_BASE_URL]")
+        str | None,
+        typer.Option(
+            help="Qwen's OpenAI-compatible endpoint, or Gemini's. [env: RVEDIT_QWEN_BASE_URL, "
+            "RVEDIT_GEMINI_BASE_URL]"
+        ),
     ] = None,
     local: Annotated[
         str | None, typer.Option(metavar="DIR|HUB_ID", help="Qwen's weights to run on this machine.")
@@ -95,6 +99,8 @@ def judge(
     from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
 
     if compare:
+        if edits or judges:
+            raise UserError("--compare A B judges nothing: leave out OUTPUTS and --judge")
         _print_comparison(compare_folders(*compare), compare, as_json)
         return
     if edits is None:
@@ -103,8 +109,9 @@ def judge(
     if (protocol == "openve") != (rubrics is not None):
         raise UserError("--protocol openve and --rubrics DIR go together: its rubrics are not ours to give")
     names = list(dict.fromkeys(judges or ["qwen"]))
-    if len(names) > 1 and model:
-        raise UserError("--model names one judge's model: leave it out, or ask one --judge at a time")
+    _check_place(names, model, base_url, local, device)
+    if (price_in is None) != (price_out is None):
+        raise UserError("--price-in and --price-out go together")
     order = JudgeOrder(
         edits,
         out or edits / ("judge" if probe == "none" else f"judge_{probe}"),
@@ -129,7 +136,8 @@ def judge(
             )
     docket = read_docket(order, way)
     options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped, "timeout": timeout}
-    qwen = {"base_url": base_url, "local": local, "device": device, **options}
+    options |= {"base_url": base_url}
+    qwen = {"local": local, "device": device, **options}
     place = _chosen("--rubric-in", rubric_in, ("system", "user"))
     chosen = [_judge(name, journal, way, order, place, qwen, options) for name in names]
     if docket.missing and not as_json:
@@ -139,7 +147,8 @@ def judge(
         kinds = ", ".join(f"{count} {word}" for word, count in docket.without_rubric.items())
         console.say(f"note: left out, as the protocol has no rubric for them: {kinds}")
     if dry_run:
-        _print_estimates([dataclasses.asdict(e) for e in estimate(order, docket, chosen)], as_json)
+        rows = [dataclasses.asdict(e) for e in estimate(order, docket, chosen)]
+        _print_estimates(rows, way.pictures, as_json)
         return
     if local:
         console.quiet_libraries()
@@ -159,6 +168,21 @@ def judge(
         console.say(f"rvedit: {name} stopped early: {reason}; mend it and run the command again")
     if report.stopped:
         raise typer.Exit(1)
+
+
+def _check_place(
+    names: list[str], model: str | None, base_url: str | None, local: str | None, device: str | None
+) -> None:
+    """Options that say whom to ask are for one chat judge, and weights are another place than an address."""
+    for option, value in (("--model", model), ("--base-url", base_url)):
+        if value and (len(names) > 1 or names == ["reference"]):
+            raise UserError(f"{option} is for one judge that is asked: qwen or gemini, and no other --judge")
+    if local and "qwen" not in names:
+        raise UserError("--local runs Qwen: ask --judge qwen")
+    if local and (base_url or model):
+        raise UserError("--local names the model and runs it here: leave out --base-url and --model")
+    if device and not local:
+        raise UserError("--device is for --local: a server chooses its own")
 
 
 def _chosen(option: str, value: str, values: tuple[str, ...]) -> Any:
@@ -199,15 +223,16 @@ def _judge(
     raise UserError(f"--judge {name}: choose among {', '.join(JUDGES)}")
 
 
-def _print_estimates(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _print_estimates(rows: list[dict[str, Any]], pictures: int, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"dry_run": True, "judges": rows}))
         return
+    beside = "" if pictures else ", and what the server makes of whole clips"
     for row in rows:
         typer.echo(
             f"{row['judge']}: {row['verdicts']} verdicts, {row['from_cache']} of them known; "
             f"{row['requests']} requests, about {row['prompt_tokens']:,} prompt and "
-            f"{row['completion_tokens']:,} reply tokens; nothing was sent"
+            f"{row['completion_tokens']:,} reply tokens{beside}; nothing was sent"
         )
 
 

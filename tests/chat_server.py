@@ -159,7 +159,8 @@ class _Handler(JsonHandler):
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
         if action == "no-choice":
-            reply = {"error": {"message": "upstream is busy", "code": 502}}
+            said = f"upstream is busy {self.headers['Authorization']}"
+            reply = {"error": {"message": said, "code": 502}}
         data = json.dumps(reply).encode()
         if action == "cut-json":
             data = data[: len(data) // 2]

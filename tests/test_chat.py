@@ -194,6 +194,14 @@ def test_each_is_asked_once_and_remembered(tmp_path):
     assert first[0].reply.response_id.startswith("reply-")
 
 
+def test_half_of_a_surrogate_pair_does_not_end_the_run(tmp_path):
+    """JSON may hold one; UTF-8 may not."""
+    with ChatServer(say=lambda asked: "a smile \ud83d") as server:
+        (answer,) = ask(server, Journal(tmp_path / "j"), request())
+        (again,) = ask(server, Journal(tmp_path / "j"), request())
+    assert answer.value == again.value == "a smile ?"
+
+
 def test_all_slots_are_used_and_no_more(tmp_path):
     with ChatServer(latency=0.1) as server:
         answers = ask(

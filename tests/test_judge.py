@@ -388,7 +388,13 @@ def test_keys_are_nowhere(small, tmp_path):
         (["edits", "--bench", "bench.csv"], "there is no endpoint to ask"),
         (["edits", "--bench", "bench.csv", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
         (["edits", "--bench", "bench.csv", "--judge", "gemini"], "no key for Gemini: set GEMINI_API_KEY"),
-        (["edits", "--judge", "qwen", "--judge", "gemini", "--model", "x"], "one --judge at a time"),
+        (["edits", "--judge", "qwen", "--judge", "gemini", "--model", "x"], "--model is for one judge"),
+        (["edits", "--judge", "reference", "--base-url", "http://x"], "--base-url is for one judge"),
+        (["edits", "--local", "DIR", "--model", "x"], "leave out --base-url and --model"),
+        (["edits", "--judge", "gemini", "--local", "DIR"], "--local runs Qwen"),
+        (["edits", "--device", "cpu"], "--device is for --local"),
+        (["edits", "--price-in", "1"], "go together"),
+        (["edits", "--compare", "edits", "edits"], "--compare A B judges nothing"),
         (["videos", "--bench", "other.csv"], "has rubrics for change, remove, add, style"),
         (["empty", "--bench", "bench.csv"], "holds no edit of the 10 items, such as 0000_clip_edited.mp4"),
         (["empty"], "holds none of edits.jsonl"),
@@ -525,6 +531,12 @@ def test_a_killed_process_costs_its_own_clip_alone(small, tmp_path):
                 time.sleep(0.01)
             time.sleep(0.2)
             for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            # It might have been a neighbour's clip: it is read once more, in a process of its own.
+            while not (alone := {child.pid for child in active_children()} - children):
+                time.sleep(0.01)
+            time.sleep(0.2)
+            for pid in alone:
                 os.kill(pid, signal.SIGKILL)
             with pytest.raises(UserError, match="a worker process died"):
                 waiting.result(30)

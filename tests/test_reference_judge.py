@@ -17,6 +17,7 @@ from rvedit.judge.judges import Case
 from rvedit.judge.reference import ReferenceJudge, changed_region, instability, measure, scores_of
 from rvedit.records import Category
 from rvedit.video import VideoReader, write_clip
+from rvedit.workflows.batch import BatchOrder, plan_batch
 from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 from rvedit_cli.main import app
 
@@ -141,6 +142,34 @@ def test_a_batch_passes_over_what_fails(tmp_path):
     failures = [json.loads(line) for line in (tmp_path / "edits" / "failures.jsonl").read_text().splitlines()]
     assert [row["id"] for row in failures] == ["test_9_000001"]
     assert "test_9_000001.mp4" in failures[0]["reason"]
+
+
+def test_edits_of_two_kinds_are_never_in_one_folder(tmp_path):
+    """Made anew in another way, none of the old is left, be it for a clip that fails or for a kill."""
+    folder, edits = tmp_path / "set", tmp_path / "edits"
+    list(prepare_playground(PlaygroundOrder(3, 9, "test", 1, 32, 32), folder, workers=1))
+    arguments = ["edit", "--batch", str(folder), "--out-dir", str(edits), "--steps", "1", "--model", "nano"]
+    CliRunner().invoke(app, arguments)
+    before = {path.name: path.read_bytes() for path in edits.glob("*_edited.mp4")}
+    assert len(before) == 3
+    refused = CliRunner().invoke(app, [*arguments, "--overwrite", "--together", "2", "--preserve"])
+    assert isinstance(refused.exception, UserError)
+    assert {path.name: path.read_bytes() for path in edits.glob("*_edited.mp4")} == before
+    (folder / "source" / "test_9_000001.mp4").write_bytes(b"no clip")
+    again = CliRunner().invoke(app, [*arguments, "--overwrite", "--seed", "1", "--shard", "1/3"])
+    assert again.exit_code == 0
+    assert [path.name for path in edits.glob("*_edited.mp4")] == ["test_9_000000_edited.mp4"]
+
+
+def test_names_of_edits_are_of_the_whole_list_and_apart(tmp_path):
+    rows = ["edited_type,prompt,original_video"]
+    rows += [f"local_add,x,{name}" for name in ("a/clip 1.mp4", "a/clip_1.mp4", "b.mp4", "a/b.mp4", "c.mp4")]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    names = [[item.edited.name for item in plan_batch(BatchOrder(tmp_path / "list.csv", tmp_path, limit=n))]
+             for n in (None, 3)]  # fmt: skip
+    assert len(set(names[0])) == 5
+    assert names[0][-1] == "c_edited.mp4"
+    assert names[1] == names[0][:3]
 
 
 def test_a_batch_in_passes_of_several(tmp_path):

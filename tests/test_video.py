@@ -380,6 +380,22 @@ def test_a_compared_size_does_not_change_colors(tmp_path):
 # Sound
 
 
+def test_sound_that_nobody_knows_is_left_out(tmp_path):
+    """Such as a phone's spatial sound beside the plain one: no decoder, no name."""
+    path = make_clip(tmp_path / "a.mkv", audio=["aac"], times=range(10))
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_ZZZ"))
+    with pytest.warns(UserWarning, match="its unknown sound does not go into"):
+        rewrite(path, tmp_path / "b.mkv")
+    assert not probe(tmp_path / "b.mkv").has_audio
+
+
+def test_a_picture_beyond_all_measure_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"huge\.png: has more than 0 million pixels"):
+        probe(tmp_path / "huge.png")
+
+
 @pytest.mark.parametrize(
     ("source", "target", "codecs"),
     [

@@ -134,6 +134,8 @@ class EndpointChat:
             # The client's time-out is for each piece of the body; this one is for all of it.
             body = await asyncio.wait_for(sent, timeout)
             return _reply(json.loads(body) if isinstance(body, str) else body, request)
+        except ChatError as error:
+            raise ChatError(self._safe(str(error)), error.scope) from None
         except (asyncio.TimeoutError, APITimeoutError):
             raise ChatError(f"no reply within {timeout:g} s", "again") from None
         except APIStatusError as error:
@@ -198,7 +200,7 @@ def _reply(body: Any, request: ChatRequest) -> ChatReply:
             content = "".join(part.get("text") or "" for part in content)
         usage = body.get("usage") or {}
         return ChatReply(
-            text=str(content),
+            text=str(content).encode("utf-8", "replace").decode(),  # half of a surrogate pair is no text
             model=str(body.get("model") or request.model),
             finish_reason=choice.get("finish_reason"),
             response_id=body.get("id"),

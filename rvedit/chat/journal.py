@@ -26,7 +26,7 @@ class Journal:
         try:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}): name another with --cache") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror}): mend or move it") from None
         self._torn = bool(content) and not content.endswith(b"\n")
         for line in content.split(b"\n"):
             try:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rvedit.chat import Frames, Journal, Jpeg, file_key, take_frames
+from rvedit.data.manifest import put_in_place
 from rvedit.data.pool import result_of, start_workers
 from rvedit.judge.request import FRAMES
-from rvedit.video import VideoReader, probe, temporary_sibling
+from rvedit.video import VideoReader, probe
 
 _MOST_WORKERS = 16
 
@@ -28,10 +30,10 @@ class FrameStore:
         self._journal = journal
         self._frames = Frames(FRAMES, journal)
         self._workers: ProcessPoolExecutor | None = None
-        self._lock = threading.Lock()
+        self._lock, self._alone = threading.Lock(), threading.Lock()
 
     def open(self) -> None:
-        """Start the processes; best before much is in memory, as they begin as copies of this one."""
+        """Start the processes: before much is in memory, as they begin as copies of this one."""
         self._workers = self._workers or self._started()
 
     def close(self) -> None:
@@ -77,17 +79,25 @@ class FrameStore:
 
     @staticmethod
     def _started() -> ProcessPoolExecutor:
-        return start_workers(min(os.cpu_count() or 1, _MOST_WORKERS))
+        count = min(os.cpu_count() or 1, _MOST_WORKERS)
+        workers = start_workers(count)
+        wait([workers.submit(time.sleep, 0.02) for _ in range(count)])  # one begins with each job
+        return workers
 
     def _in_worker(self, clip: Path) -> tuple[list[Jpeg], int]:
+        """A process that dies takes its neighbours' clips with it: each is read once more, by itself."""
         with self._lock:
             assert self._workers is not None
             try:
                 future = self._workers.submit(_decode, clip, self.folder)
-            except BrokenProcessPool:  # another clip has killed one of them: its own reader says so
+            except BrokenProcessPool:
                 self._workers = self._started()
                 future = self._workers.submit(_decode, clip, self.folder)
-        return result_of(future)
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            with self._alone, start_workers(1) as worker:
+                return result_of(worker.submit(_decode, clip, self.folder))
 
 
 def _decode(clip: Path, folder: Path) -> tuple[list[Jpeg], int]:
@@ -99,7 +109,6 @@ def _decode(clip: Path, folder: Path) -> tuple[list[Jpeg], int]:
         path = folder / f"{frame.sha256}.jpg"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            part = temporary_sibling(path)
-            part.write_bytes(frame.data)
-            part.replace(path)
+            with put_in_place(path) as part:
+                part.write_bytes(frame.data)
     return frames, length

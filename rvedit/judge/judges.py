@@ -147,7 +147,7 @@ class ChatJudge:
         picture = self._picture_tokens(round(width * scale), round(height * scale))
         request = self._request(case, [], [])
         words = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
-        return round(words / _BYTES_A_TOKEN) + 2 * FRAMES.count * picture, EXPECTED_REPLY
+        return round(words / _BYTES_A_TOKEN) + self._protocol.pictures * picture, EXPECTED_REPLY
 
     async def check(self) -> None:
         """See `Judge`."""
@@ -166,8 +166,8 @@ class ChatJudge:
             source, edited = await asyncio.gather(
                 *(asyncio.to_thread(self._protocol.read, clip) for clip in case.shown(self._settings.probe))
             )
-        except UserError as error:
-            return self._dropped(case, str(error))
+        except Exception as error:  # whatever one clip does, the others are still judged
+            return self._dropped(case, reason_of(error))
         request = self._request(case, source, edited)
         try:
             answer = await self._asker.ask(request, self._scores)
@@ -242,6 +242,12 @@ class ChatJudge:
         """Editors that work at a length of their own are judged all the same, and it is said."""
         source, edited = (self._protocol.frames.length(clip) for clip in (case.item.source, case.edited))
         return f"the edit has {edited} frames, the source {source}" if source != edited else ""
+
+
+def reason_of(error: Exception) -> str:
+    """In one line; the kind of error where it is none that was foreseen."""
+    said = " ".join(str(error).split())[:300]
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
 def dropped(case: Case, judge: str, probe: str, reason: str | None, protocol: str = PAPER) -> Verdict:

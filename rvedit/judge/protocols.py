@@ -16,7 +16,7 @@ from rvedit.chat import Journal, Jpeg, Video, file_key
 from rvedit.data.bench import BenchItem
 from rvedit.errors import UserError
 from rvedit.judge.frames import FrameStore
-from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER
+from rvedit.judge.request import CLOSING, EDITED_HEADER, FRAMES, SOURCE_HEADER
 from rvedit.judge.rubrics import EDIT_PROMPT, rubric
 from rvedit.records import Category
 
@@ -32,6 +32,8 @@ class JudgeProtocol(Protocol):
     high: int
     frames: FrameStore
     """The clips' pictures, for the record and the report."""
+    pictures: int
+    """That are sent of a pair; 0 where whole clips are."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ class PaperProtocol:
     """Appendix D.3."""
 
     name, low, high = "paper", 1, 100
+    pictures = 2 * FRAMES.count
     categories = tuple(category.value for category in Category)
 
     def __init__(self, frames: FrameStore) -> None:
@@ -93,6 +96,7 @@ class OpenVEProtocol:
     """
 
     name, low, high = "openve", 1, 5
+    pictures = 0
 
     def __init__(self, rubrics: Path, journal: Journal, frames: FrameStore) -> None:
         self._journal, self.frames = journal, frames

@@ -27,7 +27,7 @@ from rvedit.chat import Journal, file_key
 from rvedit.data.playground import Frames, edit_mask
 from rvedit.errors import UserError
 from rvedit.judge.frames import FrameStore
-from rvedit.judge.judges import Case, dropped
+from rvedit.judge.judges import Case, dropped, reason_of
 from rvedit.judge.measures import edit_gain, flicker, preservation
 from rvedit.judge.scores import Scores
 from rvedit.judge.verdict import Verdict
@@ -126,8 +126,8 @@ class ReferenceJudge:
             measures = await asyncio.to_thread(self._measure, case)
             for clip in case.shown(self._probe):  # for the report
                 await asyncio.to_thread(self._frames.read, clip)
-        except UserError as error:
-            return dropped(case, self.name, self._probe, str(error))
+        except Exception as error:  # whatever one clip does, the others are still judged
+            return dropped(case, self.name, self._probe, reason_of(error))
         if key := self._key(case):
             self._journal.put(key, measures)
         return self._verdict(case, measures)

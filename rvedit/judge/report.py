@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from rvedit.data.manifest import write_text
 from rvedit.data.pool import run_in_pool
 from rvedit.judge.scores import AXIS_LABELS
 from rvedit.judge.verdict import Verdict
-from rvedit.video import temporary_sibling
 
 PICTURE_SIDE = 224
 """Pixels, long side; the judge's own are larger."""
@@ -60,9 +60,7 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
     template = files("rvedit.judge").joinpath("report.html").read_text(encoding="utf-8")
     # No tag inside an instruction or a reply may act as one.
     encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    part = temporary_sibling(path)
-    part.write_text(template.replace(_DATA, encoded), encoding="utf-8")
-    part.replace(path)
+    write_text(path, template.replace(_DATA, encoded))
 
 
 def _pictures(folder: Path, verdicts: Sequence[Verdict]) -> dict[str, str]:

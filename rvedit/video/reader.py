@@ -362,6 +362,9 @@ def _probe_pictures(path: Path, files: list[Path]) -> VideoInfo:
 def _open_picture(file: Path) -> Image.Image:
     try:
         image = Image.open(file)
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(f"{file}: has more than {most // 10**6} million pixels: make it smaller") from None
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{file}: not an image that can be read; replace or remove it") from error
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):

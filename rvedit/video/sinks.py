@@ -198,11 +198,13 @@ class _AudioCopy:
         self._input = av.open(f"file:{source}", metadata_errors="replace")
         self._copies: dict[int, Stream] = {}
         for stream in self._input.streams.audio:
+            # Of a codec that FFmpeg does not know there is no context.
+            kind = stream.codec_context.name if stream.codec_context else "unknown"
             try:
                 copy = output.add_stream_from_template(stream)
             except ValueError:
                 warnings.warn(
-                    f"{source}: its {stream.codec_context.name} sound does not go into {suffix} "
+                    f"{source}: its {kind} sound does not go into {suffix} "
                     "and is left out; write .mkv to keep it",
                     stacklevel=2,
                 )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "settings.json"
-_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve", "mask")
+_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve", "description", "mask")
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,21 @@ def plan_batch(order: BatchOrder) -> list[BenchItem]:
 
     The names are a function of the list alone, so that all shards agree on them.
     """
-    items = read_bench(order.bench)[: order.limit]
-    stems = Counter(item.source.stem for item in items)
-    planned = []
-    for item in items:
-        name = item.source.stem if stems[item.source.stem] == 1 else item.id
-        name = re.sub(r"[^\w.-]", "_", name)
-        planned.append(replace(item, edited=order.out / f"{name}_edited.mp4"))
-    return planned
+    items = read_bench(order.bench)
+    stems = Counter(_plain(item.source.stem) for item in items)
+    planned: dict[str, BenchItem] = {}
+    for row, item in enumerate(items):
+        stem = _plain(item.source.stem)
+        name = stem if stems[stem] == 1 else _plain(item.id)
+        while name in planned:
+            name = f"{name}_row{row}"
+        planned[name] = replace(item, edited=order.out / f"{name}_edited.mp4")
+    return list(planned.values())[: order.limit]
+
+
+def _plain(name: str) -> str:
+    """Letters, digits and what else no shell or file system minds."""
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def edit_batch(
@@ -106,12 +113,19 @@ def edit_batch(
     waiting = [item for item in mine if order.overwrite or not _edit_of(item).is_file()]
     failures: dict[str, str] = {}
     editor = load() if waiting else None
+    if order.together > 1 and editor is not None:
+        _check_together(editor, settings)
+    # What is to be made anew is not to be taken for new before it is; in a folder of other edits, nothing is.
+    was_otherwise = order.overwrite and not _is_made_so(order.out, making)
+    for item in items if was_otherwise else waiting:
+        _edit_of(item).unlink(missing_ok=True)
     write_json(order.out / SETTINGS, making)
     ahead: dict[str, Editor] = {}
     for number, item in enumerate(waiting):
         on_progress(len(mine) - len(waiting) + number, len(mine), item.id)
         if order.together > 1 and number % order.together == 0:
-            ahead = _edit_together(waiting[number : number + order.together], editor, settings)
+            some = waiting[number : number + order.together]
+            ahead = _edit_together(some, cast("RVEDiTEditor", editor), settings)
         try:
             instruction = checked_instruction(item.instruction)
             with VideoReader(item.source) as reader:
@@ -121,7 +135,7 @@ def edit_batch(
                 edit_file(reader, instruction, _edit_of(item), editing, described, overwrite=True)
         except UserError as error:
             failures[item.id] = str(error)
-        except (RuntimeError, OSError) as error:  # such as a full memory: the next clip may be smaller
+        except Exception as error:  # whatever one clip does (a full memory, say), the others are still edited
             failures[item.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     on_progress(len(mine), len(mine), "")
     path = failures_path(order)
@@ -158,14 +172,17 @@ class _Edited:
         return 1
 
 
-def _edit_together(
-    items: Sequence[BenchItem], editor: Editor | None, settings: EditSettings
-) -> dict[str, Editor]:
-    """By item, those that go in one pass with others; the rest, bad clips among them, is left alone."""
+def _check_together(editor: Editor, settings: EditSettings) -> None:
     from rvedit.editors import RVEDiTEditor
 
     if not isinstance(editor, RVEDiTEditor) or settings.preserve:
         raise UserError("--together is for RVEDiT's models, and edits without --preserve")
+
+
+def _edit_together(
+    items: Sequence[BenchItem], editor: RVEDiTEditor, settings: EditSettings
+) -> dict[str, Editor]:
+    """By item, those that go in one pass with others; the rest, bad clips among them, is left alone."""
     groups: dict[tuple[int, ...], list[tuple[BenchItem, Frames]]] = {}
     for item in items:
         with suppress(UserError), VideoReader(item.source) as reader:
@@ -179,6 +196,11 @@ def _edit_together(
             clips = editor.edit_together([clip for _, clip in group], instructions, settings)
             edited |= {item.id: _Edited(clip, editor) for (item, _), clip in zip(group, clips, strict=True)}
     return edited
+
+
+def _is_made_so(folder: Path, making: dict[str, Any]) -> bool:
+    path = folder / SETTINGS
+    return not path.is_file() or json.loads(path.read_text(encoding="utf-8")) == making
 
 
 def _check_making(folder: Path, making: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,20 @@ def read_docket(order: JudgeOrder, protocol: JudgeProtocol) -> Docket:
 
 def estimate(order: JudgeOrder, docket: Docket, judges: Sequence[Judge]) -> list[Estimate]:
     """What a run would send; sends nothing and decodes nothing."""
+
+    @cache
+    def size(clip: Path) -> tuple[int, int]:
+        try:
+            info = probe(clip)
+        except UserError:  # it will be dropped
+            return 0, 0
+        return info.width, info.height
+
     estimates = []
     for judge in judges:
         cases = list(_repeated(docket.cases, order.repeats))
         unknown = [case for case in cases if judge.known(case) is None]
-        tokens = []
-        for case in unknown:
-            info = probe(case.item.source)
-            tokens.append(judge.expected_tokens(case, info.width, info.height))
+        tokens = [judge.expected_tokens(case, *size(case.item.source)) for case in unknown]
         estimates.append(
             Estimate(
                 judge.name,
@@ -252,7 +259,10 @@ def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Differenc
     if not names:
         said = " and ".join(", ".join(side) or "nobody" for side in sides)
         raise UserError(f"{a} and {b}: no judge has judged both: {said}")
-    return {name: compare(sides[0][name], sides[1][name]) for name in names}
+    found = {name: compare(sides[0][name], sides[1][name]) for name in names}
+    if not any(found.values()):
+        raise UserError(f"{a} and {b}: have no item that was scored in both: was one list judged?")
+    return found
 
 
 def read_judged(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
