@@ -236,6 +236,9 @@ def load_recipe(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(path, error)) from None
+    for key in ("data.manifest", "data.cache"):
+        if recipe.data.source == "playground" and any(text.startswith(f"{key}=") for text in assignments):
+            raise UserError(f"--set {key}: is not read by data.source playground: --set data.source=manifest")
     blocks = NUM_BLOCKS[recipe.model.preset]
     if (recipe.model.routing_depth or 0) > blocks:
         raise UserError(
@@ -293,7 +296,10 @@ def _parse_assignment(assignment: str) -> dict[str, Any]:
         raise UserError(
             f"--set {assignment}: write it as key=value, such as --set optimizer.learning_rate=1e-4"
         )
-    value: Any = yaml.safe_load(text)
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {assignment}: its value is no YAML: are brackets closed?") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
@@ -306,7 +312,7 @@ def _explain(path: Path, error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         return f"{path}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
     section: Any = Recipe
-    for part in location[:-1]:
+    for part in (name for name in location[:-1] if not name.isdigit()):  # a place in a list has no name
         section = _section_of(section.model_fields[part].annotation)
     if not hasattr(section, "model_fields"):
         return f"{path}: unknown key {key}"

@@ -15,6 +15,7 @@ from rvedit.recipes import load_recipe
 from rvedit.records import ClipShape
 from rvedit.training.buckets import BucketOrder, fitting_bucket
 from rvedit.training.data import editor_samples
+from rvedit.training.validation import validation_clips
 from rvedit.workflows.cache import CacheOrder, cache_manifest
 from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 from rvedit.workflows.train import train
@@ -113,6 +114,16 @@ def test_what_fits_no_bucket_is_named(tmp_path, manifest):
     )
     with pytest.raises(UserError, match=r"has 1 frames, fewer than any of data\.buckets"):
         list(train(recipe, tmp_path, "cpu"))
+    shown = validation_clips(
+        recipe_of(
+            tmp_path,
+            "shown",
+            "data.source=manifest",
+            f"data.manifest={manifest}",
+            "data.buckets=[{num_frames: 5, height: 32, width: 48}, {num_frames: 1, height: 64, width: 32}]",
+        )
+    )
+    assert {clip.source.shape for clip in shown} == {(5, 32, 48, 3)}, "those of the first shape alone"
     with pytest.raises(UserError, match=r"data\.buckets is for task: editor"):
         list(train(recipe_of(tmp_path, "vae", "task=vae"), tmp_path, "cpu"))
 

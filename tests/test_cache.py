@@ -74,6 +74,18 @@ def test_a_second_run_encodes_what_is_missing_alone(tmp_path, manifest):
     LatentCache(order.folder).require(read_manifest(manifest), [SHAPE], VAE)
 
 
+def test_a_clip_that_cannot_be_read_does_not_stop_a_training(tmp_path, manifest):
+    """It is listed, and left out."""
+    bad = read_manifest(manifest)[1]
+    (tmp_path / "triplets" / bad.target).write_bytes(b"no clip")
+    list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    recipe = recipe_on(tmp_path, "rest", manifest, f"data.cache={tmp_path / 'cache'}")
+    with pytest.warns(UserWarning, match="1 triplets that could not be cached are left out"):
+        task = EditorTask(recipe, Processes("ddp", "cpu"))
+    assert len(task.samples.triplets) == 2
+    assert bad.key not in {triplet.key for triplet in task.samples.triplets}
+
+
 def test_another_size_is_refused(tmp_path, manifest):
     list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     other = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE.still,))
@@ -102,8 +114,10 @@ def test_manifests_that_training_cannot_use(tmp_path, manifest):
         list(train(recipe_on(tmp_path, "long", manifest, "data.num_frames=9"), tmp_path, "cpu"))
     triplet = read_manifest(manifest)[0]
     (tmp_path / "triplets" / triplet.source).unlink()
-    with pytest.raises(UserError, match=f"the source of playground/{triplet.id} is gone"):
-        list(train(recipe_on(tmp_path, "gone", manifest), tmp_path, "cpu"))
+    for workers in (0, 1):  # a worker's error comes without its traceback
+        recipe = recipe_on(tmp_path, f"gone{workers}", manifest, f"data.workers={workers}")
+        with pytest.raises(UserError, match=f"^[^\n]*the source of playground/{triplet.id} is gone[^\n]*$"):
+            list(train(recipe, tmp_path, "cpu"))
     rows = manifest.with_suffix(".jsonl")
     rows.write_text(rows.read_text().replace(json.dumps(triplet.instruction), '""'))
     with pytest.raises(UserError, match=r"row 1 .*the instruction is empty"):

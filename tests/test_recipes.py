@@ -104,6 +104,7 @@ def test_later_layers_win(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("data: {buckets: [{num_frames: 5, height: 32, width: 32, shares: 2}]}", r"unknown key .*shares"),
         ("stepz: 3", r"unknown key stepz: choose one of .*steps"),
         ("optimizer: {lr: 3}", r"unknown key optimizer.lr: choose one of .*learning_rate"),
         ("steps: many", r"steps is 'many': input should be a valid integer"),
@@ -140,5 +141,10 @@ def test_missing_file_and_circle(tmp_path):
 
 def test_bad_assignment(tmp_path):
     (tmp_path / "a.yaml").write_text("steps: 1")
-    with pytest.raises(UserError, match="key=value"):
-        load_recipe(tmp_path / "a.yaml", assignments=["steps"])
+    for assignment, said in (
+        ("steps", "key=value"),
+        ("data.operations={swap: 3", "its value is no YAML"),
+        ("data.manifest=rows.parquet", r"--set data\.source=manifest"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_recipe(tmp_path / "a.yaml", assignments=[assignment])

@@ -27,7 +27,8 @@ from test_recipes import OVERLAY, PAPER
 from rvedit.editors import load_editor
 from rvedit.errors import UserError
 from rvedit.recipes import AlignmentRecipe, OptimizerRecipe, Recipe, load_recipe
-from rvedit.training.editor import LANGUAGE_LAYERS, merge_adapters
+from rvedit.training.distributed import Processes
+from rvedit.training.editor import LANGUAGE_LAYERS, EditorTask, merge_adapters
 from rvedit.training.loop import rate_fraction
 from rvedit.training.optimizers import Muon, NamedOptimizer
 from rvedit.training.state import latest_checkpoint
@@ -128,7 +129,38 @@ def test_an_edited_recipe_is_not_mixed_into_a_run(recipe_of, tmp_path):
     _, other = recipe_of("mine", "steps=2", "alignment.weight=0.1")
     with pytest.raises(UserError, match=r"another alignment.*--fresh"):
         list(train(other, tmp_path, "cpu"))
-    assert list(train(other, tmp_path, "cpu", fresh=True))
+    _, muon = recipe_of("mine", "steps=2", "optimizer.name=muon")
+    with pytest.raises(UserError, match=r"another optimizer\.name.*--fresh"):
+        list(train(muon, tmp_path, "cpu"))
+    _, shorter = recipe_of("mine", "steps=1", "alignment.weight=0.1")
+    assert len(list(train(shorter, tmp_path, "cpu", fresh=True))) == 1
+    assert latest_checkpoint(tmp_path / "mine").name == "step_00000001", "none of the old run is gone on from"
+    assert [step["step"] for step in train(other, tmp_path, "cpu")] == [1]
+
+
+def test_the_text_encoder_drops_nothing_out(recipe_of):
+    """umT5's dropout is 0.1 by default; gradient checkpointing wants the others in training mode."""
+    _, recipe = recipe_of("mode", "steps=1")
+    task = EditorTask(recipe, Processes("ddp", "cpu"))
+    task.objective.train()
+    modes = {name: {m.training for m in part.modules()} for name, part in task.objective.named_children()}
+    assert modes.pop("text_encoder") == {False}
+    assert all(True in found for found in modes.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("data.height=40", "40x32: height and width must be multiples of 16: try"),
+        ("data.num_frames=6", r"the VAE takes 4k\+1 frames, not 6"),
+        ("data.crop=16", "data.crop is for task: vae"),
+        ("parallel=fsdp2", "needs the processes of torchrun"),
+    ],
+)
+def test_what_a_training_cannot_take_is_said(recipe_of, tmp_path, setting, said):
+    _, recipe = recipe_of("odd", setting)
+    with pytest.raises(UserError, match=said):
+        list(train(recipe, tmp_path, "cpu"))
 
 
 def test_the_resolved_recipe_and_versions_are_kept(recipe_of, tmp_path):

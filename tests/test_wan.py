@@ -140,6 +140,12 @@ def test_training_goes_on_from_them(companions, tiny_tokenizer, tmp_path, kind):
     trained = load_pipeline(tmp_path / "runs" / "more" / "model")
     assert trained.transformer.config.routing_depth == 1
     assert trained.text_encoder is not None
+    if kind == "kiwi":  # all blocks read X_e alone: there is no text encoder to freeze
+        alone = load_recipe(
+            recipe, (), ["name=alone", "model.routing_depth=2", "model.frozen=[text_encoder]"]
+        )
+        list(train(alone, tmp_path / "runs", "cpu"))
+        assert load_pipeline(tmp_path / "runs" / "alone" / "model").text_encoder is None
     before = load_file(start / "transformer" / "diffusion_pytorch_model.safetensors")
     after = trained.transformer.state_dict()
     assert any(not torch.equal(after[key], tensor) for key, tensor in before.items())

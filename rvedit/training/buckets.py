@@ -11,8 +11,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rvedit.errors import UserError
+from rvedit.pipeline import RVEDiTPipeline
 from rvedit.recipes import DataRecipe
 from rvedit.records import ClipShape, Triplet
+
+
+def check_shapes(shapes: Sequence[ClipShape], pipeline: RVEDiTPipeline) -> None:
+    """Raises UserError for clips of another length than 4k+1, or of a size that patches do not fill."""
+    vae, patch = pipeline.vae.config, pipeline.transformer.config.patch_size
+    grid, group = vae.scale_factor_spatial * patch[1], vae.scale_factor_temporal
+    for shape in shapes:
+        if (shape.num_frames - 1) % group:
+            raise UserError(f"{shape}: the VAE takes {group}k+1 frames, not {shape.num_frames}")
+        if shape.height % grid or shape.width % grid:
+            rows, columns = (max(grid, round(side / grid) * grid) for side in (shape.height, shape.width))
+            raise UserError(f"{shape}: height and width must be multiples of {grid}: try {rows}x{columns}")
 
 
 def is_still(data: DataRecipe, step: int) -> bool:

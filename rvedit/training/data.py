@@ -6,7 +6,8 @@ Whatever the source, sample number n of a run is a function of n and the recipe 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,9 +132,11 @@ class PlaygroundSamples(_Samples):
 class ManifestSamples(_Samples):
     """The triplets of a manifest, in an order drawn anew for each epoch."""
 
-    def __init__(self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool):
+    def __init__(
+        self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool, without: Collection[str] = ()
+    ):
         self.manifest = manifest
-        self.triplets = read_manifest(manifest)
+        self.triplets = [triplet for triplet in read_manifest(manifest) if triplet.key not in without]
         self.buckets = _sort_into_buckets(manifest, self.triplets, recipe.data)
         self.orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
         super().__init__(recipe, sight)
@@ -171,7 +174,15 @@ class CachedSamples(ManifestSamples):
     def __init__(
         self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool, cache: LatentCache, vae: str
     ):
-        super().__init__(recipe, sight, manifest, captions)
+        if sight.whole_stills and recipe.data.still_share:
+            raise UserError(
+                "data.still_share: the cache holds what this model sees of clips, which is less than it sees "
+                "of stills: give those a bucket of their own, num_frames: 1"
+            )
+        failed = cache.failed
+        if failed:
+            warnings.warn(f"{len(failed)} triplets that could not be cached are left out", stacklevel=2)
+        super().__init__(recipe, sight, manifest, captions, without=failed)
         self.cache = cache
         self.texts: TextCache | None = None
         self.cache.require(self.triplets, recipe.data.shapes, vae)
@@ -229,9 +240,11 @@ def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> _Samples:
         folder = Path(data.cache)
         vae = fingerprint(models.vae.named_parameters())
         samples = CachedSamples(recipe, sight, manifest, captions, LatentCache(folder), vae)
-        frozen = not any(p.requires_grad for p in models.text_encoder.parameters())
-        if frozen and TextCache.is_in(folder):
-            samples.read_texts(TextCache(folder), fingerprint(models.text_encoder.named_parameters()))
+        encoder = models.text_encoder
+        if encoder is None or not TextCache.is_in(folder):
+            return samples
+        if not any(p.requires_grad for p in encoder.parameters()):
+            samples.read_texts(TextCache(folder), fingerprint(encoder.named_parameters()))
         return samples
     return ManifestSamples(recipe, sight, manifest, captions)
 
@@ -261,7 +274,7 @@ def load(
     samples: Dataset[Item], numbers: Iterable[list[int]], workers: int, collate_fn: Any
 ) -> Iterator[Any]:
     """Minibatches of the listed sample numbers, prepared ahead by worker processes."""
-    loader: DataLoader[Item] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=numbers,
         num_workers=workers,
@@ -269,7 +282,19 @@ def load(
         worker_init_fn=_obey_signals,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    return _plainly(iter(loader))
+
+
+def _plainly(batches: Iterator[Any]) -> Iterator[Any]:
+    """With a worker's UserError as it was: the loader would give it a traceback for its words."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+        yield batch
 
 
 def _obey_signals(worker: int) -> None:

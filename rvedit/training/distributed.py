@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rvedit.errors import UserError
 from rvedit.model.cross_attention import block_trace
 
 SHARDED_LAYERS = (
@@ -78,7 +79,7 @@ class Processes:
         """
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if not dist.is_initialized():
-            raise ValueError("fsdp2 needs the processes of torchrun or `accelerate launch`")
+            raise UserError("parallel: fsdp2 needs the processes of torchrun or `accelerate launch`")
         for module in list(objective.modules()):
             if type(module).__name__ not in SHARDED_LAYERS:
                 continue

@@ -30,6 +30,7 @@ from rvedit.pipeline import RVEDiTPipeline
 from rvedit.provenance import PLAYGROUND, Provenance
 from rvedit.recipes import ModelRecipe, Recipe
 from rvedit.records import EditSettings
+from rvedit.training.buckets import check_shapes
 from rvedit.training.data import collate, editor_samples, load
 from rvedit.training.distributed import Processes, whole_state
 from rvedit.training.loop import freeze
@@ -58,6 +59,14 @@ class EditorObjective(nn.Module):
         object.__setattr__(self, "pipeline", pipeline)
         self.recipe = recipe
 
+    def train(self, mode: bool = True) -> EditorObjective:
+        """Without dropout, which umT5 alone has: no edit has it, and a resumed run would draw it anew."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if name == "text_encoder":
+                part.eval()
+        return self
+
     @property
     def has_idle_parts(self) -> bool:
         """Whether steps differ in what they read: stills and clips, where each has queries of its own."""
@@ -81,6 +90,11 @@ class EditorTask:
         self.recipe = recipe
         self.processes = processes
         self.pipeline = _starting_point(recipe)
+        check_shapes(recipe.data.shapes, self.pipeline)
+        if recipe.data.crop:
+            raise UserError(
+                "data.crop is for task: vae; an editor learns on whole frames: data.height, width"
+            )
         transformer = self.pipeline.transformer
         self.objective = EditorObjective(self.pipeline, recipe)
         self.pipeline.vae.requires_grad_(False).to(processes.device)
@@ -94,7 +108,8 @@ class EditorTask:
         ):
             if part is not None:
                 part.requires_grad_(deep)
-        freeze(self.objective, recipe.model.frozen)
+        absent = {name for name in MODULE_CLASSES if getattr(self.pipeline, name) is None}
+        freeze(self.objective, [name for name in recipe.model.frozen if name.split(".")[0] not in absent])
         self.adapters = _adapt_language(self.pipeline, recipe.model) if recipe.model.lora_rank else None
         if recipe.model.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
@@ -176,13 +191,11 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
         )
     pipeline.register_to_config(noise_share=recipe.flow.noise_share)  # edits begin as trainings do
     transformer = pipeline.transformer
-    if model.routing_depth is not None:
-        if model.routing_depth > len(transformer.blocks):
-            raise UserError(
-                f"model.routing_depth is {model.routing_depth}: the model in {model.init_from} has "
-                f"{len(transformer.blocks)} blocks"
-            )
-        transformer.register_to_config(routing_depth=model.routing_depth)
+    blocks = len(transformer.blocks)
+    depth = blocks // 2 if model.routing_depth is None else model.routing_depth
+    if depth > blocks:
+        raise UserError(f"model.routing_depth is {depth}: the model in {model.init_from} has {blocks} blocks")
+    transformer.register_to_config(routing_depth=depth)
     if transformer.config.routing_depth < len(transformer.blocks):
         add_text_encoder(pipeline)
     return pipeline

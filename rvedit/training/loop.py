@@ -144,7 +144,8 @@ def _fit(
             task.validate(state.step, folder)
             model.train()
         if stop and not done:
-            line = f"{folder}: stopped after step {state.step}, which is saved: the same command goes on"
+            again = "the same command goes on" if resume else "the same command without --fresh goes on"
+            line = f"{folder}: stopped after step {state.step}, which is saved: {again}"
             raise Interrupted(line, 128 + (stops or [signal.SIGTERM])[0])
     if average is not None:
         average.copy_to(trained.values())

@@ -138,5 +138,8 @@ class NamedOptimizer:
         for key, value in state.items():
             name, _, moment = key.rpartition("/")
             parameter = self.stepped[name]
-            placed = value if moment == "step" else place_like(value, parameter)
+            if moment == "step":  # a fused step counts on the parameter's own device
+                placed = value if isinstance(parameter, DTensor) else value.to(parameter.device)
+            else:
+                placed = place_like(value, parameter)
             owners[id(parameter)].state[parameter][moment] = placed

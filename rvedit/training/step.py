@@ -125,11 +125,12 @@ def training_losses(
 
 @torch.no_grad()
 def _latents(models: RVEDiTPipeline, premise: Premise) -> Tensor:
-    """A side's clean latents, given or encoded."""
+    """A side's clean latents, given or encoded: in fp32, as a cache's and an edit's are."""
     if premise.latents is not None:
         return premise.latents
     assert premise.clips is not None
-    return encode(models.vae, premise.clips)
+    with torch.autocast(premise.clips.device.type, enabled=False):
+        return encode(models.vae, premise.clips)
 
 
 def _condition(models: RVEDiTPipeline, latents: Tensor, premise: Premise) -> Conditioning:

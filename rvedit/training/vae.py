@@ -108,8 +108,11 @@ class VAETask:
     """Trains `AutoencoderKLWan` on playground clips."""
 
     def __init__(self, recipe: Recipe, processes: Processes):
-        if recipe.data.buckets:
-            raise UserError("data.buckets is for task: editor; a VAE learns on crops of one size: data.crop")
+        for key in ("data.buckets", "data.manifest", "data.cache", "data.operations", "data.new_things",
+                    "model.lora_rank", "model.gradient_checkpointing", "validation.every"):  # fmt: skip
+            section, name = key.split(".")
+            if getattr(getattr(recipe, section), name):
+                raise UserError(f"{key} is for task: editor; a VAE learns on crops of the playground's clips")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.processes = processes

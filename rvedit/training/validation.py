@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rvedit.data.clips import read_pair
 from rvedit.data.manifest import read_manifest
 from rvedit.data.playground import FRAME_RATE, render, sample_triplet
 from rvedit.recipes import Recipe
+from rvedit.training.buckets import fitting_bucket
 from rvedit.video import side_by_side, temporary_sibling, write_clip
 from rvedit.video_tensors import Frames
 
@@ -28,7 +30,7 @@ class ShownClip:
 
 
 def validation_clips(recipe: Recipe) -> list[ShownClip]:
-    """Held-out scenes of the playground, or the first rows of a manifest."""
+    """Held-out scenes of the playground, or the first rows of a manifest that fit the first shape."""
     data, count = recipe.data, recipe.validation.count
     shape = data.shapes[0]
     size = (shape.num_frames, shape.height, shape.width)
@@ -40,7 +42,8 @@ def validation_clips(recipe: Recipe) -> list[ShownClip]:
         ]
     manifest = Path(str(data.manifest))
     shown = []
-    for triplet in read_manifest(manifest)[:count]:
+    fitting = (t for t in read_manifest(manifest) if fitting_bucket(data.shapes, t) == 0)
+    for triplet in islice(fitting, count):
         source, target = read_pair(manifest, triplet, shape)
         shown.append(ShownClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
     return shown

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.checkpoints import add_text_encoder, find_checkpoint, load_pipeline
 from rvedit.data.cache import (
     SETTINGS,
     CachedClip,
@@ -26,7 +26,7 @@ from rvedit.model.latents import encode
 from rvedit.model.text_tokens import encode_text, trim_padding
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.records import ClipShape, Triplet
-from rvedit.training.buckets import fitting_bucket
+from rvedit.training.buckets import check_shapes, fitting_bucket
 from rvedit.video_tensors import Frames, to_model_range
 
 SHARD = 32
@@ -68,6 +68,9 @@ def cache_manifest(order: CacheOrder, device: str | None = None) -> Iterator[Cac
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     triplets = read_manifest(order.manifest)
     pipeline = load_pipeline(find_checkpoint(order.model))
+    check_shapes(order.shapes, pipeline)
+    if order.texts:
+        add_text_encoder(pipeline)  # which a training needs that routes, if this model does not
     yield from _cache_latents(order, triplets, pipeline, place)
     if order.texts:
         yield from _cache_texts(order, triplets, pipeline, place)

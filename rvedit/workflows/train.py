@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from rvedit.data.manifest import write_text
 from rvedit.errors import UserError
 from rvedit.recipes import Recipe
 from rvedit.training.distributed import Processes
@@ -50,6 +52,8 @@ def train(
     task: TrainingTask
     task = VAETask(recipe, processes) if recipe.task == "vae" else EditorTask(recipe, processes)
     if processes.is_main:
+        if fresh:  # else the newest of them would be gone on from, under the new recipe's name
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         _write_record(recipe, folder, processes)
     processes.wait()
     yield from fit(task, recipe, folder, processes, resume=not fresh)
@@ -69,6 +73,8 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
         ) from None
     names = [key for key in Recipe.model_fields if key not in FREE]
     changed = [key for key in names if getattr(before, key) != getattr(recipe, key)]
+    if before.optimizer.name != recipe.optimizer.name:  # each has moments of its own
+        changed.append("optimizer.name")
     if changed:
         raise UserError(
             f"{folder}: the run there was begun with another {changed[0]}: "
@@ -80,7 +86,7 @@ def _write_record(recipe: Recipe, folder: Path, processes: Processes) -> None:
     """The resolved recipe, the versions and the revision that a run was made with."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    write_text(folder / "recipe.yaml", text)
     cuda = processes.device.type == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
     record = {
@@ -90,7 +96,7 @@ def _write_record(recipe: Recipe, folder: Path, processes: Processes) -> None:
         "processes": processes.count,
         **{package: version(package) for package in RECORDED},
     }
-    (folder / "versions.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+    write_text(folder / "versions.yaml", yaml.safe_dump(record, sort_keys=False))
 
 
 def _revision() -> str:
