@@ -68,8 +68,8 @@ def judge(
     base_url: Annotated[
         str | None,
         typer.Option(
-            help="Qwen's OpenAI-compatible endpoint, or Gemini's. [env: RVEDIT_QWEN_BASE_URL, "
-            "RVEDIT_GEMINI_BASE_URL]"
+            help="Qwen's OpenAI-compatible endpoint, or Gemini's where that alone is asked. "
+            "[env: RVEDIT_QWEN_BASE_URL, RVEDIT_GEMINI_BASE_URL]"
         ),
     ] = None,
     local: Annotated[
@@ -136,8 +136,8 @@ def judge(
             )
     docket = read_docket(order, way)
     options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped, "timeout": timeout}
-    options |= {"base_url": base_url}
-    qwen = {"local": local, "device": device, **options}
+    qwen = {"base_url": base_url, "local": local, "device": device, **options}
+    options["base_url"] = None if "qwen" in names else base_url
     place = _chosen("--rubric-in", rubric_in, ("system", "user"))
     chosen = [_judge(name, journal, way, order, place, qwen, options) for name in names]
     if docket.missing and not as_json:
@@ -173,10 +173,12 @@ def judge(
 def _check_place(
     names: list[str], model: str | None, base_url: str | None, local: str | None, device: str | None
 ) -> None:
-    """Options that say whom to ask are for one chat judge, and weights are another place than an address."""
-    for option, value in (("--model", model), ("--base-url", base_url)):
-        if value and (len(names) > 1 or names == ["reference"]):
-            raise UserError(f"{option} is for one judge that is asked: qwen or gemini, and no other --judge")
+    """Options that say whom to ask are for judges that are asked; weights are no address."""
+    asked = [name for name in names if name != "reference"]
+    if model and len(asked) != 1:
+        raise UserError("--model names one judge's model: leave it out, or ask one --judge at a time")
+    if base_url and not asked:
+        raise UserError("--base-url is for a judge that is asked: --judge qwen or gemini")
     if local and "qwen" not in names:
         raise UserError("--local runs Qwen: ask --judge qwen")
     if local and (base_url or model):
