@@ -14,7 +14,7 @@ from rvedit.checkpoints import wan
 from rvedit.checkpoints.files import read_config, weight_files
 from rvedit.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.checkpoints.load import Kind, checkpoint_kind
-from rvedit.checkpoints.own import MODULE_CLASSES, OPTIONAL
+from rvedit.checkpoints.own import MODULE_CLASSES, absent_parts
 from rvedit.errors import UserError
 from rvedit.model.edit_tokens import EditTokenConnector
 from rvedit.model.presets import WAN22_5B_CONNECTOR, WAN22_5B_TRANSFORMER
@@ -59,7 +59,7 @@ def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
 
 def _own(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """The modules of one of our folders, on the meta device."""
-    absent = {name for name in OPTIONAL if index.get(name) == [None, None]}
+    absent = absent_parts(index)
     with torch.device("meta"):
         return {name: None if name in absent else _module(name, path) for name in MODULE_CLASSES}
 

@@ -59,7 +59,7 @@ def build_nano(
 
 def load_own(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> RVEDiTPipeline:
     """Read a folder of ours, by its model_index.json; keys that do not fit are a UserError."""
-    absent = {name for name in OPTIONAL if index.get(name) == [None, None]}
+    absent = absent_parts(index)
     for name in {"tokenizer", "mllm_tokenizer", "scheduler"} - absent:
         _require_folder(folder, name)
     settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
@@ -76,6 +76,11 @@ def load_own(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> RVED
         scheduler=_read_scheduler(folder / "scheduler"),
         **settings,
     )
+
+
+def absent_parts(index: Mapping[str, Any]) -> set[str]:
+    """What a checkpoint lacks and may lack, by its model_index.json."""
+    return {name for name in OPTIONAL if index.get(name) == [None, None]}
 
 
 def _read_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:

@@ -62,9 +62,8 @@ class EditorObjective(nn.Module):
     def train(self, mode: bool = True) -> EditorObjective:
         """Without dropout, which umT5 alone has: no edit has it, and a resumed run would draw it anew."""
         super().train(mode)
-        for name, part in self.named_children():
-            if name == "text_encoder":
-                part.eval()
+        if self.pipeline.text_encoder is not None:
+            self.pipeline.text_encoder.eval()
         return self
 
     @property
@@ -196,7 +195,7 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
     if depth > blocks:
         raise UserError(f"model.routing_depth is {depth}: the model in {model.init_from} has {blocks} blocks")
     transformer.register_to_config(routing_depth=depth)
-    if transformer.config.routing_depth < len(transformer.blocks):
+    if depth < blocks:
         add_text_encoder(pipeline)
     return pipeline
 

@@ -116,7 +116,7 @@ def edit_batch(
     if order.together > 1 and editor is not None:
         _check_together(editor, settings)
     # What is to be made anew is not to be taken for new before it is; in a folder of other edits, nothing is.
-    was_otherwise = order.overwrite and not _is_made_so(order.out, making)
+    was_otherwise = order.overwrite and _made(order.out, making) != making
     for item in items if was_otherwise else waiting:
         _edit_of(item).unlink(missing_ok=True)
     write_json(order.out / SETTINGS, making)
@@ -198,15 +198,15 @@ def _edit_together(
     return edited
 
 
-def _is_made_so(folder: Path, making: dict[str, Any]) -> bool:
+def _made(folder: Path, making: dict[str, Any]) -> dict[str, Any]:
+    """How a folder's edits were made, as it says itself; as now where it does not say."""
     path = folder / SETTINGS
-    return not path.is_file() or json.loads(path.read_text(encoding="utf-8")) == making
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else making
 
 
 def _check_making(folder: Path, making: dict[str, Any]) -> None:
     """One folder holds the edits of one model at one setting, and says which."""
-    path = folder / SETTINGS
-    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else making
+    made = _made(folder, making)
     for name, value in making.items():
         if made.get(name) != value:
             raise UserError(
