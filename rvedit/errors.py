@@ -8,6 +8,13 @@ class UserError(ValueError):
     """
 
 
+def reason_of(error: Exception) -> str:
+    """Why one clip of many failed; in a line with the kind of error where it is none that was foreseen."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 class Interrupted(Exception):
     """Work was stopped from outside after what was done had been saved; one line says how to go on.
 

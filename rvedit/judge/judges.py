@@ -26,7 +26,7 @@ from rvedit.chat import (
     lookup,
 )
 from rvedit.data.bench import BenchItem
-from rvedit.errors import UserError
+from rvedit.errors import reason_of
 from rvedit.judge.protocols import JudgeProtocol, Media
 from rvedit.judge.request import CLOSING, FORMAT_TRIES, FRAMES, JudgeSettings, judge_request
 from rvedit.judge.scores import Scores, read_reasoning, read_scores
@@ -242,12 +242,6 @@ class ChatJudge:
         """Editors that work at a length of their own are judged all the same, and it is said."""
         source, edited = (self._protocol.frames.length(clip) for clip in (case.item.source, case.edited))
         return f"the edit has {edited} frames, the source {source}" if source != edited else ""
-
-
-def reason_of(error: Exception) -> str:
-    """In one line; the kind of error where it is none that was foreseen."""
-    said = " ".join(str(error).split())[:300]
-    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
 def dropped(case: Case, judge: str, probe: str, reason: str | None, protocol: str = PAPER) -> Verdict:

@@ -25,9 +25,9 @@ from scipy.ndimage import binary_dilation
 
 from rvedit.chat import Journal, file_key
 from rvedit.data.playground import Frames, edit_mask
-from rvedit.errors import UserError
+from rvedit.errors import UserError, reason_of
 from rvedit.judge.frames import FrameStore
-from rvedit.judge.judges import Case, dropped, reason_of
+from rvedit.judge.judges import Case, dropped
 from rvedit.judge.measures import edit_gain, flicker, preservation
 from rvedit.judge.scores import Scores
 from rvedit.judge.verdict import Verdict

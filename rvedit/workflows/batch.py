@@ -15,7 +15,7 @@ import numpy as np
 
 from rvedit.data.bench import BenchItem, read_bench, write_batch
 from rvedit.data.manifest import prepare_folder, write_json, write_rows
-from rvedit.errors import UserError
+from rvedit.errors import UserError, reason_of
 from rvedit.records import EditSettings, Progress
 from rvedit.video import VideoReader
 from rvedit.workflows.edit import checked_instruction, edit_file
@@ -133,10 +133,8 @@ def edit_batch(
                 described = replace(settings, description=item.description or settings.description)
                 editing = ahead.get(item.id, editor)
                 edit_file(reader, instruction, _edit_of(item), editing, described, overwrite=True)
-        except UserError as error:
-            failures[item.id] = str(error)
         except Exception as error:  # whatever one clip does (a full memory, say), the others are still edited
-            failures[item.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            failures[item.id] = reason_of(error)
     on_progress(len(mine), len(mine), "")
     path = failures_path(order)
     if failures:
