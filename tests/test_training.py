@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, losses_of, make_mllm, make_vae
+from diffusers.models.autoencoders.vae import DecoderOutput
 from peft import LoraConfig, LoraModel
 from PIL import Image
 from processes import Command, rvedit
@@ -416,6 +417,25 @@ def test_changes_from_frame_to_frame_count_for_the_vae():
     assert losses[0]["l1"] == losses[1]["l1"]
     still = ClipBatch(clip[:, :, :1], [0, 1])
     assert VAEObjective(vae, weighted)(still, 0)["loss"] == VAEObjective(vae, plain)(still, 0)["loss"]
+
+
+def test_how_much_each_frame_changes_counts_for_the_vae(monkeypatch):
+    """A frame that lags behind and the one that catches up; not where in the picture the changes are."""
+    vae = make_vae()
+    clip = torch.zeros(1, 3, 5, 32, 32)
+    for frame in range(5):
+        clip[:, :, frame, :, : 4 + 4 * frame] = 1.0  # a bar that grows by 4 columns of 32
+    lagging = clip.clone()
+    lagging[:, :, 2] = clip[:, :, 1]
+    losses = {}
+    for weight in (0.0, 2.0):
+        for name, decoded in (("lagging", lagging), ("turned", clip.transpose(3, 4))):
+            monkeypatch.setattr(vae, "decode", lambda _, clip=decoded: DecoderOutput(sample=clip))
+            objective = VAEObjective(vae, Recipe(task="vae", motion_weight=weight))
+            losses[name, weight] = objective(ClipBatch(clip, [0]), 0)["loss"].item()
+    expected = 2.0 * np.mean([0, 4 / 32, 4 / 32, 0])  # changes of 4, 0, 8 and 4 columns
+    assert losses["lagging", 2.0] - losses["lagging", 0.0] == pytest.approx(expected, abs=1e-6)
+    assert losses["turned", 2.0] == pytest.approx(losses["turned", 0.0], abs=1e-6)
 
 
 def test_the_decoder_can_be_trained_on_latents_with_noise():

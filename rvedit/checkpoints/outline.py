@@ -43,8 +43,8 @@ def outline(model: str) -> RVEDiTPipeline:
             modules = _own(path, index)
         else:
             modules = _published(_transformer_config(path, kind), kind.startswith("kiwi"))
-    if modules["transformer"].config.routing_depth == len(modules["transformer"].blocks):
-        modules["text_encoder"] = None  # no block would read it
+    if not modules["transformer"].reads_native_tokens:
+        modules["text_encoder"] = None
     nothing = {"tokenizer": None, "mllm_tokenizer": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
     return RVEDiTPipeline(**modules, **nothing, **settings)
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rvedit.data.manifest import failures_path, read_rows, write_json
+from rvedit.data.manifest import Failure, failures_path, read_rows, write_json
 from rvedit.errors import UserError
 from rvedit.records import ClipShape, Triplet
 from rvedit.video import temporary_sibling
@@ -117,7 +117,7 @@ class LatentCache:
         """The keys of triplets that could not be read when the cache was made last."""
         path = failures_path(self.folder / SETTINGS)
         rows = read_rows(path) if path.is_file() else []
-        return {f"{row['dataset']}/{row['id']}" for row in rows} - set(self._shards.of)
+        return {Failure(**row).key for row in rows} - set(self._shards.of)
 
     def require(self, triplets: Sequence[Triplet], shapes: Sequence[ClipShape], vae: str) -> None:
         """Raise UserError where triplets are missing, or the latents are of other shapes or another VAE."""

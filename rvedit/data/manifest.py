@@ -42,6 +42,11 @@ class Failure:
     source: str | None = None
     target: str | None = None
 
+    @property
+    def key(self) -> str:
+        """As that of the triplet it would have become."""
+        return f"{self.dataset}/{self.id}"
+
 
 def prepare_folder(folder: Path) -> None:
     """Make a folder that can be written to; raises UserError where that cannot be."""

@@ -111,7 +111,7 @@ def check_settings(model: str, settings: EditSettings, listed: bool = False) -> 
 
 def _without_unread(pipeline: RVEDiTPipeline) -> RVEDiTPipeline:
     """Without the text encoder where no block reads X_l: 11 GB, of the 5B's."""
-    if pipeline.transformer.config.routing_depth == len(pipeline.transformer.blocks):
+    if not pipeline.transformer.reads_native_tokens:
         pipeline.register_modules(text_encoder=None, tokenizer=None)
     return pipeline
 

@@ -42,7 +42,7 @@ def condition(
     """
     transformer = models.transformer
     edit_tokens = models.edit_token_encoder(frames, texts)
-    if transformer.config.routing_depth == len(transformer.blocks):  # no block would read X_l
+    if not transformer.reads_native_tokens:
         return transformer.condition(edit_tokens, latents)
     if states is None:
         states = encode_text(models.tokenizer, models.text_encoder, texts, models.config.max_text_length)

@@ -87,6 +87,11 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         for block in self.blocks:
             block.attn2.set_processor(RoutedCrossAttnProcessor())
 
+    @property
+    def reads_native_tokens(self) -> bool:
+        """Whether any block reads X_v and X_l (Eq. 3), which is L_s < L."""
+        return bool(self.config.routing_depth < len(self.blocks))
+
     def condition(
         self,
         edit_tokens: Float[Tensor, "b k d"] | None = None,

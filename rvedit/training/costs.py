@@ -151,7 +151,7 @@ class EditorCosts:
             clip.width // vae.scale_factor_spatial,
         )
         config: Mapping[str, Any] = part("transformer").config
-        text = self.models.max_text_length if self.models.reads_text else 0
+        text = self.models.max_text_length if self.models.reads_native_tokens else 0
         return Shape(dict(config), grid, part("connector").config.num_queries, text)
 
     def tokens_of(self, clip: ClipShape) -> Tokens:
@@ -167,7 +167,7 @@ class EditorCosts:
         return Tokens(
             sequence=shape.sequence,
             edit=shape.edit_tokens,
-            visual=shape.sequence if self.models.reads_text else 0,
+            visual=shape.sequence if self.models.reads_native_tokens else 0,
             text=shape.text_tokens,
             seen_frames=seen,
             patches=(pairs, rows, columns),
@@ -261,7 +261,7 @@ class EditorCosts:
         text = models.max_text_length * models.part("text_encoder").config.d_model
         return {
             "cache, latents": float(2 * BF16 * latents * count),
-            "cache, text states": float(2 * BF16 * text * count) if models.reads_text else 0.0,
+            "cache, text states": float(2 * BF16 * text * count) if models.reads_native_tokens else 0.0,
             **_written(self.recipe, self.groups, models.objective, models.adapters),
         }
 

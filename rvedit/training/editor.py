@@ -99,14 +99,13 @@ class EditorTask:
         self.pipeline.vae.requires_grad_(False).to(processes.device)
         cheapen_single_frames(self.pipeline.vae)
         # Parts that no block reads get no gradient, and the optimizer need not carry them.
-        deep = transformer.config.routing_depth < len(transformer.blocks)
         for part in (
             self.pipeline.text_encoder,
             transformer.visual_embedder,
             transformer.condition_embedder.text_embedder,
         ):
             if part is not None:
-                part.requires_grad_(deep)
+                part.requires_grad_(transformer.reads_native_tokens)
         absent = {name for name in MODULE_CLASSES if getattr(self.pipeline, name) is None}
         freeze(self.objective, [name for name in recipe.model.frozen if name.split(".")[0] not in absent])
         self.adapters = _adapt_language(self.pipeline, recipe.model) if recipe.model.lora_rank else None

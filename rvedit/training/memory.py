@@ -102,10 +102,9 @@ class EditorModels:
         return tuple(groups)
 
     @property
-    def reads_text(self) -> bool:
-        """Whether any block reads X_l and X_v (Eq. 3)."""
-        transformer = self.part("transformer")
-        return bool(transformer.config.routing_depth < len(transformer.blocks))
+    def reads_native_tokens(self) -> bool:
+        """Whether any block reads X_v and X_l (Eq. 3)."""
+        return bool(self.part("transformer").reads_native_tokens)
 
 
 def build_models(recipe: Recipe) -> EditorModels:
@@ -151,7 +150,7 @@ def _choose_trained(models: EditorModels, recipe: Recipe) -> None:
         transformer.visual_embedder,
         transformer.condition_embedder.text_embedder,
     ):
-        part.requires_grad_(models.reads_text)
+        part.requires_grad_(models.reads_native_tokens)
     freeze(models.objective, recipe.model.frozen)
     if recipe.model.lora_rank:
         models.language.requires_grad_(False)
