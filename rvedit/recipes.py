@@ -190,6 +190,9 @@ class Recipe(_Section):
     change_weight: float = Field(
         0.0, ge=0, description="of the VAE's loss: the L1 error of changes from frame to frame"
     )
+    border_weight: float = Field(
+        1.0, ge=0, description="of change_weight: its factor where the frames of two latents meet"
+    )
     motion_weight: float = Field(
         0.0, ge=0, description="of the VAE's loss: the error of how much each frame changes, over all pixels"
     )

@@ -415,6 +415,12 @@ def test_changes_from_frame_to_frame_count_for_the_vae():
     expected = 0.5 * (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
     torch.testing.assert_close(losses[1]["loss"] - losses[0]["loss"], expected, atol=1e-5, rtol=1e-4)
     assert losses[0]["l1"] == losses[1]["l1"]
+    # Latents cover one frame, then four each: the first of four changes is where two of them meet.
+    factored = Recipe(task="vae", change_weight=0.5, border_weight=3.0)
+    with torch.no_grad():
+        loss = VAEObjective(vae, factored)(ClipBatch(clip, [0, 1]), 0)["loss"]
+    more = 2.0 * 0.5 * (error[:, :, 1] - error[:, :, 0]).abs().mean() / 4
+    torch.testing.assert_close(loss - losses[1]["loss"], more, atol=1e-5, rtol=1e-4)
     still = ClipBatch(clip[:, :, :1], [0, 1])
     assert VAEObjective(vae, weighted)(still, 0)["loss"] == VAEObjective(vae, plain)(still, 0)["loss"]
 

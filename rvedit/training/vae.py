@@ -96,7 +96,9 @@ class VAEObjective(nn.Module):
         divergence = posterior.kl().sum() / clip.numel()
         loss = error.abs().mean() + self.recipe.kl_weight * divergence
         if self.recipe.change_weight and clip.shape[2] > 1:
-            loss = loss + self.recipe.change_weight * error.diff(dim=2).abs().mean()
+            changes = error.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
+            changes[:: self.vae.config.scale_factor_temporal] *= self.recipe.border_weight
+            loss = loss + self.recipe.change_weight * changes.mean()
         if self.recipe.motion_weight and clip.shape[2] > 1:
             loss = loss + self.recipe.motion_weight * (_motion(decoded) - _motion(clip)).abs().mean()
         return {
