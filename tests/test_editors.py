@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +20,11 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 from foreign import CHANNELS, make_wan_vae
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rvedit.editors import KNOWN, WholeClipEditor, load_editor
+from rvedit.editors.adapters import add_adapters
 from rvedit.editors.rvedit import RVEDiTEditor
 from rvedit.editors.whole_clip import Native
 from rvedit.errors import UserError
@@ -106,7 +109,8 @@ def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
     assert levels == [[0, 20, 40, 60, 80], [90, 110, 110, 110, 110]]
     assert [(call["height"], call["width"], call["num_frames"]) for call in calls] == [(32, 48, 5)] * 2
     assert len(result) == 12
-    assert np.array_equal(result[8], result[8])
+    assert np.array_equal(result[0], result[1]), "an unseen frame is as the seen one before it"
+    assert not np.array_equal(result[1], result[2])
     edited(editor, random_clip(1, 48, 32))
     assert (calls[-1]["height"], calls[-1]["width"]) == (48, 32), "a standing clip is edited standing"
 
@@ -158,17 +162,94 @@ def test_by_name_and_by_command(folders, tmp_path, monkeypatch, tiny_tokenizer):
     report = json.loads(result.stdout)
     assert (report["num_frames"], report["width"], report["height"], report["model"]) == (6, 48, 32, "lucy")
 
-    weight = load_editor("vace").pipeline.transformer.blocks[0].attn1.to_q.weight
-    up, down = torch.randn(weight.shape[0], 2), torch.randn(2, weight.shape[1])
-    name = "diffusion_model.blocks.0.self_attn.q"
-    adapters = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-    save_file(adapters, tmp_path / "ditto_global.safetensors")
-    monkeypatch.setenv("RVEDIT_DITTO", str(tmp_path / "ditto_global.safetensors"))
-    ditto, vace = load_editor("ditto"), load_editor("vace")
+
+@pytest.mark.parametrize(
+    ("prefix", "middle"),
+    [("", ".default"), ("pipe.vace.", ".default"), ("diffusion_model.", ""), ("vace.", "")],
+)
+def test_dittos_adapters_are_of_vaces_blocks(folders, tmp_path, monkeypatch, prefix, middle):
+    """As DiffSynth and ComfyUI name them: what is computed is W + BA, of every matrix."""
+    monkeypatch.setenv("RVEDIT_VACE", str(folders["vace"]))
+    monkeypatch.setitem(KNOWN, "ditto", replace(KNOWN["ditto"], native=SMALL))
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("RVEDIT_DITTO", str(tmp_path))
+    vace = small(folders, "vace")
+    torch.manual_seed(1)
+    adapters = {}
+    layers = {"self_attn.q": "attn1.to_q", "cross_attn.o": "attn2.to_out.0", "ffn.0": "ffn.net.0.proj",
+              "ffn.2": "ffn.net.2"}  # fmt: skip
+    for theirs, ours in layers.items():
+        layer = vace.pipeline.transformer.vace_blocks[0].get_submodule(ours)
+        rows, columns = layer.weight.shape
+        up, down = torch.randn(rows, 2) / 4, torch.randn(2, columns) / 4
+        name = f"{prefix}vace_blocks.0.{theirs}.lora"
+        adapters |= {f"{name}_A{middle}.weight": down, f"{name}_B{middle}.weight": up}
+        layer.weight.data += up @ down
+    save_file(adapters, tmp_path / "models" / "ditto_global.safetensors")
     clip = random_clip(5, 32, 48)
-    ours, _ = edited(ditto, clip)  # an instruction is enough
-    base, _ = edited(vace, clip, description="make the fish orange")
-    assert not np.array_equal(ours, base), "the adapters are in use"
+    with_adapters, _ = edited(load_editor("ditto"), clip)  # an instruction is enough
+    merged, _ = edited(vace, clip, description="make the fish orange")
+    plain, _ = edited(small(folders, "vace"), clip, description="make the fish orange")
+    assert np.abs(with_adapters.astype(int) - merged).max() <= 1
+    assert np.abs(plain.astype(int) - merged).max() > 1
+
+
+def test_an_adapters_scale_is_its_alpha(folders, tmp_path):
+    transformer = small(folders, "vace").pipeline.transformer
+    layer = transformer.blocks[1].attn1.to_k
+    up, down = torch.randn(layer.weight.shape[0], 4), torch.randn(4, layer.weight.shape[1])
+    expected = layer.weight + 0.5 * up @ down
+    matrices = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}
+    file = tmp_path / "adapters.safetensors"
+    save_file({f"diffusion_model.blocks.1.self_attn.k.{k}": v for k, v in matrices.items()}, file)
+    add_adapters(transformer, file)
+    transformer.fuse_lora()
+    torch.testing.assert_close(transformer.blocks[1].attn1.to_k.weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [
+        ({"vace_blocks.7.self_attn.q.lora_A.weight": torch.zeros(2, 24)}, "vace_blocks.7.attn1.to_q"),
+        ({"blocks.0.self_attn.q.diff": torch.zeros(2)}, "blocks.0.self_attn.q.diff"),
+        ({}, "adapters of none"),
+        ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 5),
+          "blocks.0.self_attn.q.lora_B.weight": torch.zeros(5, 2)}, "do not fit"),
+        (None, "not a whole safetensors file"),
+    ],
+)  # fmt: skip
+def test_adapters_that_do_not_fit_are_refused(folders, tmp_path, adapters, said):
+    file = tmp_path / "adapters.safetensors"
+    save_file(adapters or {}, file)
+    if adapters is None:
+        file.write_bytes(file.read_bytes()[:5])
+    with pytest.raises(UserError, match=said):
+        add_adapters(small(folders, "vace").pipeline.transformer, file)
+
+
+@pytest.mark.parametrize(
+    ("component", "damage", "said"),
+    [
+        ("transformer", "key", "blocks.1.attn1.to_q.weight missing"),
+        ("vae", "cut", "not a whole safetensors file"),
+        ("text_encoder", "cut", "not a whole safetensors file"),
+        ("text_encoder", "gone", "model.safetensors is missing"),
+    ],
+)
+def test_what_a_pipelines_folder_lacks_is_named(folders, tmp_path, component, damage, said):
+    """diffusers would make random weights in their place, and edit with them."""
+    shutil.copytree(folders["lucy"], tmp_path / "lucy")
+    (file,) = (tmp_path / "lucy" / component).glob("*.safetensors")
+    if damage == "key":
+        weights = load_file(file)
+        del weights["blocks.1.attn1.to_q.weight"]
+        save_file(weights, file)
+    elif damage == "cut":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=said):
+        load_editor(str(tmp_path / "lucy"))
 
 
 def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):

@@ -4,7 +4,7 @@
 Kiwi-Edit as published or as trained.
 """
 
-from rvedit.checkpoints.files import pipeline_kind, with_weights
+from rvedit.checkpoints.files import check_components, pipeline_kind, with_weights
 from rvedit.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.checkpoints.load import load_pipeline
 from rvedit.checkpoints.own import MODULE_CLASSES, build_nano, load_module, with_vae
@@ -14,6 +14,7 @@ __all__ = [
     "MODULE_CLASSES",
     "add_text_encoder",
     "build_nano",
+    "check_components",
     "find_checkpoint",
     "is_hub_id",
     "load_module",

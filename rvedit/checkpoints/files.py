@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
@@ -110,6 +111,23 @@ def pipeline_kind(path: Path) -> str:
     index = path / "model_index.json"
     kind = read_config(index).get("_class_name") if index.is_file() else ""
     return str(kind[-1] if isinstance(kind, list) else kind)
+
+
+def check_components(folder: Path) -> None:
+    """Raises UserError where a pipeline's folder lacks weights, of which diffusers would make new ones."""
+    for name, value in read_config(folder / "model_index.json").items():
+        library, kind = value if isinstance(value, list) else ("", "")
+        if library == "transformers" and "Tokenizer" not in kind:
+            weight_files(folder / name, "model")
+        if library != "diffusers" or not issubclass(getattr(diffusers, kind, object), diffusers.ModelMixin):
+            continue
+        there = read_shapes(weight_files(folder / name))
+        with init_empty_weights():
+            module = getattr(diffusers, kind).from_config(read_config(folder / name / "config.json"))
+        missing = [key for key in module.state_dict() if key not in there]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{folder / name}: not a whole checkpoint: {missing[0]}{more} missing")
 
 
 def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:

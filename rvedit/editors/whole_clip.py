@@ -19,7 +19,8 @@ import torch
 from diffusers import DiffusionPipeline, LucyEditPipeline, WanVACEPipeline
 from PIL import Image
 
-from rvedit.checkpoints import find_checkpoint
+from rvedit.checkpoints import check_components, find_checkpoint
+from rvedit.editors.adapters import add_adapters
 from rvedit.editors.base import Takes
 from rvedit.errors import UserError
 from rvedit.records import EditSettings, Progress
@@ -182,8 +183,7 @@ def load_known(name: str, dtype: torch.dtype) -> WholeClipEditor:
     editor = load_foreign(folder, name, known, dtype)
     if known.adapters:
         adapters = os.environ.get("RVEDIT_DITTO") or known.adapters
-        file = find_checkpoint(adapters, "RVEDIT_DITTO")
-        editor.pipeline.load_lora_weights(file if file.is_dir() else file.parent, weight_name=_adapter(file))
+        add_adapters(editor.pipeline.transformer, _adapter(find_checkpoint(adapters, "RVEDIT_DITTO")))
     return editor
 
 
@@ -191,25 +191,26 @@ def load_foreign(folder: Path, name: str, known: Known, dtype: torch.dtype) -> W
     """A folder of one of the pipelines that we drive; the VAE in fp32, as latents are coarse otherwise."""
     if importlib.util.find_spec("ftfy") is None:
         raise UserError(f"{name}: its pipeline needs ftfy: pip install 'rvedit[editors]'")
+    check_components(folder)
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype={"default": dtype, "vae": torch.float32})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
     if not isinstance(pipeline, (LucyEditPipeline, WanVACEPipeline)):
         raise UserError(f"{folder}: a {type(pipeline).__name__}, which is no editor that we drive")
     return WholeClipEditor(name, pipeline, known.native, known.takes)
 
 
-def _adapter(file: Path) -> str:
+def _adapter(file: Path) -> Path:
     """The file of adapters: the one that is named, or Ditto's of global edits."""
     if file.is_file():
-        return file.name
+        return file
     found = sorted(
         path for path in file.glob("**/*.safetensors") if "global" in path.name and "style" not in path.name
     )
     if not found:
         raise UserError(f"{file}: holds no adapters of global edits: name a file with RVEDIT_DITTO")
-    return os.fspath(found[0].relative_to(file))
+    return found[0]
 
 
 def _masks(path: Path | None) -> Iterator[Frames | None]:
