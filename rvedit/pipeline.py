@@ -54,6 +54,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         default_steps, default_guidance: sampling where the settings leave it open.
         sigma_min: where the schedule would end before its shift; the last step goes to 0 all the same.
         noise_share: of the initial noise's variance, what all frames of a clip have in common.
+        round_up: sizes go up to the model's grid, as Kiwi-Edit's do, instead of to the nearest multiple.
 
     `text_encoder` and `tokenizer` may be absent where every block reads X_e alone.
     """
@@ -81,6 +82,7 @@ class RVEDiTPipeline(DiffusionPipeline):
         default_guidance: float = 1.0,
         sigma_min: float = 0.0,
         noise_share: float = 0.0,
+        round_up: bool = False,
     ) -> None:
         super().__init__()
         self.provenance = Provenance()
@@ -104,6 +106,7 @@ class RVEDiTPipeline(DiffusionPipeline):
             default_guidance=default_guidance,
             sigma_min=sigma_min,
             noise_share=noise_share,
+            round_up=round_up,
         )
 
     @classmethod
@@ -236,7 +239,13 @@ class RVEDiTPipeline(DiffusionPipeline):
         ratio = max(height, width) / min(height, width)
         if ratio > 100:  # a strip: any shape will do, it is resized back
             height, width = (100, 10_000) if width > height else (10_000, 100)
-        rows, columns = smart_resize(height, width, grid, self.config.min_area, self.config.max_area)
+        least, most = self.config.min_area, self.config.max_area
+        if self.config.round_up and height * width >= least:
+            scale = min(1.0, (most / (height * width)) ** 0.5)
+            if scale < 1:
+                height, width = (int(side * scale) // 16 * 16 for side in (height, width))
+            return -(-height // grid) * grid, -(-width // grid) * grid
+        rows, columns = smart_resize(height, width, grid, least, most)
         return int(rows), int(columns)
 
     @torch.no_grad()

@@ -29,6 +29,11 @@ def show_warning(
         say(f"rvedit: {message}")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Told by its name: torch may not have been imported."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
 def quiet_libraries() -> None:
     """No progress bars of their own from the libraries that read weights."""
     from diffusers.utils import logging as diffusers_logging

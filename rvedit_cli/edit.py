@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +15,11 @@ from rvedit.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rvedit.editors import Editor
     from rvedit.records import EditSettings, Progress
+    from rvedit.video import VideoInfo
     from rvedit.workflows.batch import BatchOrder
 
 NANO_NOTE = (
@@ -180,17 +182,19 @@ def edit(
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         _check_settings(model, chosen)
-        editor = load()
-        with console.progress_bar() as bar:
-            windows = editor.windows(reader.info.num_frames)
-            task = bar.add_task("editing", total=windows, note="")
+        options = {**placing, "steps": steps, "guidance": guidance, "preserve": preserve}
+        with _saying_what_fits(reader.info, model or "nano", device, dtype, options):
+            editor = load()
+            with console.progress_bar() as bar:
+                windows = editor.windows(reader.info.num_frames)
+                task = bar.add_task("editing", total=windows, note="")
 
-            def show(progress: Progress) -> None:
-                done = progress.window - 1 + progress.step / progress.num_steps
-                note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
-                bar.update(task, completed=done, note=note)
+                def show(progress: Progress) -> None:
+                    done = progress.window - 1 + progress.step / progress.num_steps
+                    note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
+                    bar.update(task, completed=done, note=note)
 
-            report = edit_file(reader, instruction, output, editor, chosen, compare, overwrite, show)
+                report = edit_file(reader, instruction, output, editor, chosen, compare, overwrite, show)
     if as_json:
         fields = {
             "output": os.fspath(report.output),
@@ -207,6 +211,27 @@ def edit(
     typer.echo(f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s")
     if report.comparison:
         typer.echo(f"{report.comparison}: source and edit side by side")
+
+
+@contextmanager
+def _saying_what_fits(
+    info: VideoInfo, model: str, device: str | None, dtype: str | None, options: Mapping[str, Any]
+) -> Iterator[None]:
+    """Where a device's memory is full, the error says what would fit it."""
+    try:
+        yield
+    except Exception as error:
+        if not console.is_out_of_memory(error):
+            raise
+        from rvedit.editors.load import pick_device, pick_dtype
+        from rvedit.editors.placement import room
+        from rvedit.records import ClipShape
+        from rvedit.workflows.plan_edit import EditOptions, what_to_switch_on
+
+        place = pick_device(device)
+        clip = ClipShape(info.num_frames, info.height, info.width)
+        advice = what_to_switch_on(clip, model, EditOptions(pick_dtype(dtype, place), **options), room(place))
+        raise UserError(f"{model}: the memory of {place} is full: {advice}") from error
 
 
 def _print_plan(

@@ -74,8 +74,7 @@ def main() -> None:
         console.say(f"rvedit: {stop}")
         sys.exit(stop.code)
     except Exception as error:
-        # By its name: torch may not have been imported.
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("RVEDIT_DEBUG"):
+        if not console.is_out_of_memory(error) or os.environ.get("RVEDIT_DEBUG"):
             raise
         console.say(f"rvedit: the device's memory is full: {NO_ROOM}")
         sys.exit(2)

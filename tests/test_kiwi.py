@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from rvedit.checkpoints import load_pipeline
+from rvedit.checkpoints.outline import outline
 from rvedit.errors import UserError
 from rvedit.model.conditioning import condition
 from rvedit.model.latents import decode, encode
@@ -72,6 +73,17 @@ def test_an_edit_of_five_steps_is_theirs(folder, pipeline, num_frames):
     assert_close(
         decode(pipeline.vae, latents)[0], foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3), **CLOSE
     )
+
+
+def test_it_edits_in_kiwi_edits_sizes(pipeline):
+    """At most 720 x 1280 pixels, in multiples of 16, and from there up to the grid."""
+    whole = outline("linyq/kiwi-edit-5b-instruct-only-diffusers")
+    assert whole.config.round_up
+    assert pipeline.config.round_up
+    sizes = {(720, 1280): (736, 1280), (480, 848): (480, 864), (360, 640): (384, 640),
+             (1080, 1920): (736, 1280), (1920, 1080): (1280, 736), (704, 1280): (704, 1280),
+             (1000, 1000): (960, 960)}  # fmt: skip
+    assert {size: whole.model_size(*size) for size in sizes} == sizes
 
 
 def test_every_block_reads_editing_tokens_alone(pipeline):

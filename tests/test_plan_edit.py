@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from conftest import make_pipeline, random_clip
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import rvedit.workflows.plan_edit as plan_edit_module
 from rvedit.checkpoints import load_pipeline
 from rvedit.checkpoints.outline import outline
 from rvedit.checkpoints.wan import original_config
@@ -20,7 +22,7 @@ from rvedit.errors import UserError
 from rvedit.model.footprint import LiveBytes, peak_bytes
 from rvedit.model.presets import WAN22_5B_TRANSFORMER
 from rvedit.records import ClipShape, EditSettings
-from rvedit.workflows.plan_edit import EditOptions, Planner, plan_edit, what_fits
+from rvedit.workflows.plan_edit import EditOptions, Planner, plan_edit, what_fits, what_to_switch_on
 from rvedit_cli.main import app
 
 FP32 = EditOptions(torch.float32)
@@ -91,6 +93,48 @@ def test_offloading_needs_less_and_the_published_model_fits_a_card(kiwi):
     assert fits is not None
     assert fits.options.words == "--offload model --vae-tiling"
     assert what_fits(kiwi, EditOptions(), 4e9) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "room", "said"),
+    [
+        ({}, 24e9, "--offload model --vae-tiling would take 1"),
+        ({}, 200e9, "--vae-tiling would take"),  # it did not fit, whatever was planned
+        ({"offload": "group", "quantization": "nf4", "vae_tiling": True}, 24e9,
+         "nothing makes this edit fit 24 GB"),
+        ({}, 4e9, "nothing makes this edit fit 4 GB"),
+    ],
+)  # fmt: skip
+def test_a_full_device_is_told_what_would_fit(monkeypatch, kiwi, options, room, said):
+    monkeypatch.setattr(plan_edit_module, "Planner", lambda clip, model: kiwi)
+    assert said in what_to_switch_on(REAL, KIWI, EditOptions(**options), room)
+
+
+def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypatch):
+    from rvedit.video import write_clip
+
+    make_pipeline(tiny_tokenizer).save_pretrained(tmp_path / "tiny")
+    write_clip(tmp_path / "in.mp4", random_clip(20, 32, 48), 12)
+    monkeypatch.chdir(tmp_path)
+
+    def place(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("rvedit.editors.load.place", place)
+    monkeypatch.setattr("rvedit.editors.placement.room", lambda device: 1e9)
+    result = CliRunner().invoke(app, ["edit", "in.mp4", "red", "--model", "tiny"])
+    assert isinstance(result.exception, UserError)
+    assert re.fullmatch(
+        r"tiny: the memory of cpu is full: (--[a-z-]+( [a-z0-9]+)? ?)+would take .* GB of 1",
+        str(result.exception),
+    )
+    assert not list(tmp_path.glob("*edited*"))
+
+
+def test_what_is_read_before_it_is_quantised_counts_on_the_host(kiwi):
+    plain, small = (kiwi(EditOptions(quantization=kind)) for kind in (None, "nf4"))
+    assert small.device_bytes < plain.device_bytes - 8e9
+    assert small.host_bytes == plain.host_bytes
 
 
 def test_preserve_decodes_twice_and_holds_the_sources_frames(kiwi):

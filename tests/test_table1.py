@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -11,10 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rvedit.checkpoints.find import WAN
+from rvedit.checkpoints.outline import outline
 from rvedit.editors.whole_clip import KNOWN
-from rvedit.pipeline import RVEDiTPipeline
 from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
 
+KIWI = "linyq/kiwi-edit-5b-instruct-only-diffusers"
 ROOT = Path(__file__).parents[1]
 ROWS = {row["label"]: row for row in yaml.safe_load((ROOT / "recipes/table1.yaml").read_text())["rows"]}
 
@@ -30,12 +31,11 @@ def test_rows_of_other_editors_have_their_native_size_and_weights(label):
     assert known.adapters is None or known.adapters in row["weights"]
 
 
-@pytest.mark.parametrize("label", ["Kiwi-Edit", "RVEDiT"])
-def test_rows_of_this_pipeline_have_its_defaults(label):
-    defaults = {p.name: p.default for p in inspect.signature(RVEDiTPipeline.__init__).parameters.values()}
-    rows, columns = map(int, ROWS[label]["size"].split("x"))
-    assert rows * columns == defaults["max_area"]
-    assert ROWS[label]["frames"] == defaults["window_frames"]
+@pytest.mark.parametrize(("label", "weights"), [("Kiwi-Edit", KIWI), ("RVEDiT", WAN)])
+def test_rows_of_this_pipeline_are_of_the_size_that_it_edits_720p_in(label, weights):
+    pipeline = outline(weights)
+    assert ROWS[label]["size"] == "{}x{}".format(*pipeline.model_size(720, 1280))
+    assert ROWS[label]["frames"] == pipeline.config.window_frames
 
 
 def test_the_script_goes_from_clips_to_a_table(tmp_path):

@@ -37,7 +37,8 @@ from rvedit.model.transformer import RoutedWanTransformer3DModel
 from rvedit.pipeline import RVEDiTPipeline
 
 SIGHT = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
-SIGMA_MIN = 0.003 / 1.002
+SETTINGS: dict[str, Any] = {"sigma_min": 0.003 / 1.002, "round_up": True, "max_area": 720 * 1280}
+"""Of its pipeline: where its schedule ends, and the sizes that it edits in."""
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
@@ -69,7 +70,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         tokenizer=None,
         mllm_tokenizer=read_tokenizer(folder / "processor"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=wan.SHIFT),
-        sigma_min=SIGMA_MIN,
+        **SETTINGS,
     )
 
 
@@ -108,7 +109,7 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         **wan.frame_parts(base),
         text_encoder=None,  # no block would read it
         tokenizer=None,
-        sigma_min=SIGMA_MIN,
+        **SETTINGS,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.checkpoints import wan
+from rvedit.checkpoints import kiwi, wan
 from rvedit.checkpoints.files import read_config, weight_files
 from rvedit.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.checkpoints.load import Kind, checkpoint_kind
@@ -34,6 +34,7 @@ def outline(model: str) -> RVEDiTPipeline:
         if not is_kiwi and "wan2.2-ti2v-5b" not in name:
             raise UserError(f"--plan {model}: its size is not known: download it and name its folder")
         modules = _published(WAN22_5B_TRANSFORMER, is_kiwi)
+        settings = kiwi.SETTINGS if is_kiwi else {}
     else:
         path = find_checkpoint(model)
         kind = checkpoint_kind(path)
@@ -42,7 +43,9 @@ def outline(model: str) -> RVEDiTPipeline:
             settings = {name: index[name] for name in RVEDiTPipeline.settings() if name in index}
             modules = _own(path, index)
         else:
-            modules = _published(_transformer_config(path, kind), kind.startswith("kiwi"))
+            is_kiwi = kind.startswith("kiwi")
+            modules = _published(_transformer_config(path, kind), is_kiwi)
+            settings = kiwi.SETTINGS if is_kiwi else {}
     if not modules["transformer"].reads_native_tokens:
         modules["text_encoder"] = None
     nothing = {"tokenizer": None, "mllm_tokenizer": None, "scheduler": FlowMatchEulerDiscreteScheduler()}

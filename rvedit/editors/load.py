@@ -78,13 +78,7 @@ def load_editor(
         editor.pipeline.vae.enable_tiling()
     if attention:
         choose_attention(editor.pipeline, attention)
-    try:
-        place(editor.pipeline, at, offload)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{model}: its weights do not fit the memory of {at}: try --offload model or group, or "
-            "--quantize nf4; --plan --card GB says what fits"
-        ) from None
+    place(editor.pipeline, at, offload)
     if fast:
         reuse_steps(editor.pipeline, fast)
     if compiled:

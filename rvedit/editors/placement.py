@@ -16,6 +16,8 @@ Offload = Literal["auto", "none", "model", "group"]
 Quantize = Literal["int8", "fp8", "nf4"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 QUANTIZATIONS: tuple[Quantize, ...] = get_args(Quantize)
+UNCAST = ("norm", r"\bwo\b")
+"""Layers that fp8 leaves: umT5 looks at the dtype of its wo before it is called."""
 BITS: dict[Quantize, float] = {"int8": 8.0, "fp8": 8.0, "nf4": 4.5}
 """Of a weight in a large matrix, its scales included."""
 
@@ -46,6 +48,8 @@ def stacks(pipeline: Any) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     if getattr(pipeline, "transformer", None) is not None:
         found["transformer"] = pipeline.transformer.blocks
+        if hints := getattr(pipeline.transformer, "vace_blocks", None):
+            found["transformer"] = nn.ModuleList([pipeline.transformer.blocks, hints])
     if getattr(pipeline, "mllm", None) is not None:
         found["mllm"] = pipeline.mllm.model.language_model.layers
     if getattr(pipeline, "text_encoder", None) is not None:
@@ -59,10 +63,7 @@ def quantize(pipeline: Any, kind: Quantize, device: torch.device) -> None:
     for stack in stacks(pipeline).values():
         dtype = next(p.dtype for p in stack.parameters() if p.is_floating_point())
         if kind == "fp8":
-            # umT5 looks at the dtype of its wo before it is called, so that one stays.
-            apply_layerwise_casting(
-                stack, torch.float8_e4m3fn, dtype, skip_modules_pattern=("norm", r"\bwo\b")
-            )
+            apply_layerwise_casting(stack, torch.float8_e4m3fn, dtype, skip_modules_pattern=UNCAST)
         elif kind == "int8":
             torchao = importlib.import_module("torchao.quantization")
             torchao.quantize_(stack, torchao.Int8WeightOnlyConfig(version=2))
@@ -78,6 +79,11 @@ def choose_offload(weight_bytes: float, free_bytes: float) -> Offload:
 def free_bytes(device: torch.device) -> float:
     """What is free on an accelerator; a CPU's memory is not counted."""
     return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
+
+
+def room(device: torch.device) -> float:
+    """What an accelerator has beside other programs: what is free, and what this one holds."""
+    return free_bytes(device) + (torch.cuda.memory_reserved(device) if device.type == "cuda" else 0)
 
 
 def _weight_bytes(pipeline: Any) -> int:

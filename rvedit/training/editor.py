@@ -187,7 +187,8 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
             f"model.init_from is not set, and the weights of {model.preset} are not here: give the folder of "
             "a pipeline, or train at nano size with --overlay recipes/nano_scale.yaml"
         )
-    pipeline.register_to_config(noise_share=recipe.flow.noise_share)  # edits begin as trainings do
+    # Edits begin as trainings do, and in sizes that they were trained in.
+    pipeline.register_to_config(noise_share=recipe.flow.noise_share, round_up=False)
     transformer = pipeline.transformer
     blocks = len(transformer.blocks)
     depth = blocks // 2 if model.routing_depth is None else model.routing_depth

@@ -6,6 +6,7 @@ counting operations and measuring what this device multiplies. 1 GB is 10^9 byte
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rvedit.checkpoints import MODULE_CLASSES
 from rvedit.checkpoints.outline import PLANNED, outline
 from rvedit.editors import KNOWN
-from rvedit.editors.placement import BITS, Offload, Quantize, check_placement, stacks
+from rvedit.editors.placement import BITS, UNCAST, Offload, Quantize, check_placement, stacks
 from rvedit.errors import UserError
 from rvedit.model.flops import Shape, context_lengths, forward_flops
 from rvedit.model.footprint import peak_bytes
@@ -156,19 +157,21 @@ class Planner:
         weights = {name: _weight_bytes(pipeline, name, options) for name in names}
         stages = self._stages(ClipShape(frames, rows, columns), options, conditions)
         everything = sum(weights.values())
+        # They are quantised once they are read.
+        read = sum(_weight_bytes(pipeline, name, replace(options, quantization=None)) for name in names)
         most = max(stage.work for stage in stages)
         if options.offload in ("auto", "none"):
-            device, host = everything + most, everything
+            device = everything + most
         elif options.offload == "model":
             # The VAE, the last in the chain, is sent back by nobody once it has read the source.
             held = [stage.work + sum(weights[name] for name in {*stage.modules, "vae"}) for stage in stages]
-            device, host = max(held), everything
+            device = max(held)
         else:
             layers = [module for name in names for module in getattr(pipeline, name).modules()]
             largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
-            device, host = most + 2 * largest * options.dtype.itemsize, everything
+            device = most + 2 * largest * options.dtype.itemsize
         # Frames as they come and as they go, a window of them at most, lie on the host.
-        host += frames * 3 * (2 * rows * columns + options.preserve * clip.height * clip.width)
+        host = read + frames * 3 * (2 * rows * columns + options.preserve * clip.height * clip.width)
         count = windows.count(clip.num_frames)
         return EditPlan(options, (rows, columns), count, steps, weights, stages, device, host)
 
@@ -191,8 +194,10 @@ def plan_edit(clip: ClipShape, model: str, options: EditOptions) -> EditPlan:
     return Planner(clip, model)(options)
 
 
-def what_fits(planner: Planner, options: EditOptions, card_bytes: float) -> EditPlan | None:
-    """The first plan that fits a card, from the fastest to the smallest; none where nothing does."""
+def what_fits(
+    planner: Planner, options: EditOptions, card_bytes: float, below: float = float("inf")
+) -> EditPlan | None:
+    """The first plan that fits a card and takes less than `below`, from the fastest to the smallest."""
     ladder: list[tuple[Offload, Quantize | None, bool]] = [
         ("none", None, False),
         ("none", None, True),
@@ -205,25 +210,43 @@ def what_fits(planner: Planner, options: EditOptions, card_bytes: float) -> Edit
     for offload, quantization, tiling in ladder:
         chosen = replace(options, offload=offload, quantization=quantization, vae_tiling=tiling)
         plan = planner(chosen)
-        if plan.device_bytes <= ROOM * card_bytes:
+        if plan.device_bytes <= ROOM * card_bytes and plan.device_bytes < below:
             return plan
     return None
 
 
+def what_to_switch_on(clip: ClipShape, model: str, options: EditOptions, card_bytes: float) -> str:
+    """What to say where an edit did not fit a card of so many bytes."""
+    if model in KNOWN:
+        return "try --offload model or group, or --quantize nf4"
+    planner = Planner(clip, model)
+    plan = what_fits(planner, options, card_bytes, below=planner(options).device_bytes)
+    if plan is None:
+        return (
+            f"nothing makes this edit fit {card_bytes / 1e9:.3g} GB: edit a smaller clip, or on a larger card"
+        )
+    return f"{plan.options.words} would take {plan.device_bytes / 1e9:.3g} GB of {card_bytes / 1e9:.3g}"
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiplications and additions a second of this device, measured on one product that fills it."""
+    """Multiplications and additions a second of this device, measured on one product that fills it.
+
+    Until it gets no faster: a GPU that was idle takes some tenths of a second to raise its clock.
+    """
     size = 2048 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device).to(dtype)
     a @ a
-    best = float("inf")
-    for _ in range(3):
+    best, since_best = float("inf"), 0
+    while since_best < (3 if device.type == "cpu" else 50):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        since_best = 0 if seconds < 0.98 * best else since_best + 1
+        best = min(best, seconds)
     return 2 * size**3 / best
 
 
@@ -235,7 +258,13 @@ def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditOptions) -> 
     small = 0.0
     if options.quantization:
         stack = stacks(pipeline).get(name, nn.Module())
-        matrices = sum(m.weight.numel() for m in stack.modules() if isinstance(m, nn.Linear))
+        cast = [
+            layer
+            for path, layer in stack.named_modules()
+            if isinstance(layer, nn.Linear)
+            and not (options.quantization == "fp8" and any(re.search(kept, path) for kept in UNCAST))
+        ]
+        matrices = sum(layer.weight.numel() for layer in cast)
         small = matrices * BITS[options.quantization] / 8
         total -= matrices
     return round(total * options.dtype.itemsize + small)
