@@ -6,15 +6,17 @@ is the edit itself. There the edit shows, elsewhere the source's own pixels, bit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from rvedit.video_tensors import Frames
+from rvedit.video_tensors import Frames, to_model_range
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,23 @@ def is_whole(
     return bool((difference > settings.faint).float().mean() > settings.whole)
 
 
-def change_mask(
+def changes(
     edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
 ) -> Float[Tensor, "t h w"]:
-    """Where a window was edited: 0 the source, 1 the edit; clips in [-1, 1].
-
-    Exactly 0 away from every change. Frames see their neighbours' changes: the mask comes and goes softly.
-    """
+    """How surely each frame was edited where, by itself: 0 the source, 1 the edit; clips in [-1, 1]."""
     difference = _difference(edited, reconstructed, settings)
-    change = ((difference - settings.low) / (settings.high - settings.low)).clamp(0, 1)
+    return ((difference - settings.low) / (settings.high - settings.low)).clamp(0, 1)[:, 0]
+
+
+REACH = 2
+"""Frames before and after that decide about a frame's mask."""
+
+
+def soften(change: Float[Tensor, "t h w"], settings: MaskSettings) -> Float[Tensor, "t h w"]:
+    """The mask of successive frames: soft borders in space and in time, and 0 away from every change."""
     # A change in the frame before or after counts here, too, and fades over some more: maxima over three
     # frames, then means.
-    change = F.max_pool3d(rearrange(change, "t 1 h w -> 1 1 t h w"), (3, 1, 1), 1, (1, 0, 0))
+    change = F.max_pool3d(rearrange(change, "t h w -> 1 1 t h w"), (3, 1, 1), 1, (1, 0, 0))
     change = F.avg_pool3d(change, (3, 1, 1), 1, (1, 0, 0), count_include_pad=False)
     change = rearrange(change, "1 1 t h w -> t 1 h w")
     return _average(change, _pixels(change, settings))[:, 0]
@@ -68,6 +75,48 @@ def _difference(
 
 def _pixels(frames: Tensor, settings: MaskSettings) -> int:
     return max(1, round(min(frames.shape[-2:]) * settings.radius))
+
+
+class Preserving:
+    """What of a clip's frames is edited, for `--preserve`.
+
+    The last frames of a window wait for the next window's, as a change that begins there fades in before.
+    """
+
+    def __init__(self, settings: MaskSettings) -> None:
+        self.settings = settings
+        self.whole: bool | None = None  # is the edit of the whole frame? As the first window says, for all
+        self.waiting: list[Frames] = []
+        self.changes: Tensor | None = None  # of those that wait, and of REACH frames before them
+
+    def add(self, edit: Frames, picture: Frames) -> Iterator[tuple[Frames, Tensor | None]]:
+        """Frames, each with the mask (h, w) of where it differs from the VAE's picture of its source.
+
+        No mask: everywhere. `edit` and `picture` are the next ones, (t, h, w, 3).
+        """
+        pictures = to_model_range(edit), to_model_range(picture)
+        if self.whole is None:
+            self.whole = is_whole(*pictures, self.settings)
+        if self.whole:
+            yield from ((frame, None) for frame in edit)
+            return
+        new = changes(*pictures, self.settings)
+        self.changes = new if self.changes is None else torch.cat([self.changes, new])
+        self.waiting.extend(edit)
+        yield from self._give(len(self.waiting) - REACH)
+
+    def rest(self) -> Iterator[tuple[Frames, Tensor | None]]:
+        """Those that waited, when no more come."""
+        return self._give(len(self.waiting))
+
+    def _give(self, count: int) -> Iterator[tuple[Frames, Tensor | None]]:
+        if self.changes is None or count <= 0:
+            return
+        before = len(self.changes) - len(self.waiting)
+        masks = soften(self.changes, self.settings)[before : before + count]
+        self.changes = self.changes[max(0, before + count - REACH) :]
+        given, self.waiting = self.waiting[:count], self.waiting[count:]
+        yield from zip(given, masks, strict=True)
 
 
 def composite(source: Frames, edited: Frames, mask: Float[Tensor, "h w"]) -> Frames:

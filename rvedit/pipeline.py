@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
+from rvedit.compositing import MaskSettings, Preserving, composite
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
@@ -205,8 +205,13 @@ class RVEDiTPipeline(DiffusionPipeline):
                     originals.append(frame)
                 yield resize_frames(frame[None], *inside)[0]
 
+        def finished(frame: Frames, mask: Float[Tensor, "h w"] | None = None) -> Frames:
+            edited = resize_frames(frame[None], *size)[0]
+            original = originals.popleft() if settings.preserve else edited
+            return edited if mask is None else composite(original, edited, mask)
+
         edit = _ClipEdit(self, instruction, settings)
-        preserving = _Preserving()
+        preserving = Preserving(MASK)
         for window in split(at_model_size(), self.window_plan):
 
             def report(step: int, num_steps: int, index: int = window.index) -> None:
@@ -214,15 +219,13 @@ class RVEDiTPipeline(DiffusionPipeline):
 
             latents = self._encode_window(window.frames)
             new = edit.next_window(window, latents, report)
-            mask = None
+            count = window.end - window.first_new
             if settings.preserve:
-                mask = preserving.mask(new, self._picture(latents, len(new)))
-            for index in range(window.end - window.first_new):
-                edited = resize_frames(new[index][None], *size)[0]
-                if settings.preserve:
-                    original = originals.popleft()
-                    edited = edited if mask is None else composite(original, edited, mask[index])
-                yield edited
+                picture = self._picture(latents, len(new))
+                yield from starmap(finished, preserving.add(new[:count], picture[:count]))
+            else:
+                yield from (finished(frame) for frame in new[:count])
+        yield from starmap(finished, preserving.rest())
         self.maybe_free_model_hooks()
 
     def _picture(self, source: Tensor, count: int) -> Frames:
@@ -376,18 +379,3 @@ class _ClipEdit:
         earlier = [] if self.decoded is None else [self.decoded[plan.stride :]]
         self.decoded = np.concatenate([*earlier, new])
         return new
-
-
-@dataclass
-class _Preserving:
-    """What of a clip's frames is edited, for `--preserve`."""
-
-    whole: bool | None = None
-    """Is the edit of the whole frame? As the first window says, for all."""
-
-    def mask(self, edit: Frames, picture: Frames) -> Float[Tensor, "t h w"] | None:
-        """Where the edit of a window differs from the VAE's picture of its source; none: everywhere."""
-        pictures = to_model_range(edit), to_model_range(picture)
-        if self.whole is None:
-            self.whole = is_whole(*pictures, MASK)
-        return None if self.whole else change_mask(*pictures, MASK)

@@ -8,8 +8,9 @@ import torch
 from conftest import random_clip
 
 from rvedit.checkpoints import find_checkpoint, load_pipeline
-from rvedit.compositing import MaskSettings, change_mask, composite, is_whole
+from rvedit.compositing import MaskSettings, Preserving, changes, composite, is_whole, soften
 from rvedit.records import EditSettings
+from rvedit.video_tensors import to_frames
 
 SETTINGS = MaskSettings()
 
@@ -23,8 +24,12 @@ def clips(size=96, frames=5):
     return edited, source
 
 
+def mask_of(edited, source):
+    return soften(changes(edited, source, SETTINGS), SETTINGS)
+
+
 def test_the_mask_is_1_on_the_change_and_0_far_from_it():
-    mask = change_mask(*clips(), SETTINGS)
+    mask = mask_of(*clips())
     assert mask.shape == (5, 96, 96)
     assert mask[1:3, 42:54, 42:54].min() > 0.99
     assert mask[:, :20].max() == mask[:, 76:].max() == 0
@@ -36,10 +41,31 @@ def test_the_mask_is_1_on_the_change_and_0_far_from_it():
 
 
 def test_the_mask_is_smooth_in_time():
-    mask = change_mask(*clips(frames=7), SETTINGS)
+    mask = mask_of(*clips(frames=7))
     # The frames before and after see what is to come and what was; then it fades.
     assert mask[:, 48, 48].tolist() == pytest.approx([1, 1, 1, 2 / 3, 1 / 3, 0, 0])
     assert mask[5:].max() == 0
+
+
+@pytest.mark.parametrize("pieces", [(5, 4), (1, 1, 1, 6), (3, 6), (2, 2, 2, 2, 1)])
+def test_the_mask_knows_no_windows(pieces):
+    """A change that begins where a window does is faded in before it, and the other way round."""
+    edited, source = (to_frames(clip) for clip in clips(frames=9))
+    edited[5] = edited[1]
+
+    def given(sizes):
+        preserving, at, found = Preserving(SETTINGS), 0, []
+        for size in sizes:
+            found += preserving.add(edited[at : at + size], source[at : at + size])
+            at += size
+        return [*found, *preserving.rest()]
+
+    whole, piecewise = given([9]), given(pieces)
+    assert [mask[48, 48].item() > 0 for _, mask in whole] == [True] * 8 + [False]
+    for (frame, mask), (other, same), original in zip(whole, piecewise, edited, strict=True):
+        assert (frame == other).all()
+        assert (frame == original).all()
+        torch.testing.assert_close(mask, same)
 
 
 def test_an_edit_of_the_whole_frame_is_kept_as_it_is():
@@ -55,7 +81,7 @@ def test_an_edit_of_the_whole_frame_is_kept_as_it_is():
 def test_pixels_outside_are_the_sources_at_its_own_size(scale):
     size = 96 * scale
     source, edited = random_clip(1, size, size, seed=1)[0], random_clip(1, size, size, seed=2)[0]
-    mask = change_mask(*clips(), SETTINGS)[1]
+    mask = mask_of(*clips())[1]
     mixed = composite(source, edited, mask)
     assert mixed.dtype == np.uint8
     assert (mixed[: 20 * scale] == source[: 20 * scale]).all()
@@ -71,18 +97,18 @@ def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
     frames = random_clip(15, 70, 131, seed=3)
     settings = EditSettings(num_inference_steps=1)
     plain = pipeline(frames, "remove the dog", settings)
-    monkeypatch.setattr("rvedit.pipeline.is_whole", lambda *_: False)
+    monkeypatch.setattr("rvedit.compositing.is_whole", lambda *_: False)
     nothing = lambda edited, source, chosen: torch.zeros(edited.shape[1:])  # noqa: E731
-    monkeypatch.setattr("rvedit.pipeline.change_mask", nothing)
+    monkeypatch.setattr("rvedit.compositing.changes", nothing)
     assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == frames).all()
     half = lambda edited, source, chosen: torch.zeros(edited.shape[1:]).index_fill(1, torch.arange(30), 1.0)  # noqa: E731
-    monkeypatch.setattr("rvedit.pipeline.change_mask", half)
+    monkeypatch.setattr("rvedit.compositing.changes", half)
     mixed = pipeline(frames, "remove the dog", replace(settings, preserve=True))
     assert mixed.shape == frames.shape
     rows = [np.abs(mixed[:, r].astype(int) - plain[:, r]).max() for r in (0, 10)]
     assert rows == [0, 0]
     assert (mixed[:, -5:] == frames[:, -5:]).all()
     asked = []
-    monkeypatch.setattr("rvedit.pipeline.is_whole", lambda *_: asked.append(1) or True)
+    monkeypatch.setattr("rvedit.compositing.is_whole", lambda *_: asked.append(1) or True)
     assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == plain).all()
     assert len(asked) == 1, "the first window decides for all"
