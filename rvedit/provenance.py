@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from rvedit.errors import UserError
+
 FILE, CARD = "provenance.json", "README.md"
 WAN, QWEN, KIWI = "Wan-AI/Wan2.2-TI2V-5B", "Qwen/Qwen2.5-VL-3B-Instruct", "Kiwi-Edit"
 # As their owners state them; whoever publishes what is made from them is bound by all.
@@ -50,19 +52,25 @@ class Provenance:
     """What judges said: by judge, the table in the summary of `rvedit judge`."""
 
     def write(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
-        """Leave the record and the card in a checkpoint's folder."""
-        record = json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str)
+        """Leave the record and the card in a checkpoint's folder; of absolute paths the names alone."""
+        shown = replace(self, recipe=_names_alone(self.recipe))
+        record = json.dumps(asdict(shown), indent=2, ensure_ascii=False, default=str)
         (folder / FILE).write_text(record + "\n", encoding="utf-8")
-        (folder / CARD).write_text(self.card(name, facts), encoding="utf-8")
+        (folder / CARD).write_text(shown.card(name, facts), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Provenance:
-        """The record; an empty one where there is none."""
+        """The record; an empty one where there is none. Raises UserError for one that cannot be read."""
         path = folder / FILE
         if not path.is_file():
             return cls()
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(tuple(values["base"]), tuple(values["data"]), values["recipe"], values["scores"])
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(tuple(values["base"]), tuple(values["data"]), values["recipe"], values["scores"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}): delete it, or the folder"
+            ) from None
 
     def with_scores(self, summary: Path) -> Provenance:
         """Also what `rvedit judge` found: the `judge/summary.json` of the edits' folder."""
@@ -93,6 +101,13 @@ class Provenance:
             lines += ["## Scores", "", "| judge | category | IC | CF | VQ | mean |", "|---" * 6 + "|"]
             lines += [*_score_rows(self.scores), ""]
         return "\n".join(lines)
+
+
+def _names_alone(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _names_alone(value) for key, value in values.items()}
+    is_path = isinstance(values, str) and Path(values).is_absolute()
+    return Path(values).name if is_path else values
 
 
 def _score_rows(judges: Mapping[str, Any]) -> list[str]:

@@ -192,7 +192,8 @@ def edit(
                 def show(progress: Progress) -> None:
                     done = progress.window - 1 + progress.step / progress.num_steps
                     note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
-                    bar.update(task, completed=done, note=note)
+                    # A source of more frames a second than an editor knows takes fewer windows or more.
+                    bar.update(task, completed=done, total=max(windows, progress.window), note=note)
 
                 report = edit_file(reader, instruction, output, editor, chosen, compare, overwrite, show)
     if as_json:

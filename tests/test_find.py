@@ -1,5 +1,7 @@
 """Checkpoints by their names: what the hub refuses is one line with the remedy."""
 
+from fnmatch import fnmatch
+
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
@@ -9,7 +11,7 @@ from rvedit_cli import main
 
 
 def refuse_with(monkeypatch, error):
-    def snapshot_download(name):
+    def snapshot_download(name, ignore_patterns):
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -21,6 +23,22 @@ def test_a_gated_hub_id_says_where_to_ask(monkeypatch):
         UserError, match=r"accept the terms on https://huggingface.co/owner/name, set HF_TOKEN"
     ):
         find_checkpoint("owner/name")
+
+
+def test_of_the_hub_no_pickles_are_fetched(monkeypatch, tmp_path):
+    """The hub's client here is a stand-in that keeps what it was asked."""
+    asked = {}
+
+    def snapshot_download(name, ignore_patterns):
+        asked[name] = ignore_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert find_checkpoint("owner/name") == tmp_path
+    (patterns,) = asked.values()
+    names = ["model.safetensors", "model_index.json", "spiece.model", "merges.txt", "Wan2.2_VAE.pth", "a.bin"]
+    left = [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)]
+    assert left == names[:4]
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):

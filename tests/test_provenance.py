@@ -12,6 +12,7 @@ import yaml
 from conftest import make_pipeline, random_clip
 
 from rvedit.checkpoints import load_pipeline
+from rvedit.errors import UserError
 from rvedit.pipeline import RVEDiTPipeline
 from rvedit.provenance import KIWI, QWEN, WAN, Provenance
 from rvedit.records import EditSettings
@@ -68,8 +69,15 @@ def test_a_saved_folder_loads_elsewhere_and_keeps_its_record(tiny_tokenizer, tmp
 
 def test_a_run_records_what_it_trained(recipe_of, tmp_path):
     _, recipe = recipe_of("recorded", "steps=1")
+    assert recipe.model.vae_from is not None
+    assert Path(recipe.model.vae_from).is_absolute()
     list(train(recipe, tmp_path, "cpu"))
-    made = load_pipeline(tmp_path / "recorded" / "model").provenance
+    folder = tmp_path / "recorded" / "model"
+    made = load_pipeline(folder).provenance
+    assert str(tmp_path) not in (folder / "README.md").read_text(), "no path of this machine"
+    (folder / "provenance.json").write_text('{"base": [')
+    with pytest.raises(UserError, match=r"provenance.json: cannot be read"):
+        load_pipeline(folder)
     assert made.data == ("the playground, drawn by rvedit",)
     assert made.recipe is not None
     assert made.recipe["steps"] == 1

@@ -12,6 +12,10 @@ WAN, MLLM = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Qwen/Qwen2.5-VL-3B-Instruct"
 """The hub's ids of what other checkpoints lack."""
 
 
+UNREAD = ("*.pth", "*.pt", "*.bin", "*.ckpt", "*.gguf", "*.mp4", "*.gif", "*.png", "*.jpg")
+"""What is not fetched from the hub: weights are read from safetensors alone."""
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name can only be `owner/name` on the hub: there is no such folder, and it is not like one."""
     is_like_one = name.count("/") == 1 and not name.startswith(("/", ".", "~", "runs/"))
@@ -37,7 +41,7 @@ def find_checkpoint(name: str, option: str = "--model") -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, ignore_patterns=list(UNREAD)))
     except Exception as error:
         raise UserError(
             f"{option} {name}: not a folder here, and not to be had from the hub: {_reason(name, error)}"

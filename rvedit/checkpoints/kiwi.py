@@ -60,6 +60,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     )
     if qwen is None:
         raise UserError(f"{folder}: not a whole checkpoint: processor/qwen_config.json is missing")
+    read_config(qwen)  # where it is damaged it says so
     seen = read_config(encoder / "config.json")
     return RVEDiTPipeline(
         transformer=transformer,
