@@ -85,12 +85,16 @@ def bytes_of(module):
 SMALLER = [("fp8", None, 0.45, 18), ("int8", "torchao", 0.5, 22), ("nf4", "bitsandbytes", 0.4, 12)]
 
 
+def require(package):
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
 @pytest.mark.parametrize(("kind", "needs", "share", "least"), SMALLER)
 def test_a_quantised_editor_is_smaller_and_edits_nearly_the_same(
     pipeline, expected, kind, needs, share, least
 ):
-    if needs and importlib.util.find_spec(needs) is None:
-        pytest.skip(f"{needs} is not installed")
+    require(needs)
     before = {name: bytes_of(stack) for name, stack in stacks(pipeline).items()}
     quantize(pipeline, kind, CPU)
     if kind != "int8":  # torchao's tensors keep their sizes to themselves
@@ -100,6 +104,19 @@ def test_a_quantised_editor_is_smaller_and_edits_nearly_the_same(
     error = np.square(edited.astype(float) - expected).mean()
     assert error > 0
     assert 10 * np.log10(255**2 / error) > least
+
+
+@pytest.mark.parametrize(("kind", "needs"), [row[:2] for row in SMALLER])
+def test_a_quantised_editor_is_offloaded_like_any_other(tiny_tokenizer, kind, needs):
+    require(needs)
+    edits = []
+    for offload in ("none", "model", "group"):
+        pipeline = make_pipeline(tiny_tokenizer)
+        quantize(pipeline, kind, CPU)
+        place(pipeline, CPU, offload)
+        edits.append(pipeline(random_clip(5), "make the fish orange", SETTINGS))
+    assert np.array_equal(edits[0], edits[1])
+    assert np.array_equal(edits[0], edits[2])
 
 
 def test_frames_are_decoded_one_by_one_to_the_same_clip():
