@@ -300,6 +300,16 @@ def test_in_bf16_the_vae_stays_in_fp32(folders, kind):
     assert result.std() > 1, "something is drawn"
 
 
+def test_vaces_hints_are_quantised_with_its_blocks(folders):
+    editor = load_editor(str(folders["vace"]), quantization="fp8")
+    editor.native = SMALL
+    transformer = editor.pipeline.transformer
+    for block in (transformer.blocks[1], transformer.vace_blocks[0]):
+        assert block.ffn.net[2].weight.dtype == torch.float8_e4m3fn
+    result, _ = edited(editor, random_clip(5, 32, 48), description="an orange fish")
+    assert result.std() > 1, "something is drawn"
+
+
 def test_lucy_on_wan22s_vae_sees_whole_patches(tiny_tokenizer, tmp_path):
     """1/16 of the side, and patches of 2: a side of 48 would be 3 latents."""
     sizes = {**SIZES, "in_channels": 2 * CHANNELS, "out_channels": CHANNELS}

@@ -110,6 +110,11 @@ def test_a_full_device_is_told_what_would_fit(monkeypatch, kiwi, options, room, 
     assert said in what_to_switch_on(REAL, KIWI, EditOptions(**options), room)
 
 
+@pytest.mark.parametrize("model", ["lucy", "somebody/something"])
+def test_a_full_device_is_told_something_where_no_plan_is_made(model):
+    assert "try --offload model" in what_to_switch_on(REAL, model, EditOptions(), 24e9)
+
+
 def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypatch):
     from rvedit.video import write_clip
 

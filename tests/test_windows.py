@@ -12,6 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.data.playground import render, sample_triplet
+from rvedit.model.latents import StreamDecoder, encode
+from rvedit.video_tensors import to_model_range
 from rvedit.windows import WindowNoise, WindowPlan, carry_over, split
 
 plans = st.integers(1, 6).flatmap(
@@ -127,3 +131,18 @@ def test_frames_have_a_share_of_their_noise_in_common(share: float) -> None:
     assert_close(correlation, expected, atol=0.03, rtol=0)
     assert abs(frames.std() - 1) < 0.02
     assert torch.equal(windows[1][:, :, :2], windows[0][:, :, 1:])
+
+
+def test_nanos_vae_draws_no_seam_where_its_groups_of_frames_meet() -> None:
+    """Windows begin there, too; their seams are measured in benchmarks/nano_options.py."""
+    vae = load_pipeline(find_checkpoint("nano")).vae
+    borders = np.arange(24) % 4 == 0
+    across, inside = [], []
+    for index in range(8):
+        clip = render(sample_triplet(20, index, "test").target, 25, 128, 128)
+        with torch.no_grad():
+            picture = StreamDecoder(vae).frames(encode(vae, to_model_range(clip)[None]))
+        change = np.abs(np.diff(picture.astype(float), axis=0)).mean(axis=(1, 2, 3))
+        across.append(change[4:][borders[4:]].mean())
+        inside.append(change[~borders].mean())
+    assert np.mean(across) < 1.1 * np.mean(inside)

@@ -217,9 +217,10 @@ def what_fits(
 
 def what_to_switch_on(clip: ClipShape, model: str, options: EditOptions, card_bytes: float) -> str:
     """What to say where an edit did not fit a card of so many bytes."""
-    if model in KNOWN:
-        return "try --offload model or group, or --quantize nf4"
-    planner = Planner(clip, model)
+    try:
+        planner = Planner(clip, model)
+    except UserError:  # no plan is made for it
+        return "try --offload model or group, --vae-tiling or --quantize nf4"
     plan = what_fits(planner, options, card_bytes, below=planner(options).device_bytes)
     if plan is None:
         return (
