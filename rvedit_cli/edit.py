@@ -191,9 +191,10 @@ def edit(
 
                 def show(progress: Progress) -> None:
                     done = progress.window - 1 + progress.step / progress.num_steps
-                    note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
-                    # A source of more frames a second than an editor knows takes fewer windows or more.
-                    bar.update(task, completed=done, total=max(windows, progress.window), note=note)
+                    # An editor that knows fewer frames a second than the source has may take more windows.
+                    total = max(windows, progress.window)
+                    note = f"window {progress.window}/{total}, step {progress.step}/{progress.num_steps}"
+                    bar.update(task, completed=done, total=total, note=note)
 
                 report = edit_file(reader, instruction, output, editor, chosen, compare, overwrite, show)
     if as_json:

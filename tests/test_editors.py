@@ -215,6 +215,9 @@ def test_an_adapters_scale_is_its_alpha(folders, tmp_path):
         ({}, "adapters of none"),
         ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 5),
           "blocks.0.self_attn.q.lora_B.weight": torch.zeros(5, 2)}, "do not fit"),
+        ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 24),
+          "blocks.0.self_attn.q.lora_B.weight": torch.zeros(24, 2),
+          "blocks.0.self_attn.k.alpha": torch.tensor(2.0)}, "do not fit"),
         (None, "not a whole safetensors file"),
     ],
 )  # fmt: skip

@@ -126,8 +126,11 @@ def check_components(folder: Path) -> None:
             module = getattr(diffusers, kind).from_config(read_config(folder / name / "config.json"))
         missing = [key for key in module.state_dict() if key not in there]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(f"{folder / name}: not a whole checkpoint: {missing[0]}{more} missing")
+            raise UserError(f"{folder / name}: not a whole checkpoint: {_first(missing)} missing")
+
+
+def _first(of: list[str]) -> str:
+    return of[0] + (f" and {len(of) - 1} more" if len(of) > 1 else "")
 
 
 def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
@@ -145,7 +148,7 @@ def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtyp
         f"of another shape {key}" for key in own if key in state and state[key].shape != own[key].shape
     ]
     if problems:
-        raise KeyError(problems[0] + (f" and {len(problems) - 1} more" if len(problems) > 1 else ""))
+        raise KeyError(_first(problems))
     cast = {
         key: tensor.to(torch.float32 if any(part in key for part in precise) else dtype)
         for key, tensor in state.items()

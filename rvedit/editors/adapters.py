@@ -13,9 +13,7 @@ from rvedit.checkpoints.files import check_file, read_weights
 from rvedit.errors import UserError
 
 _PREFIX = re.compile(r"^(pipe\.|model\.|diffusion_model\.|transformer\.|vace\.|dit\.)*")
-_MATRIX = re.compile(
-    r"\.(?:lora_A|lora_down)(?:\.default)?\.weight$|\.(?:lora_B|lora_up)(?:\.default)?\.weight$"
-)
+_MATRIX = re.compile(r"\.lora_(A|down|B|up)(?:\.default)?\.weight$")
 
 
 def add_adapters(transformer: Any, file: Path) -> None:
@@ -32,8 +30,8 @@ def add_adapters(transformer: Any, file: Path) -> None:
         name = _PREFIX.sub("", key)
         match = _MATRIX.search(name)
         if match:
-            half = "lora_A" if "lora_A" in match[0] or "lora_down" in match[0] else "lora_B"
-            matrices[f"{_own(name[: match.start()])}.{half}.weight"] = tensor
+            half = "A" if match[1] in ("A", "down") else "B"
+            matrices[f"{_own(name[: match.start()])}.lora_{half}.weight"] = tensor
         elif name.endswith(".alpha"):
             scales[_own(name.removesuffix(".alpha"))] = float(tensor)
         else:
@@ -43,10 +41,10 @@ def add_adapters(transformer: Any, file: Path) -> None:
     if stray or not matrices:
         what = f"{stray[0]}, which the transformer does not have" if stray else "none"
         raise UserError(f"{file}: adapters of {what}: name a file for this model")
-    for name, alpha in scales.items():
-        up = f"{name}.lora_B.weight"
-        matrices[up] = matrices[up] * (alpha / matrices[up].shape[1])
     try:
+        for name, alpha in scales.items():
+            up = f"{name}.lora_B.weight"
+            matrices[up] = matrices[up] * (alpha / matrices[up].shape[1])
         transformer.load_lora_adapter(matrices, prefix=None)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{file}: the adapters do not fit: {str(error).splitlines()[0]}") from None

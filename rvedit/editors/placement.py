@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +17,7 @@ Offload = Literal["auto", "none", "model", "group"]
 Quantize = Literal["int8", "fp8", "nf4"]
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 QUANTIZATIONS: tuple[Quantize, ...] = get_args(Quantize)
-UNCAST = ("norm", r"\bwo\b")
+_UNCAST = ("norm", r"\bwo\b")
 """Layers that fp8 leaves: umT5 looks at the dtype of its wo before it is called."""
 BITS: dict[Quantize, float] = {"int8": 8.0, "fp8": 8.0, "nf4": 4.5}
 """Of a weight in a large matrix, its scales included."""
@@ -57,13 +58,23 @@ def stacks(pipeline: Any) -> dict[str, nn.Module]:
     return found
 
 
+def quantized_layers(stack: nn.Module, kind: Quantize) -> list[nn.Linear]:
+    """The matrices of a stack that `quantize` stores in fewer bits."""
+    return [
+        layer
+        for name, layer in stack.named_modules()
+        if isinstance(layer, nn.Linear)
+        and not (kind == "fp8" and any(re.search(kept, name) for kept in _UNCAST))
+    ]
+
+
 def quantize(pipeline: Any, kind: Quantize, device: torch.device) -> None:
     """Store the matrices of the large stacks in 8 or 4 bits; products are still of the model's own dtype."""
     check_packages(kind)
     for stack in stacks(pipeline).values():
         dtype = next(p.dtype for p in stack.parameters() if p.is_floating_point())
         if kind == "fp8":
-            apply_layerwise_casting(stack, torch.float8_e4m3fn, dtype, skip_modules_pattern=UNCAST)
+            apply_layerwise_casting(stack, torch.float8_e4m3fn, dtype, skip_modules_pattern=_UNCAST)
         elif kind == "int8":
             torchao = importlib.import_module("torchao.quantization")
             torchao.quantize_(stack, torchao.Int8WeightOnlyConfig(version=2))

@@ -6,7 +6,6 @@ counting operations and measuring what this device multiplies. 1 GB is 10^9 byte
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rvedit.checkpoints import MODULE_CLASSES
 from rvedit.checkpoints.outline import PLANNED, outline
 from rvedit.editors import KNOWN
-from rvedit.editors.placement import BITS, UNCAST, Offload, Quantize, check_placement, stacks
+from rvedit.editors.placement import BITS, Offload, Quantize, check_placement, quantized_layers, stacks
 from rvedit.errors import UserError
 from rvedit.model.flops import Shape, context_lengths, forward_flops
 from rvedit.model.footprint import peak_bytes
@@ -259,13 +258,7 @@ def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditOptions) -> 
     small = 0.0
     if options.quantization:
         stack = stacks(pipeline).get(name, nn.Module())
-        cast = [
-            layer
-            for path, layer in stack.named_modules()
-            if isinstance(layer, nn.Linear)
-            and not (options.quantization == "fp8" and any(re.search(kept, path) for kept in UNCAST))
-        ]
-        matrices = sum(layer.weight.numel() for layer in cast)
+        matrices = sum(layer.weight.numel() for layer in quantized_layers(stack, options.quantization))
         small = matrices * BITS[options.quantization] / 8
         total -= matrices
     return round(total * options.dtype.itemsize + small)
