@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, starmap
+from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from rvedit.compositing import MaskSettings, Preserving, composite
+from rvedit.editing.finish import EditedFrames, finish, read_twice
 from rvedit.model.conditioning import condition
 from rvedit.model.cross_attention import BlockContext
 from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
@@ -32,8 +31,6 @@ from rvedit.provenance import Provenance
 from rvedit.records import EditSettings, Progress
 from rvedit.video_tensors import Frames, resize_frames, to_frames, to_model_range
 from rvedit.windows import Window, WindowNoise, WindowPlan, carry_over, split
-
-MASK = MaskSettings()
 
 
 @dataclass(frozen=True)
@@ -191,46 +188,44 @@ class RVEDiTPipeline(DiffusionPipeline):
     ) -> Iterator[Frames]:
         """Edit a stream of frames (h, w, 3), holding one window at a time; as many come out as go in."""
         settings = settings or EditSettings()
-        source = iter(frames)
+        source, originals = read_twice(frames) if settings.reads_reconstruction else (iter(frames), None)
         first = next(source, None)
         if first is None:
             return
-        size = first.shape[:2]
-        inside = self.model_size(*size)
-        originals: deque[Frames] = deque()  # those not given yet, where pixels of theirs are kept
+        inside = self.model_size(*first.shape[:2])
+        resized = (resize_frames(frame[None], *inside)[0] for frame in chain([first], source))
+        windows = self._edit_windows(resized, instruction, settings, on_progress)
+        originals = repeat(first) if originals is None else originals
+        yield from finish(windows, originals, settings, self.detail_cell, self._execution_device)
+        self.maybe_free_model_hooks()
 
-        def at_model_size() -> Iterator[Frames]:
-            for frame in chain([first], source):
-                if settings.preserve:
-                    originals.append(frame)
-                yield resize_frames(frame[None], *inside)[0]
+    @property
+    def detail_cell(self) -> int:
+        """Of detail transfer: half of a latent's side, in pixels of the model's size."""
+        return int(self.vae.config.scale_factor_spatial // 2)
 
-        def finished(frame: Frames, mask: Float[Tensor, "h w"] | None = None) -> Frames:
-            edited = resize_frames(frame[None], *size)[0]
-            original = originals.popleft() if settings.preserve else edited
-            return edited if mask is None else composite(original, edited, mask)
-
+    def _edit_windows(
+        self,
+        frames: Iterable[Frames],
+        instruction: str,
+        settings: EditSettings,
+        on_progress: Callable[[Progress], None],
+    ) -> Iterator[EditedFrames]:
+        """The frames that each window adds, at the model's size."""
         edit = _ClipEdit(self, instruction, settings)
-        preserving = Preserving(MASK)
-        for window in split(at_model_size(), self.window_plan):
+        for window in split(frames, self.window_plan):
 
             def report(step: int, num_steps: int, index: int = window.index) -> None:
                 on_progress(Progress(index + 1, step, num_steps))
 
             latents = self._encode_window(window.frames)
             new = edit.next_window(window, latents, report)
+            added = slice(window.first_new, window.end)
+            reconstructed = None
+            if settings.reads_reconstruction:
+                reconstructed = self._decode(StreamDecoder(self.vae), latents)[added]
             count = window.end - window.first_new
-            if settings.preserve:
-                picture = self._picture(latents, len(new))
-                yield from starmap(finished, preserving.add(new[:count], picture[:count]))
-            else:
-                yield from (finished(frame) for frame in new[:count])
-        yield from starmap(finished, preserving.rest())
-        self.maybe_free_model_hooks()
-
-    def _picture(self, source: Tensor, count: int) -> Frames:
-        """The last frames of a window as the VAE draws its source: what an edit of nothing would be."""
-        return self._decode(StreamDecoder(self.vae), source)[-count:]
+            yield EditedFrames(new[:count], reconstructed, window.frames[added])
 
     @torch.no_grad()
     def _decode(self, decoder: StreamDecoder, latents: Tensor, known: int = 0) -> Frames:
@@ -271,12 +266,12 @@ class RVEDiTPipeline(DiffusionPipeline):
         """Edit clips of equal size and length in one pass, each as if it were edited alone.
 
         For many short clips on a device that one of them does not fill. Raises ValueError for clips longer
-        than a window or unequal ones, and for `preserve`.
+        than a window or unequal ones.
         """
         settings = settings or EditSettings()
         count, height, width = clips[0].shape[:3]
-        if settings.preserve or len({clip.shape for clip in clips}) > 1:
-            raise ValueError("only clips of one size and length are edited together, and without preserve")
+        if len({clip.shape for clip in clips}) > 1:
+            raise ValueError("only clips of one size and length are edited together")
         if count > self.window_plan.length:
             raise ValueError(f"{count} frames are more than a window of {self.window_plan.length}")
         padded = [np.concatenate([clip, clip[-1:].repeat((1 - count) % 4, axis=0)]) for clip in clips]
@@ -284,10 +279,19 @@ class RVEDiTPipeline(DiffusionPipeline):
         source = torch.cat([self._encode_window(clip) for clip in frames])
         noise = self.window_noise(settings.seed)
         latents = self._edit_latents(source, frames, instructions, settings, noise)
-        parts = [part.float().cpu() for part in StreamDecoder(self.vae)(latents)]
+        edited = self._decode_clips(latents)
+        pictures = self._decode_clips(source) if settings.reads_reconstruction else [None] * len(clips)
         self.maybe_free_model_hooks()
-        edited = (to_frames(clip)[:count] for clip in torch.cat(parts, dim=2))
-        return [resize_frames(clip, height, width) for clip in edited]
+        finished = []
+        for clip, seen, edit, picture in zip(clips, frames, edited, pictures, strict=True):
+            window = EditedFrames(edit[:count], None if picture is None else picture[:count], seen[:count])
+            output = finish([window], clip, settings, self.detail_cell, self._execution_device)
+            finished.append(np.stack(list(output)))
+        return finished
+
+    def _decode_clips(self, latents: Float[Tensor, "b c f h w"]) -> list[Frames]:
+        parts = [part.float().cpu() for part in StreamDecoder(self.vae)(latents)]
+        return [to_frames(clip) for clip in torch.cat(parts, dim=2)]
 
     @torch.no_grad()
     def _encode_window(self, frames: Frames) -> Tensor:

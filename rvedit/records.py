@@ -96,12 +96,24 @@ class EditSettings:
     """Project X_e, X_v and X_l to keys and values once per window, not once per step."""
     preserve: bool = False
     """Keep the source's own pixels where the model changed nothing, unless it changed the whole frame."""
+    detail: float | Literal["auto"] = "auto"
+    """How much of the source's detail is given back in the colours of the edit: 0 none, 1 all; `auto` is 1,
+    and 0 for edits whose look is their texture, such as pixel art. See `rvedit.editing.detail`."""
     description: str | None = None
     """Words for the edited clip, for editors that read those and not an instruction."""
     mask: Path | None = None
     """A clip or picture that is white where the edit may be, for editors that take one."""
     frame_rate: float | None = None
     """The source's frames a second, for editors that have a rate of their own."""
+
+    def __post_init__(self) -> None:
+        if self.detail != "auto" and not 0 <= self.detail <= 1:
+            raise ValueError(f"detail is {self.detail}: give auto, or a number from 0 to 1")
+
+    @property
+    def reads_reconstruction(self) -> bool:
+        """Whether the VAE's reconstruction of the source is needed: one more decoding for each window."""
+        return self.preserve or self.detail != 0
 
 
 @dataclass(frozen=True)

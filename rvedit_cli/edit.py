@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -60,6 +60,14 @@ def edit(
             "--preserve", help="Keep the source's own pixels where nothing was changed; not in styles."
         ),
     ] = False,
+    detail: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|0-1",
+            help="How much of the source's own detail is given back in the edit's colours; auto: all, but "
+            "none where the texture is the edit, such as pixel art.",
+        ),
+    ] = "auto",
     description: Annotated[
         str | None, typer.Option(help="Words for the result, for editors that read those, such as vace.")
     ] = None,
@@ -143,7 +151,15 @@ def edit(
         edit_file,
     )
 
-    chosen = EditSettings(steps, guidance, seed, preserve=preserve, description=description, mask=mask)
+    chosen = EditSettings(
+        steps,
+        guidance,
+        seed,
+        preserve=preserve,
+        detail=_detail(detail),
+        description=description,
+        mask=mask,
+    )
 
     placing = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
 
@@ -171,8 +187,9 @@ def edit(
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
+    sampling = {"steps": steps, "guidance": guidance, "reconstruct": chosen.reads_reconstruction}
+    options = {**placing, **sampling}
     if plan or card:
-        options = {**placing, "steps": steps, "guidance": guidance, "preserve": preserve}
         _print_plan(source, model or "nano", device, dtype, options, card, as_json)
         return
     # What can be wrong with the files is said before torch is imported, the rest before a model is loaded.
@@ -182,7 +199,6 @@ def edit(
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         _check_settings(model, chosen)
-        options = {**placing, "steps": steps, "guidance": guidance, "preserve": preserve}
         with _saying_what_fits(reader.info, model or "nano", device, dtype, options):
             editor = load()
             with console.progress_bar() as bar:
@@ -279,9 +295,18 @@ def _print_plan(
         print_edit_plan(plan, seconds, machine, fitting, card)
 
 
+def _detail(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    with suppress(ValueError):
+        if 0 <= (strength := 0.0 if text == "off" else float(text)) <= 1:
+            return strength
+    raise UserError(f"--detail {text}: give auto, off, or a number from 0 to 1")
+
+
 def _check_settings(model: str | None, settings: EditSettings, listed: bool = False) -> None:
     """Of what editors differ in; nano, without any of it, is not asked."""
-    if not (settings.mask or settings.description or settings.preserve or model):
+    if not (settings.mask or settings.description or model):
         return
     from rvedit.editors import check_settings
     from rvedit.video import probe

@@ -104,7 +104,9 @@ def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
 
     monkeypatch.setattr(editor.pipeline.__class__, "__call__", watch)
     clip = np.stack([np.full((32, 48, 3), 10 * n, np.uint8) for n in range(12)])
-    result, _ = edited(editor, clip, frame_rate=24.0)  # twice the native rate: every other frame is seen
+    result, _ = edited(
+        editor, clip, frame_rate=24.0, detail=0
+    )  # twice the native rate: every other frame is seen
     levels = [[int(np.asarray(f).mean().round()) for f in call["video"]] for call in calls]
     assert levels == [[0, 20, 40, 60, 80], [90, 110, 110, 110, 110]]
     assert [(call["height"], call["width"], call["num_frames"]) for call in calls] == [(32, 48, 5)] * 2
@@ -113,6 +115,29 @@ def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
     assert not np.array_equal(result[1], result[2])
     edited(editor, random_clip(1, 48, 32))
     assert (calls[-1]["height"], calls[-1]["width"]) == (48, 32), "a standing clip is edited standing"
+
+
+class ReturnsItsReconstruction(WholeClipEditor):
+    """A pipeline that changes nothing: what it shows is its VAE's reconstruction of what it was shown."""
+
+    def _run(self, *arguments):
+        edit = super()._run(*arguments)
+        return replace(edit, edited=edit.reconstructed)
+
+
+@pytest.mark.parametrize("rate", [None, 24.0, 30.0])
+@pytest.mark.parametrize("kind", ["lucy", "vace"])
+def test_an_editor_that_changes_nothing_gives_back_the_source(folders, kind, rate):
+    """At its own size, above it, at more frames a second than it knows, over several pieces; also for
+    `--preserve`, which every editor can do.
+    """
+    whole = small(folders, kind)
+    editor = ReturnsItsReconstruction(kind, whole.pipeline, SMALL, whole.takes)
+    for size in ((32, 48), (97, 130)):
+        clip = random_clip(12, *size)
+        for preserve in (False, True):
+            result, _ = edited(editor, clip, description="a fish", frame_rate=rate, preserve=preserve)
+            assert np.abs(result.astype(int) - clip).max() <= 1
 
 
 def test_native_sizes():
@@ -187,9 +212,9 @@ def test_dittos_adapters_are_of_vaces_blocks(folders, tmp_path, monkeypatch, pre
         layer.weight.data += up @ down
     save_file(adapters, tmp_path / "models" / "ditto_global.safetensors")
     clip = random_clip(5, 32, 48)
-    with_adapters, _ = edited(load_editor("ditto"), clip)  # an instruction is enough
-    merged, _ = edited(vace, clip, description="make the fish orange")
-    plain, _ = edited(small(folders, "vace"), clip, description="make the fish orange")
+    with_adapters, _ = edited(load_editor("ditto"), clip, detail=0)  # an instruction is enough
+    merged, _ = edited(vace, clip, description="make the fish orange", detail=0)
+    plain, _ = edited(small(folders, "vace"), clip, description="make the fish orange", detail=0)
     assert np.abs(with_adapters.astype(int) - merged).max() <= 1
     assert np.abs(plain.astype(int) - merged).max() > 1
 
@@ -259,8 +284,6 @@ def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
     own = RVEDiTEditor(make_pipeline(tiny_tokenizer), "mine")
     with pytest.raises(UserError, match="--mask: is for --model vace"):
         own.edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "mask.png"))
-    with pytest.raises(UserError, match="--preserve needs"):
-        next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(preserve=True)))
     with pytest.raises(UserError, match="--mask: is for --model vace"):
         next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "m.png")))
     (tmp_path / "model_index.json").write_text('{"_class_name": "LucyEditPipeline"}')
@@ -277,7 +300,6 @@ def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
         ("vace", [], "give it with --description"),
         ("ditto", ["--description", "a fish"], "--description: is for --model vace"),
         ("nano", ["--description", "a fish"], "--description: is for --model vace"),
-        ("lucy", ["--preserve"], "--preserve needs"),
         ("lucy", ["--fast", "magcache"], "choose taylorseer"),
         ("lucy", ["--attention", "fast"], "--attention fast: choose one of"),
     ],

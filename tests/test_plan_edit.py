@@ -142,12 +142,14 @@ def test_what_is_read_before_it_is_quantised_counts_on_the_host(kiwi):
     assert small.host_bytes == plain.host_bytes
 
 
-def test_preserve_decodes_twice_and_holds_the_sources_frames(kiwi):
-    plain, preserving = (kiwi(EditOptions(preserve=p)) for p in (False, True))
-    decoding = [next(s for s in plan.stages if s.name == "decoding") for plan in (plain, preserving)]
+def test_detail_transfer_decodes_twice_and_holds_frames_of_the_models_size(kiwi):
+    plain, transferring = (kiwi(EditOptions(reconstruct=r)) for r in (False, True))
+    decoding = [next(s for s in plan.stages if s.name == "decoding") for plan in (plain, transferring)]
     assert decoding[1].flops == 2 * decoding[0].flops
     assert decoding[1].work == decoding[0].work
-    assert preserving.host_bytes - plain.host_bytes == 3 * 81 * 704 * 1280
+    assert transferring.host_bytes - plain.host_bytes == 2 * 3 * (81 + 12) * 704 * 1280
+    assert transferring.device_bytes == plain.device_bytes, "the most is held while decoding, here too"
+    assert transferring.seconds(1e14)[1] > plain.seconds(1e14)[1]
 
 
 def test_the_routing_depth_decides_about_the_text_encoder():

@@ -152,7 +152,7 @@ def test_edits_of_two_kinds_are_never_in_one_folder(tmp_path):
     CliRunner().invoke(app, arguments)
     before = {path.name: path.read_bytes() for path in edits.glob("*_edited.mp4")}
     assert len(before) == 3
-    refused = CliRunner().invoke(app, [*arguments, "--overwrite", "--together", "2", "--preserve"])
+    refused = CliRunner().invoke(app, [*arguments, "--overwrite", "--device", "cuda:7"])
     assert isinstance(refused.exception, UserError)
     assert {path.name: path.read_bytes() for path in edits.glob("*_edited.mp4")} == before
     (folder / "source" / "test_9_000001.mp4").write_bytes(b"no clip")
@@ -191,8 +191,10 @@ def test_a_batch_in_passes_of_several(tmp_path):
         )
         assert a.shape == b.shape
         assert np.abs(a.astype(int) - b).mean() < 0.1, "but for the order of sums, and the encoder"
-    preserving = CliRunner().invoke(app, [*arguments, *out, "--overwrite", "--preserve"])
-    assert "without --preserve" in str(preserving.exception)
+    made = json.loads((tmp_path / "4" / "settings.json").read_text())
+    assert (made["detail"], made["preserve"]) == ("auto", False), "how the edits were made is recorded"
+    refused = CliRunner().invoke(app, [*arguments, *out, "--detail", "off"])
+    assert "its edits were made with detail auto, not 0.0" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ class Takes:
     description: bool = False
     """Words for the result, which it reads in the instruction's place."""
     mask: bool = False
-    preserve: bool = False
 
     def check(self, name: str, settings: EditSettings) -> None:
         """Raises UserError where a description is missing, and for what would be left unheeded."""
@@ -31,8 +30,6 @@ class Takes:
             raise UserError(
                 f"--mask: is for --model vace and ditto: say to {name} in the instruction where it is to be"
             )
-        if settings.preserve and not self.preserve:
-            raise UserError(f"--preserve needs RVEDiT's own picture of the source: {name} has none")
 
 
 class Editor(Protocol):

@@ -13,7 +13,7 @@ from rvedit.video_tensors import Frames
 class RVEDiTEditor:
     """`RVEDiTPipeline` as an editor."""
 
-    takes = Takes(preserve=True)
+    takes = Takes()
 
     def __init__(self, pipeline: RVEDiTPipeline, name: str):
         self.pipeline = pipeline

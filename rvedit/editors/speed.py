@@ -69,7 +69,8 @@ def magnitude_ratios(pipeline: RVEDiTPipeline) -> list[float]:
     side = round(pipeline.config.min_area**0.5)
     triplet = sample_triplet(0, 0)
     try:
-        pipeline(render(triplet.source, 1, side, side), triplet.instruction, EditSettings(guidance_scale=1.0))
+        settings = EditSettings(guidance_scale=1.0, detail=0)
+        pipeline(render(triplet.source, 1, side, side), triplet.instruction, settings)
     finally:
         for hook in hooks:
             hook.remove()

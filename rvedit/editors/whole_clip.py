@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from diffusers import DiffusionPipeline, LucyEditPipeline, WanVACEPipeline
 from PIL import Image
 
 from rvedit.checkpoints import check_components, find_checkpoint
+from rvedit.editing.finish import EditedFrames, finish, read_twice
 from rvedit.editors.adapters import add_adapters
 from rvedit.editors.base import Takes
 from rvedit.errors import UserError
+from rvedit.model.latents import StreamDecoder, encode
 from rvedit.records import EditSettings, Progress
 from rvedit.video import VideoReader
-from rvedit.video_tensors import Frames, resize_frames
+from rvedit.video_tensors import Frames, resize_frames, to_model_range
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,34 @@ class WholeClipEditor:
         self.takes.check(self.name, settings)
         words = settings.description if self.takes.description else instruction
         assert words is not None
+        source, originals = read_twice(frames) if settings.reads_reconstruction else (iter(frames), None)
+        first = next(source, None)
+        if first is None:
+            return
+        originals = repeat(first) if originals is None else originals
+        vae, transformer = self.pipeline.vae.config, self.pipeline.transformer.config
+        grid = vae.scale_factor_spatial * transformer.patch_size[1]
+        inside = self.native.size(first.shape[0], first.shape[1], grid)
+        resized = (resize_frames(frame[None], *inside)[0] for frame in chain([first], source))
+        windows = self._edit_pieces(resized, words, settings, on_progress)
+        cell = vae.scale_factor_spatial // 2  # half of a latent's side
+        yield from finish(windows, originals, settings, cell, self.pipeline._execution_device)
+        self.pipeline.maybe_free_model_hooks()
+
+    def _edit_pieces(
+        self,
+        source: Iterator[Frames],
+        words: str,
+        settings: EditSettings,
+        on_progress: Callable[[Progress], None],
+    ) -> Iterator[EditedFrames]:
+        """Pieces of the native length; frames that the editor does not see are as the nearest seen one."""
         # A source of more frames a second than the editor knows is seen at the editor's rate.
         stride = max(1.0, (settings.frame_rate or 0.0) / self.native.frame_rate)
         span = int((self.native.num_frames - 1) * stride) + 1
-        source, masks = iter(frames), _masks(settings.mask)
+        masks = _masks(settings.mask)
         index = 0
         while piece := list(islice(source, span)):
-            size = piece[0].shape[:2]
             seen = [round(n * stride) for n in range(int((len(piece) - 1) / stride) + 1)]
             mask = [next(masks) for _ in piece]
 
@@ -124,10 +147,13 @@ class WholeClipEditor:
                 on_progress(Progress(window + 1, step, num_steps))
 
             shown = np.stack([piece[n] for n in seen])
-            edited = self._run(shown, [mask[n] for n in seen], words, settings, report)
-            for number in range(len(piece)):
-                nearest = min(len(seen) - 1, round(number / stride))
-                yield resize_frames(edited[nearest][None], *size)[0]
+            edit = self._run(shown, [mask[n] for n in seen], words, settings, report)
+            nearest = [min(len(seen) - 1, round(number / stride)) for number in range(len(piece))]
+            yield EditedFrames(
+                edit.edited[nearest],
+                None if edit.reconstructed is None else edit.reconstructed[nearest],
+                edit.source[nearest],
+            )
             index += 1
 
     def _run(
@@ -137,14 +163,11 @@ class WholeClipEditor:
         words: str,
         settings: EditSettings,
         report: Callable[[int, int], None],
-    ) -> Frames:
+    ) -> EditedFrames:
         """Edit at most a native length: padded to 4k+1 frames by the last, and cut again."""
-        count = len(frames)
-        vae, transformer = self.pipeline.vae.config, self.pipeline.transformer.config
-        grid = vae.scale_factor_spatial * transformer.patch_size[1]
-        height, width = self.native.size(frames.shape[1], frames.shape[2], grid)
+        count, height, width = frames.shape[:3]
         padding = (1 - count) % 4
-        frames = resize_frames(np.concatenate([frames, frames[-1:].repeat(padding, axis=0)]), height, width)
+        frames = np.concatenate([frames, frames[-1:].repeat(padding, axis=0)])
         options: dict[str, Any] = {}
         if isinstance(self.pipeline, WanVACEPipeline):
             shown: list[Any] = [*masks, *masks[-1:] * padding]
@@ -173,7 +196,16 @@ class WholeClipEditor:
             callback_on_step_end=progress,
             **options,
         ).frames[0]
-        return np.asarray((result[:count] * 255).round().clip(0, 255), np.uint8)
+        edited = np.asarray((result[:count] * 255).round().clip(0, 255), np.uint8)
+        reconstructed = self._reconstruct(frames)[:count] if settings.reads_reconstruction else None
+        return EditedFrames(edited, reconstructed, frames[:count])
+
+    @torch.no_grad()
+    def _reconstruct(self, frames: Frames) -> Frames:
+        """The source after the editor's own VAE."""
+        vae = self.pipeline.vae
+        latents = encode(vae, to_model_range(frames)[None].to(self.pipeline._execution_device))
+        return StreamDecoder(vae).frames(latents)
 
 
 def load_known(name: str, dtype: torch.dtype) -> WholeClipEditor:

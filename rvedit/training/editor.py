@@ -126,7 +126,8 @@ class EditorTask:
 
     def validate(self, step: int, folder: Path) -> None:
         """Write edits of fixed clips, as clips and as a contact sheet."""
-        settings = EditSettings(num_inference_steps=self.recipe.validation.num_inference_steps)
+        # Of the model alone: what detail transfer adds is not learned.
+        settings = EditSettings(num_inference_steps=self.recipe.validation.num_inference_steps, detail=0)
         with torch.autocast(self.processes.device.type, enabled=False):
             edits = [self.objective.edit(clip.source, clip.instruction, settings) for clip in self.shown]
         if self.processes.is_main:

@@ -57,16 +57,17 @@ def probe(path: str | Path) -> VideoInfo:
 class VideoReader:
     """A clip's frames in display order, upright, with strictly increasing times; streamed, not held.
 
-    Iterating again starts again. Raises UserError, on opening or at the break, for a clip that breaks
-    off; with `allow_truncated` it warns there instead, and the iteration ends. `threads`: 0 for as
-    many as the decoder likes; 1 is best where several clips are read at once.
+    Iterating again starts again, also while an earlier iteration goes on. Raises UserError, on opening or at
+    the break, for a clip that breaks off; with `allow_truncated` it warns there instead, and
+    the iteration ends. `threads`: 0 for as many as the decoder likes; 1 is best where several clips are read
+    at once.
     """
 
     def __init__(self, path: str | Path, *, allow_truncated: bool = False, threads: int = 0) -> None:
         self.info = probe(path)
         self._allow_truncated = allow_truncated
         self._threads = threads
-        self._frames: Generator[TimedFrame, None, None] | None = None
+        self._open: list[Generator[TimedFrame, None, None]] = []
         if self.info.truncated and not allow_truncated:
             # Said before the first frame is decoded: nobody should wait for an edit that cannot finish.
             raise UserError(self._broken_off(self.info.num_frames, "its data end early or are damaged"))
@@ -77,17 +78,20 @@ class VideoReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._frames is not None:
-            self._frames.close()
+        for frames in self._open:
+            frames.close()
 
     def __iter__(self) -> Iterator[TimedFrame]:
-        self._frames = self._read(None)
-        return self._frames
+        return self._opened(None)
 
     def pick(self, wanted: Collection[int]) -> Iterator[TimedFrame]:
         """The frames with these numbers, from 0; all are decoded, but only these are made into pictures."""
-        self._frames = self._read(wanted)
-        return self._frames
+        return self._opened(wanted)
+
+    def _opened(self, wanted: Collection[int] | None) -> Iterator[TimedFrame]:
+        frames = self._read(wanted)
+        self._open.append(frames)
+        return frames
 
     def _read(self, wanted: Collection[int] | None) -> Generator[TimedFrame, None, None]:
         info = self.info

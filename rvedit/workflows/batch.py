@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "settings.json"
-_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve", "description", "mask")
+_RECORDED = ("num_inference_steps", "guidance_scale", "seed", "preserve", "detail", "description", "mask")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def edit_batch(
     failures: dict[str, str] = {}
     editor = load() if waiting else None
     if order.together > 1 and editor is not None:
-        _check_together(editor, settings)
+        _check_together(editor)
     # What is to be made anew is not to be taken for new before it is; in a folder of other edits, nothing is.
     was_otherwise = order.overwrite and _made(order.out, making) != making
     for item in items if was_otherwise else waiting:
@@ -170,11 +170,11 @@ class _Edited:
         return 1
 
 
-def _check_together(editor: Editor, settings: EditSettings) -> None:
+def _check_together(editor: Editor) -> None:
     from rvedit.editors import RVEDiTEditor
 
-    if not isinstance(editor, RVEDiTEditor) or settings.preserve:
-        raise UserError("--together is for RVEDiT's models, and edits without --preserve")
+    if not isinstance(editor, RVEDiTEditor):
+        raise UserError("--together is for RVEDiT's models")
 
 
 def _edit_together(

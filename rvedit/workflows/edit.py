@@ -10,15 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rvedit.errors import UserError
 from rvedit.records import EditSettings, Progress
 from rvedit.video import (
     IMAGE_SUFFIXES,
     OUTPUT_SUFFIXES,
     Frame,
-    TimedFrame,
     VideoReader,
     VideoWriter,
     side_by_side,
@@ -70,15 +67,8 @@ def edit_file(
     instruction = checked_instruction(instruction)
     started = time.perf_counter()
     info = reader.info
-    # What went in and has not come out, at most a window: times, and frames only where they are shown again.
-    pending: deque[TimedFrame] = deque()
-
-    def source_frames() -> Iterator[Frame]:
-        for timed in reader:
-            # An empty frame of its own: a slice would keep the whole one.
-            pending.append(timed if compare else timed._replace(frame=np.empty((0, 0, 3), np.uint8)))
-            yield timed.frame
-
+    source = _TimedSource(reader)
+    originals = iter(reader) if compare else None
     comparison = comparison_output(output) if compare else None
     written = 0
     with ExitStack() as stack:
@@ -90,13 +80,29 @@ def edit_file(
                 VideoWriter(comparison, like=info, overwrite=overwrite, width=width)
             )
         settings = replace(settings or EditSettings(), frame_rate=float(info.frame_rate))
-        for edited in editor.edit(source_frames(), instruction, settings, on_progress):
-            timed = pending.popleft()
-            writer.write(edited, timed.pts, timed.duration)
-            if comparing:
-                comparing.write(side_by_side(timed.frame, edited), timed.pts, timed.duration)
+        for edited in editor.edit(source, instruction, settings, on_progress):
+            times = source.times.popleft()
+            writer.write(edited, *times)
+            if comparing and originals:
+                comparing.write(side_by_side(next(originals).frame, edited), *times)
             written += 1
     return EditReport(output, comparison, written, info.width, info.height, time.perf_counter() - started)
+
+
+class _TimedSource:
+    """A clip's frames, which can be read again; the times of the first reading are kept."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self.reader = reader
+        self.times: deque[tuple[int, int | None]] = deque()
+        self._is_read = False
+
+    def __iter__(self) -> Iterator[Frame]:
+        is_first, self._is_read = not self._is_read, True
+        for timed in self.reader:
+            if is_first:
+                self.times.append((timed.pts, timed.duration))
+            yield timed.frame
 
 
 def checked_instruction(instruction: str) -> str:

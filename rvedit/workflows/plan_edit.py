@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rvedit.checkpoints import MODULE_CLASSES
 from rvedit.checkpoints.outline import PLANNED, outline
+from rvedit.editing.detail import BAND_PIXELS, DetailSettings
 from rvedit.editors import KNOWN
 from rvedit.editors.placement import BITS, Offload, Quantize, check_placement, quantized_layers, stacks
 from rvedit.errors import UserError
@@ -29,7 +30,7 @@ from rvedit.windows import WindowPlan
 
 WORDS = 64
 """Of the multimodal LLM's prompt, roughly."""
-UTILIZATION = {"vae": 0.12}
+UTILIZATION = {"vae": 0.12, "detail transfer": 0.01}
 """Of the device's measured matrix rate that a component reaches: the VAE's convolutions, in fp32, 0.105 on an
 H200 and 0.15 on a CPU's core (benchmarks/real_edit.py)."""
 USUAL_UTILIZATION = 0.6
@@ -49,8 +50,8 @@ class EditOptions:
     vae_tiling: bool = False
     steps: int | None = None
     guidance: float | None = None
-    preserve: bool = False
-    """Also decodes the source as the model sees it, and holds a window of the source's own frames."""
+    reconstruct: bool = True
+    """Also decodes the source's latents, for detail transfer and `--preserve`."""
 
     def __post_init__(self) -> None:
         check_placement(self.offload, self.quantization)
@@ -114,7 +115,7 @@ class EditPlan:
         """(per step, in total) at a matrix rate of which a part is reached."""
 
         def seconds(stage: Stage) -> float:
-            part = UTILIZATION.get(stage.modules[0], USUAL_UTILIZATION)
+            part = UTILIZATION.get(stage.modules[0] if stage.modules else stage.name, USUAL_UTILIZATION)
             return stage.flops / (flops_per_second * part)
 
         step = seconds(self._step)
@@ -155,6 +156,8 @@ class Planner:
         names = [name for name in MODULE_CLASSES if getattr(pipeline, name) is not None]
         weights = {name: _weight_bytes(pipeline, name, options) for name in names}
         stages = self._stages(ClipShape(frames, rows, columns), options, conditions)
+        if options.reconstruct:
+            stages += (_detail_stage(clip, columns, frames),)
         everything = sum(weights.values())
         # They are quantised once they are read.
         read = sum(_weight_bytes(pipeline, name, replace(options, quantization=None)) for name in names)
@@ -169,15 +172,16 @@ class Planner:
             layers = [module for name in names for module in getattr(pipeline, name).modules()]
             largest = max(sum(p.numel() for p in layer.parameters(recurse=False)) for layer in layers)
             device = most + 2 * largest * options.dtype.itemsize
-        # Frames as they come and as they go, a window of them at most, lie on the host.
-        host = read + frames * 3 * (2 * rows * columns + options.preserve * clip.height * clip.width)
+        # Frames as they come and as they go lie on the host, and those whose detail waits for later ones.
+        waiting = frames + DetailSettings().frames
+        host = read + 3 * rows * columns * (2 * frames + 2 * options.reconstruct * waiting)
         count = windows.count(clip.num_frames)
         return EditPlan(options, (rows, columns), count, steps, weights, stages, device, host)
 
     def _stages(self, clip: ClipShape, options: EditOptions, conditions: int) -> tuple[Stage, ...]:
         """They depend on neither offloading nor quantisation, and on tiling the VAE's alone."""
         reading, decoding = self._once(_vae_stages, clip, options.vae_tiling)
-        pictures = 1 + options.preserve
+        pictures = 1 + options.reconstruct
         steps = self._once(_transformer_stages, clip, options.dtype, conditions)
         return (reading, *steps, replace(decoding, flops=decoding.flops * pictures))
 
@@ -349,6 +353,15 @@ def _transformer_stages(
     )  # fmt: skip
     flops = conditions * forward_flops(shape, context_lengths(shape), reuse=True)
     yield Stage(STEP, ("transformer",), peak_bytes(two_steps), flops)
+
+
+def _detail_stage(clip: ClipShape, columns: int, frames: int) -> Stage:
+    """Detail transfer: 12 channels at the source's height and the model's width, and a band of rows of its
+    own width, in fp32; 9 products for each pixel and the resizing of 12 channels, of 4 taps each.
+    """
+    pixels = clip.height * clip.width
+    work = 4 * (12 * clip.height * columns + (12 + 12) * min(pixels, BAND_PIXELS))
+    return Stage("detail transfer", (), work, 2.0 * frames * pixels * (9 + 12 * 4))
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:

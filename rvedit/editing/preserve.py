@@ -1,7 +1,7 @@
-"""Keep what the model left alone: the edit is laid over the source where the edit changed something.
+"""`--preserve`: the edit is laid over the source where the edit changed something.
 
-The model's picture of the source, encoded and decoded, is soft as its edit is; what differs between the two
-is the edit itself. There the edit shows, elsewhere the source's own pixels, bit for bit, at full resolution.
+The VAE's reconstruction of the source is as soft as the edit is; what differs between the two is the edit
+itself. There the edit shows, elsewhere the source's own pixels, bit for bit, at full resolution.
 """
 
 from __future__ import annotations
@@ -77,46 +77,43 @@ def _pixels(frames: Tensor, settings: MaskSettings) -> int:
     return max(1, round(min(frames.shape[-2:]) * settings.radius))
 
 
-class Preserving:
-    """What of a clip's frames is edited, for `--preserve`.
+class PreserveMasks:
+    """The mask (h, w) of each frame of a stream of edits: where the edit shows; none: everywhere.
 
-    The last frames of a window wait for the next window's, as a change that begins there fades in before.
+    A frame waits for the next two, as a change that begins there fades in before.
     """
 
-    def __init__(self, settings: MaskSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: MaskSettings | None = None) -> None:
+        self.settings = settings or MaskSettings()
         self.whole: bool | None = None  # is the edit of the whole frame? As the first window says, for all
-        self.waiting: list[Frames] = []
+        self.waiting = 0
         self.changes: Tensor | None = None  # of those that wait, and of REACH frames before them
 
-    def add(self, edit: Frames, picture: Frames) -> Iterator[tuple[Frames, Tensor | None]]:
-        """Frames, each with the mask (h, w) of where it differs from the VAE's picture of its source.
-
-        No mask: everywhere. `edit` and `picture` are the next ones, (t, h, w, 3).
-        """
-        pictures = to_model_range(edit), to_model_range(picture)
+    def add(self, edited: Frames, reconstructed: Frames) -> Iterator[Tensor | None]:
+        """Take the next frames (t, h, w, 3), and the VAE's reconstruction of their source."""
+        pictures = to_model_range(edited), to_model_range(reconstructed)
         if self.whole is None:
             self.whole = is_whole(*pictures, self.settings)
         if self.whole:
-            yield from ((frame, None) for frame in edit)
+            yield from [None] * len(edited)
             return
         new = changes(*pictures, self.settings)
         self.changes = new if self.changes is None else torch.cat([self.changes, new])
-        self.waiting.extend(edit)
-        yield from self._give(len(self.waiting) - REACH)
+        self.waiting += len(edited)
+        yield from self._give(self.waiting - REACH)
 
-    def rest(self) -> Iterator[tuple[Frames, Tensor | None]]:
-        """Those that waited, when no more come."""
-        return self._give(len(self.waiting))
+    def rest(self) -> Iterator[Tensor | None]:
+        """Give the masks of the frames that waited, when no more come."""
+        return self._give(self.waiting)
 
-    def _give(self, count: int) -> Iterator[tuple[Frames, Tensor | None]]:
+    def _give(self, count: int) -> Iterator[Tensor | None]:
         if self.changes is None or count <= 0:
             return
-        before = len(self.changes) - len(self.waiting)
+        before = len(self.changes) - self.waiting
         masks = soften(self.changes, self.settings)[before : before + count]
         self.changes = self.changes[max(0, before + count - REACH) :]
-        given, self.waiting = self.waiting[:count], self.waiting[count:]
-        yield from zip(given, masks, strict=True)
+        self.waiting -= count
+        yield from masks
 
 
 def composite(source: Frames, edited: Frames, mask: Float[Tensor, "h w"]) -> Frames:

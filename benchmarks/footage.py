@@ -1,0 +1,94 @@
+"""Styles whose exact targets are known, on real clips at their full size: detail transfer beside plain edits.
+
+    python benchmarks/footage.py FOLDER --out benchmarks/results/footage.json --sheet sheet.png
+
+FOLDER holds clips; none comes with the project. A style of the playground is a function of the pixels, so
+the exact target of "make it sepia" is known for any clip. For each style: PSNR and SSIM to the target;
+flicker (the change from frame to frame against the target's: 1 is right); seconds a frame. The picture shows
+for each clip and style a frame of source, plain edit, edit and target.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from _common import arguments, print_table, write_json
+from PIL import Image
+from tqdm import tqdm
+
+from rvedit.data import grammar
+from rvedit.data.playground import stylize
+from rvedit.editors import load_editor
+from rvedit.judge.measures import flicker, psnr, ssim
+from rvedit.records import EditSettings
+from rvedit.video import VideoReader
+
+VARIANTS = {"plain": EditSettings(detail=0), "detail": EditSettings()}
+SHOWN = ("psnr", "ssim", "flicker", "worst_flicker", "seconds_a_frame")
+
+
+def measure(editor, source, style, settings):
+    target = stylize(source, style)
+    started = time.perf_counter()
+    edit = np.stack(list(editor.edit(source, f"make it {style}", settings)))
+    seconds = time.perf_counter() - started
+    row = {
+        "psnr": psnr(edit, target),
+        "ssim": ssim(edit[::4], target[::4]),
+        "flicker": flicker(edit) / flicker(target),
+        "seconds_a_frame": seconds / len(source),
+    }
+    return row, edit, target
+
+
+def summarize(rows):
+    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    return {**means, "worst_flicker": max(row["flicker"] for row in rows)}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--frames", type=int, default=17, help="of each clip")
+    parser.add_argument("--styles", nargs="+", choices=grammar.STYLES, default=list(grammar.STYLES))
+    parser.add_argument("--sheet", type=Path)
+    args = parser.parse_args()
+    editor = load_editor(args.model, args.device.type)
+    paths = sorted(path for path in args.folder.iterdir() if path.is_file())
+    clips = {}
+    rows = {(style, variant): [] for style in args.styles for variant in VARIANTS}
+    shown = []
+    for path in tqdm(paths, desc="clips"):
+        with VideoReader(path) as reader:
+            source = np.stack([timed.frame for timed in islice(reader, args.frames)])
+        clips[path.stem] = {"frames": len(source), "height": source.shape[1], "width": source.shape[2]}
+        for style in args.styles:
+            pictures = [source[-1]]
+            for variant, settings in VARIANTS.items():
+                row, edit, target = measure(editor, source, style, settings)
+                rows[style, variant].append(row)
+                clips[path.stem][f"{style}/{variant}"] = row
+                pictures.append(edit[-1])
+            shown.append(np.concatenate([*pictures, target[-1]], axis=1))
+    table = {f"{style}/{variant}": summarize(r) for (style, variant), r in rows.items()}
+    # Pixel art has a texture of its own, which the source's would spoil; it is not counted with the others.
+    colors = [style for style in args.styles if style != "pixel art"]
+    for variant in VARIANTS:
+        table[f"mean of color styles/{variant}"] = summarize([r for s in colors for r in rows[s, variant]])
+    cells = [(name, *(f"{row[key]:.3f}" for key in SHOWN)) for name, row in table.items()]
+    print_table((f"{len(paths)} clips", *SHOWN), cells)
+    write_json(args, {"table": table, "clips": clips})
+    if args.sheet:
+        width = max(picture.shape[1] for picture in shown)
+        padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in shown]
+        sheet = Image.fromarray(np.concatenate(padded))
+        sheet.thumbnail((2560, 2**16))
+        sheet.save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()
