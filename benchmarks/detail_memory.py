@@ -2,8 +2,8 @@
 
     python benchmarks/detail_memory.py --out benchmarks/results/detail_memory.json
 
-A clip of noise over moving bands is written, and edited as `rvedit edit` does, from file to file, each edit in
-a fresh process. What memory a longer clip takes more than a shorter one is what is not streamed.
+A clip of noise over moving bands is written, and edited as `rvedit edit` does, from file to file, each edit
+in a fresh process. What memory a longer clip takes more than a shorter one is what is not streamed.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ def test_nano_gives_back_a_picture_as_sharp_as_it_was():
     target = stylize(clip, "sepia")
     edits = [pipeline(clip, "make it sepia", EditSettings(detail=d)) for d in (0, "auto")]
     plain, sharp = (ssim(edit, target) for edit in edits)
-    assert sharp > 0.8 > 0.6 > plain
+    assert sharp > 0.75 > 0.6 > plain
 
 
 @pytest.mark.parametrize("value", ["much", "2", "-1", "nan"])

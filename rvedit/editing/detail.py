@@ -23,8 +23,8 @@ Four rules go beyond the formula; `benchmarks/footage.py` and `benchmarks/nano_d
    |S - R| at the model's size, and one grey level at least. Below twice that much the residual is left out,
    above four times it is shown.
 3. Where R is flat, cov(R) says nothing about A. There A is drawn towards the fit over the whole frame, unless
-   something new was drawn nearby; so E = R gives exactly S. An A that is much smaller than the whole frame's
-   is set to 0: the faint outline of a thing that was removed does not show.
+   something new was drawn nearby; so E = R gives exactly S. Where neighbourhoods disagree about A, and where
+   it keeps little of R's contrast, it is set to 0: no outline shows of a thing that was replaced or removed.
 4. Where the texture is the edit (pixel art, a drawing), nothing is transferred: see `has_own_texture`.
 """
 
@@ -50,16 +50,19 @@ class DetailSettings:
     """Of the neighbourhood of a fit: 5 x 5 cells."""
     frames: int = 12
     """Before and after a frame that its fit reads."""
-    regularization: float = 1e-4
-    """Added to the variances of R: colours that vary less than sqrt(0.0001) say little about A."""
+    regularization: float = 3e-4
+    """Added to the variances of R: colours that vary less than sqrt(0.0003) say little about A."""
     error_low: float = 2.0
     error_high: float = 4.0
     """Of the model's own error: residuals below the first are left out, above the second are shown."""
     new_radius: int = 4
     """Within so many cells of something new, A is not drawn towards the whole frame's."""
-    least: float = 0.1
-    most: float = 0.4
-    """Of the norm of the whole frame's A: a local one below the first is 0, above the second is kept."""
+    agreement_low: float = 0.5
+    agreement_high: float = 0.8
+    """Share of A's contrast that is left when A is averaged over neighbours: A is 0 below, kept above."""
+    contrast_low: float = 0.3
+    contrast_high: float = 0.6
+    """Contrast that A keeps, of what the whole frame's A would keep there: A is 0 below, kept above."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,7 @@ class DetailTransfer:
         overall = _fit_overall(moments, old)
 
         matrix = local.fit(chosen.regularization, overall * old[0, ..., None, None])
-        strength = _norm(matrix) / _norm(overall).clamp_min(1e-6)
-        matrix = matrix * _step(strength, chosen.least, chosen.most)[..., None, None]
+        matrix = matrix * self._trust(matrix, overall, local)[..., None, None]
         gate = _grow(self._is_new(edited, picture, matrix, local, error), chosen.radius)
 
         a, b = _split(_at_pixels(_functions(matrix, local, chosen.radius), edited))
@@ -143,6 +145,23 @@ class DetailTransfer:
         offset = b + gate * residual
         plain = 1 - self.strength
         return ColorMap(self.strength * a, self.strength * offset + plain * edited)
+
+    def _trust(
+        self, matrix: Float[Tensor, "y x 3 3"], overall: Float[Tensor, "1 1 3 3"], local: _Moments
+    ) -> Float[Tensor, "y x"]:
+        """How much of A is kept, from 0 to 1: rule 3. The contrast of A R is tr(A cov(R) A^T)."""
+        chosen = self.settings
+        mean, guide = (_box_matrix(x, chosen.radius) for x in (matrix, local.guide))
+        contrast, others = (
+            _contrast(mean, guide),
+            _box(_contrast(matrix, local.guide)[None], chosen.radius)[0],
+        )
+        # Where R is flat, neither says anything: a grey level or two are added to both sides.
+        agreement = (contrast + 1e-4) / (others + 1e-4)
+        kept = ((contrast + 1e-6) / (_contrast(overall, guide) + 1e-6)).sqrt()
+        return _step(agreement, chosen.agreement_low, chosen.agreement_high) * _step(
+            kept, chosen.contrast_low, chosen.contrast_high
+        )
 
     def _is_new(
         self, edited: Tensor, picture: Tensor, matrix: Tensor, local: _Moments, error: Tensor
@@ -290,8 +309,13 @@ def _grow(x: Float[Tensor, "1 y x"], radius: int) -> Float[Tensor, "1 y x"]:
     return F.max_pool2d(x, 2 * radius + 1, 1, radius)
 
 
-def _norm(matrix: Float[Tensor, "y x 3 3"]) -> Float[Tensor, "y x"]:
-    return matrix.flatten(-2).norm(dim=-1)
+def _box_matrix(matrix: Float[Tensor, "y x 3 3"], radius: int) -> Float[Tensor, "y x 3 3"]:
+    return rearrange(_box(rearrange(matrix, "y x i j -> (i j) y x"), radius), "(i j) y x -> y x i j", i=3)
+
+
+def _contrast(matrix: Float[Tensor, "#y #x 3 3"], guide: Float[Tensor, "y x 3 3"]) -> Float[Tensor, "y x"]:
+    """Variance of A R, summed over colours."""
+    return (matrix @ guide * matrix).sum(dim=(-2, -1))
 
 
 def _step(x: Tensor, low: float, high: float) -> Tensor:
