@@ -14,7 +14,7 @@ GAP = 14
 """Pixels between frames."""
 
 
-def sheet(clips: list[Path], columns: int = 4, width: int = 258) -> Image.Image:
+def sheet(clips: list[Path], columns: int = 3, width: int = 512) -> Image.Image:
     """Frames of each clip, resized to one width; a row of a shorter clip ends earlier."""
     rows = [[_resized(frame, width) for frame in sample_frames(path, columns)] for path in clips]
     heights = [row[0].height for row in rows]

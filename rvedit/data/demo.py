@@ -19,7 +19,7 @@ PARK = Scene(
     things=(Thing("dog", x=0.3, y=0.7, radius=0.24, drift=0.01, bob=0.015),),
 )
 NUM_FRAMES = 33
-SIZE = 128
+SIZE = 512
 SAMPLE_RATE = 44_100
 
 
@@ -37,7 +37,7 @@ def write_demo(path: Path) -> None:
     """Render the park into an mp4 with an AAC track."""
     frames = render(PARK, NUM_FRAMES, SIZE, SIZE)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "12"})
+        video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "16"})
         video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for frame in frames:

@@ -23,8 +23,9 @@ Four rules go beyond the formula; `benchmarks/footage.py` and `benchmarks/nano_d
    |S - R| at the model's size, and one grey level at least. Below twice that much the residual is left out,
    above four times it is shown.
 3. Where R is flat, cov(R) says nothing about A. There A is drawn towards the fit over the whole frame, unless
-   something new was drawn nearby; so E = R gives exactly S. Where neighbourhoods disagree about A, and where
-   it keeps little of R's contrast, it is set to 0: no outline shows of a thing that was replaced or removed.
+   something new was drawn nearby; so E = R gives exactly S. Where something new was drawn, where
+   neighbourhoods disagree about A, and where it keeps little of R's contrast, A is set to 0, so that no
+   outline shows of a thing that was replaced or removed.
 4. Where the texture is the edit (pixel art, a drawing), nothing is transferred: see `has_own_texture`.
 """
 
@@ -55,7 +56,9 @@ class DetailSettings:
     error_low: float = 2.0
     error_high: float = 4.0
     """Of the model's own error: residuals below the first are left out, above the second are shown."""
-    new_radius: int = 4
+    new_radius: int = 2
+    """Within so many cells of something new, A is 0."""
+    near_radius: int = 4
     """Within so many cells of something new, A is not drawn towards the whole frame's."""
     agreement_low: float = 0.5
     agreement_high: float = 0.8
@@ -132,11 +135,12 @@ class DetailTransfer:
         # Where is the edit something that R does not explain?
         matrix = local.fit(chosen.regularization)
         new = self._is_new(edited, picture, matrix, local, error)
-        old = 1 - _box(_grow(new, chosen.new_radius), chosen.radius)
+        old = 1 - _box(_grow(new, chosen.near_radius), chosen.radius)
         overall = _fit_overall(moments, old)
 
         matrix = local.fit(chosen.regularization, overall * old[0, ..., None, None])
-        matrix = matrix * self._trust(matrix, overall, local)[..., None, None]
+        trust = self._trust(matrix, overall, local) * (1 - _grow(new, chosen.new_radius)[0])
+        matrix = matrix * trust[..., None, None]
         gate = _grow(self._is_new(edited, picture, matrix, local, error), chosen.radius)
 
         a, b = _split(_at_pixels(_functions(matrix, local, chosen.radius), edited))
