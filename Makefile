@@ -12,8 +12,9 @@ test:
 
 demo:  ## the README's clip and picture
 	python -m rvedit.data.demo assets/park.mp4
-	rvedit edit assets/park.mp4 "replace the dog with a corgi" --compare --overwrite -o /tmp/park_edited.mp4
-	python benchmarks/contact_sheet.py assets/park_compare.png /tmp/park_edited_compare.mp4
+	rvedit edit assets/park.mp4 "replace the dog with a corgi" --overwrite -o /tmp/park_edited.mp4
+	rvedit edit assets/park.mp4 "replace the dog with a corgi" --overwrite -o /tmp/park_plain.mp4 --detail off
+	python benchmarks/contact_sheet.py assets/park_compare.png assets/park.mp4 /tmp/park_plain.mp4 /tmp/park_edited.mp4
 
 nano:  ## train the embedded model again, from nothing
 	rvedit train recipes/nano_vae_stills.yaml

@@ -26,13 +26,20 @@ from rvedit.records import EditSettings
 from rvedit.video_tensors import to_model_range
 
 SIZE = 128
+PLAIN = EditSettings(detail=0)  # what the model itself does
 
 
 def preserve_table(pipeline, count):
-    rows = {"plain": [], "--preserve": []}
+    variants = {
+        "plain": EditSettings(detail=0),
+        "--preserve": EditSettings(detail=0, preserve=True),
+        "with detail": EditSettings(),
+        "with detail, --preserve": EditSettings(preserve=True),
+    }
+    rows = {name: [] for name in variants}
     for triplet, source, target, mask in held_out(count, 9, SIZE):
-        for name in rows:
-            edit = pipeline(source, triplet.instruction, EditSettings(preserve=name != "plain"))
+        for name, settings in variants.items():
+            edit = pipeline(source, triplet.instruction, settings)
             rows[name].append(measure(source, edit, target, mask))
     table = {name: summarize(measured) for name, measured in rows.items()}
     keys = ("gain", "preservation", "flicker")
@@ -48,7 +55,7 @@ def fast_table(pipeline, compiled, count):
     transformer = pipeline.transformer
     variants = ["plain", *FASTS, "compile"]
     first = next(held_out(1, 9, SIZE))
-    compiled(first[1], first[0].instruction, EditSettings())  # this one compiles
+    compiled(first[1], first[0].instruction, PLAIN)  # this one compiles
     seconds, gains, near = (defaultdict(list) for _ in range(3))
     for triplet, source, target, mask in held_out(count, 9, SIZE):
         edits = {}
@@ -56,9 +63,7 @@ def fast_table(pipeline, compiled, count):
             if name in FASTS:
                 reuse_steps(pipeline, name)
             started = time.perf_counter()
-            edits[name] = (compiled if name == "compile" else pipeline)(
-                source, triplet.instruction, EditSettings()
-            )
+            edits[name] = (compiled if name == "compile" else pipeline)(source, triplet.instruction, PLAIN)
             seconds[name].append(time.perf_counter() - started)
             if name in FASTS:
                 transformer.disable_cache()
@@ -92,7 +97,7 @@ def unknown_table(pipeline, count):
     """Words outside nano's world, on held-out clips: how near the edit is to its source."""
     decibels = []
     for index, (_, source, _, _) in enumerate(held_out(count, 9, SIZE)):
-        edit = pipeline(source, UNKNOWN[index % len(UNKNOWN)], EditSettings())
+        edit = pipeline(source, UNKNOWN[index % len(UNKNOWN)], PLAIN)
         decibels.append(10 * np.log10(255**2 / np.square(edit.astype(float) - source).mean()))
     table = {"median": float(np.median(decibels)), "least": float(min(decibels)), "clips": count}
     print_table(("unknown words: dB to the source", "median", "least"),
@@ -104,7 +109,7 @@ def seam_table(pipeline, count, num_frames=33):
     stride = pipeline.config.window_stride
     across, inside, groups = (defaultdict(list) for _ in range(3))
     for triplet, source, target, _ in held_out(count, num_frames, SIZE):
-        edit = pipeline(source, triplet.instruction, EditSettings())
+        edit = pipeline(source, triplet.instruction, PLAIN)
         with torch.no_grad():
             latents = encode(pipeline.vae, to_model_range(target)[None].to(pipeline.device))
             picture = StreamDecoder(pipeline.vae).frames(latents)

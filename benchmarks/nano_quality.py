@@ -1,5 +1,7 @@
 """How well a model edits held-out playground clips, against copying the source and the VAE's ceiling.
 
+The model alone: what detail transfer adds is in nano_detail.py.
+
 python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
 """
 
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="a picture: source, first and last edited frame, target")
     args = parser.parse_args()
     editor = load_editor(args.model, args.device.type)
-    settings = EditSettings(num_inference_steps=args.steps, guidance_scale=args.guidance)
+    settings = EditSettings(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=0)
     results = {}
     for split in args.splits:
         rows, shown = evaluate(editor, split, args.count, args.size, args.num_frames, settings)

@@ -141,10 +141,8 @@ class DetailTransfer:
         matrix = local.fit(chosen.regularization, overall * old[0, ..., None, None])
         trust = self._trust(matrix, overall, local) * (1 - _grow(new, chosen.new_radius)[0])
         matrix = matrix * trust[..., None, None]
-        gate = _grow(self._is_new(edited, picture, matrix, local, error), chosen.radius)
-
         a, b = _split(_at_pixels(_functions(matrix, local, chosen.radius), edited))
-        gate = _at_pixels(gate, edited)
+        gate = _at_pixels(1 - old, edited)
         residual = edited - _multiply(a, picture) - b
         offset = b + gate * residual
         plain = 1 - self.strength
