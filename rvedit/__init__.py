@@ -6,10 +6,13 @@ Names are imported on first use, so that the command line starts at once.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 
+NANO = Path(__file__).parent / "nano"
+"""The folder of the embedded weights, for `RVEDiTPipeline.from_pretrained`."""
 _HOMES = {
     "RVEDiTPipeline": "rvedit.pipeline",
     "EditSettings": "rvedit.records",
@@ -18,6 +21,7 @@ _HOMES = {
     "EditTokenConnector": "rvedit.model.edit_tokens",
 }
 __all__ = [
+    "NANO",
     "EditSettings",
     "EditTokenConnector",
     "RVEDiTPipeline",

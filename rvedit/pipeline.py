@@ -108,8 +108,15 @@ class RVEDiTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> RVEDiTPipeline:
-        """As diffusers'; a folder's record of where its weights come from is kept."""
-        pipeline: RVEDiTPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """Load as diffusers does, in `torch_dtype` or else in fp32; the VAE is in fp32 in any case.
+
+        A folder's record of where its weights come from is kept.
+        """
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
+        dtypes = {**(dtype if isinstance(dtype, dict) else {"default": dtype}), "vae": torch.float32}
+        pipeline: RVEDiTPipeline = super().from_pretrained(
+            pretrained_model_name_or_path, dtype=dtypes, **kwargs
+        )
         pipeline.provenance = Provenance.read(Path(pretrained_model_name_or_path))
         return pipeline
 

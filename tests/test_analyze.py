@@ -90,7 +90,7 @@ def test_attention_of_nano_is_fig_4(world, tmp_path):
 def test_reading_an_edit_is_the_edit(tiny_tokenizer):
     """What is looked at is the very edit that the pipeline makes; steps and blocks are told apart."""
     pipeline = make_pipeline(tiny_tokenizer)
-    clip, settings = random_clip(9), EditSettings(num_inference_steps=3, guidance_scale=1.0)
+    clip, settings = random_clip(9), EditSettings(num_inference_steps=3, guidance_scale=1.0, detail=0)
     expected = pipeline(clip, WORDS, settings)
     reading = read_edit(pipeline, clip, WORDS, settings)
     assert reading.mass.shape == (3, 4, 4)

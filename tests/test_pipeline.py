@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+import rvedit
 from rvedit.checkpoints import MODULE_CLASSES, build_nano, load_pipeline
 from rvedit.embed import embed
 from rvedit.errors import UserError
@@ -250,6 +251,17 @@ def test_a_saved_editor_edits_the_same(tiny_pipeline: RVEDiTPipeline, saved: Pat
 
 def test_from_pretrained_reads_it_too(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:
     assert_same_editor(RVEDiTPipeline.from_pretrained(saved), tiny_pipeline)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_nano_loads_as_pipelines_of_diffusers_do(dtype: torch.dtype | None) -> None:
+    """Whatever the dtype: the VAE in fp32, and the edit of the command line's loader."""
+    loaded = RVEDiTPipeline.from_pretrained(rvedit.NANO, **({"torch_dtype": dtype} if dtype else {}))
+    assert loaded.transformer.dtype == loaded.mllm.dtype == (dtype or torch.float32)
+    assert loaded.vae.dtype == torch.float32
+    ours = load_pipeline(rvedit.NANO, dtype or torch.float32)
+    clip = random_clip(3, 64, 64)
+    assert np.array_equal(loaded(clip, INSTRUCTION, ONE_STEP), ours(clip, INSTRUCTION, ONE_STEP))
 
 
 def test_it_loads_as_pipelines_of_diffusers_do(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:

@@ -31,7 +31,7 @@ def calls_of_the_last_block(pipeline):
 @pytest.mark.parametrize(("guidance", "conditions"), [(1.0, 1), (2.0, 2)])
 def test_the_first_block_decides(pipeline, guidance, conditions):
     """Two windows of six steps: with a threshold that nothing passes, each window computes but once."""
-    settings, clip = EditSettings(6, guidance), random_clip(10)
+    settings, clip = EditSettings(6, guidance, detail=0), random_clip(10)
     plain = pipeline(clip, WORDS, settings)
     reuse_steps(pipeline, "first-block", threshold=0.0)
     calls = calls_of_the_last_block(pipeline)
@@ -46,7 +46,7 @@ def test_the_first_block_decides(pipeline, guidance, conditions):
 
 @pytest.mark.parametrize("kind", ["first-block", "magcache", "taylorseer"])
 def test_one_clip_leaves_nothing_to_the_next(pipeline, tiny_tokenizer, kind):
-    settings = EditSettings(8, 2.0)
+    settings = EditSettings(8, 2.0, detail=0)
     reuse_steps(pipeline, kind)
     pipeline(random_clip(5, seed=1), "remove the ball", settings)
     after = pipeline(random_clip(5, seed=2), WORDS, settings)
@@ -58,14 +58,14 @@ def test_one_clip_leaves_nothing_to_the_next(pipeline, tiny_tokenizer, kind):
 def test_the_two_conditions_are_kept_apart(pipeline, tiny_tokenizer):
     """With guidance 0 the result is the unconditional one alone: the conditional must not leak into it."""
     reuse_steps(pipeline, "first-block", threshold=1e9)
-    empty = EditSettings(6, 0.0)
+    empty = EditSettings(6, 0.0, detail=0)
     a = pipeline(random_clip(5), WORDS, empty)
     b = pipeline(random_clip(5), "remove the ball", empty)
     assert np.array_equal(a, b)
 
 
 def test_taylorseer_skips_attention(pipeline):
-    settings, clip = EditSettings(9), random_clip(5)
+    settings, clip = EditSettings(9, detail=0), random_clip(5)
     plain = pipeline(clip, WORDS, settings)
     calls = calls_of_the_last_block(pipeline)
     pipeline(clip, WORDS, settings)
@@ -79,7 +79,7 @@ def test_taylorseer_skips_attention(pipeline):
 
 
 def test_attention_kernels_have_names(pipeline):
-    clip, settings = random_clip(5), EditSettings(2)
+    clip, settings = random_clip(5), EditSettings(2, detail=0)
     plain = pipeline(clip, WORDS, settings)
     choose_attention(pipeline, "_native_math")
     assert np.abs(pipeline(clip, WORDS, settings).astype(int) - plain).max() <= 1
@@ -109,7 +109,7 @@ def test_magcache_measures_how_the_blocks_change_grows(pipeline):
 def test_magcache_skips_for_any_number_of_steps(pipeline, steps):
     """By its rule from the measured ratios; what a threshold of 0 allows is nothing."""
     pipeline.register_to_config(default_steps=12)
-    settings, clip = EditSettings(steps), random_clip(5)
+    settings, clip = EditSettings(steps, detail=0), random_clip(5)
     plain = pipeline(clip, WORDS, settings)
     reuse_steps(pipeline, "magcache", threshold=0.0)
     calls = calls_of_the_last_block(pipeline)

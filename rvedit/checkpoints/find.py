@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from importlib.resources import files
 from pathlib import Path
 
+from rvedit import NANO
 from rvedit.errors import UserError
 
 WAN, MLLM = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -28,7 +28,7 @@ def find_checkpoint(name: str, option: str = "--model") -> Path:
     `option` is how the user said it, for the error.
     """
     if name == "nano":
-        return Path(str(files("rvedit") / "nano"))
+        return NANO
     path = Path(name).expanduser()
     if (path / "model" / "model_index.json").is_file() or (path / "model" / "vae").is_dir():
         return path / "model"

@@ -19,9 +19,9 @@ Four rules go beyond the formula; `benchmarks/footage.py` and `benchmarks/nano_d
 
 1. The fit is over time as well: the moments are averaged over `frames` before and after, so that A and b move
    slowly, and the flicker of E remains in the residual.
-2. The residual is shown where it is larger than the model's own error. That error is known: it is about
-   |S - R| at the model's size, and one grey level at least. Below twice that much the residual is left out,
-   above four times it is shown.
+2. The residual is shown near something new: where it is larger than the model's own error. That error is
+   known: it is about |S - R| at the model's size, and one grey level at least. A residual below twice that
+   much is noise, and left out; one above four times is new.
 3. Where R is flat, cov(R) says nothing about A. There A is drawn towards the fit over the whole frame, unless
    something new was drawn nearby; so E = R gives exactly S. Where something new was drawn, where
    neighbourhoods disagree about A, and where it keeps little of R's contrast, A is set to 0, so that no
@@ -55,11 +55,11 @@ class DetailSettings:
     """Added to the variances of R: colours that vary less than sqrt(0.0003) say little about A."""
     error_low: float = 2.0
     error_high: float = 4.0
-    """Of the model's own error: residuals below the first are left out, above the second are shown."""
+    """Of the model's own error: below the first a residual is noise, above the second it is something new."""
     new_radius: int = 2
     """Within so many cells of something new, A is 0."""
     near_radius: int = 4
-    """Within so many cells of something new, A is not drawn towards the whole frame's."""
+    """Within so many cells of something new, the residual is shown, and A not drawn to the whole frame's."""
     agreement_low: float = 0.5
     agreement_high: float = 0.8
     """Share of A's contrast that is left when A is averaged over neighbours: A is 0 below, kept above."""
@@ -98,17 +98,19 @@ class DetailTransfer:
         settings: DetailSettings | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.cell, self.strength, self.device = cell, strength, torch.device(device)
+        self.cell, self.strength = cell, strength
+        # MPS has no fp64, which the fits need.
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.settings = settings or DetailSettings()
         self.moments: list[Tensor] = []  # of the frames that wait, and of those before that their fits read
         self.waiting: list[tuple[Tensor, Tensor]] = []  # (edit, reconstruction), uint8
 
     def add(self, edited: Frames, reconstructed: Frames, source: Frames) -> Iterator[ColorMap]:
         """Take the next frames (t, h, w, 3), all at the model's size; give the maps that are ready."""
-        for frame, picture, original in zip(edited, reconstructed, source, strict=True):
-            e, r, s = (_to_unit(x, self.device) for x in (frame, picture, original))
+        for frame, again, original in zip(edited, reconstructed, source, strict=True):
+            e, r, s = (_to_unit(x, self.device) for x in (frame, again, original))
             self.moments.append(_moments(e, r, s, self.cell))
-            self.waiting.append((torch.from_numpy(frame), torch.from_numpy(picture)))
+            self.waiting.append((torch.from_numpy(frame), torch.from_numpy(again)))
         yield from self._give(len(self.waiting) - self.settings.frames)
 
     def rest(self) -> Iterator[ColorMap]:
@@ -126,7 +128,10 @@ class DetailTransfer:
                 self.moments.pop(0)
 
     def _map(
-        self, moments: Float[Tensor, "k y x"], edited: Float[Tensor, "3 h w"], picture: Float[Tensor, "3 h w"]
+        self,
+        moments: Float[Tensor, "k y x"],
+        edited: Float[Tensor, "3 h w"],
+        reconstructed: Float[Tensor, "3 h w"],
     ) -> ColorMap:
         chosen = self.settings
         local = _Moments.of(_box(moments, chosen.radius))
@@ -134,17 +139,16 @@ class DetailTransfer:
 
         # Where is the edit something that R does not explain?
         matrix = local.fit(chosen.regularization)
-        new = self._is_new(edited, picture, matrix, local, error)
-        old = 1 - _box(_grow(new, chosen.near_radius), chosen.radius)
-        overall = _fit_overall(moments, old)
+        new = self._is_new(edited, reconstructed, matrix, local, error)
+        near_new = _box(_grow(new, chosen.near_radius), chosen.radius)
+        overall = _fit_overall(moments, 1 - near_new)
 
-        matrix = local.fit(chosen.regularization, overall * old[0, ..., None, None])
+        matrix = local.fit(chosen.regularization, overall * (1 - near_new[0, ..., None, None]))
         trust = self._trust(matrix, overall, local) * (1 - _grow(new, chosen.new_radius)[0])
         matrix = matrix * trust[..., None, None]
         a, b = _split(_at_pixels(_functions(matrix, local, chosen.radius), edited))
-        gate = _at_pixels(1 - old, edited)
-        residual = edited - _multiply(a, picture) - b
-        offset = b + gate * residual
+        residual = edited - _multiply(a, reconstructed) - b
+        offset = b + _at_pixels(near_new, edited) * residual
         plain = 1 - self.strength
         return ColorMap(self.strength * a, self.strength * offset + plain * edited)
 
@@ -154,23 +158,20 @@ class DetailTransfer:
         """How much of A is kept, from 0 to 1: rule 3. The contrast of A R is tr(A cov(R) A^T)."""
         chosen = self.settings
         mean, guide = (_box_matrix(x, chosen.radius) for x in (matrix, local.guide))
-        contrast, others = (
-            _contrast(mean, guide),
-            _box(_contrast(matrix, local.guide)[None], chosen.radius)[0],
-        )
-        # Where R is flat, neither says anything: a grey level or two are added to both sides.
-        agreement = (contrast + 1e-4) / (others + 1e-4)
-        kept = ((contrast + 1e-6) / (_contrast(overall, guide) + 1e-6)).sqrt()
-        return _step(agreement, chosen.agreement_low, chosen.agreement_high) * _step(
-            kept, chosen.contrast_low, chosen.contrast_high
-        )
+        of_mean = _contrast(mean, guide)
+        mean_of = _box(_contrast(matrix, local.guide)[None], chosen.radius)[0]
+        # Where R is flat, neither ratio says anything, and A is kept.
+        agreement = (of_mean + 1e-4) / (mean_of + 1e-4)
+        kept = ((of_mean + 1e-6) / (_contrast(overall, guide) + 1e-6)).sqrt()
+        agrees = _step(agreement, chosen.agreement_low, chosen.agreement_high)
+        return agrees * _step(kept, chosen.contrast_low, chosen.contrast_high)
 
     def _is_new(
-        self, edited: Tensor, picture: Tensor, matrix: Tensor, local: _Moments, error: Tensor
+        self, edited: Tensor, reconstructed: Tensor, matrix: Tensor, local: _Moments, error: Tensor
     ) -> Float[Tensor, "1 y x"]:
         """1 where the residual is well above the model's own error, 0 where it is not; by cell."""
         a, b = _split(_at_pixels(_functions(matrix, local, self.settings.radius), edited))
-        residual = edited - _multiply(a, picture) - b
+        residual = edited - _multiply(a, reconstructed) - b
         size = _box(_pool(residual.square().mean(dim=0, keepdim=True), self.cell), 1).sqrt()
         return _step(size / error, self.settings.error_low, self.settings.error_high)
 
@@ -220,8 +221,8 @@ def has_own_texture(edited: Frames, reconstructed: Frames, cell: int, share: flo
     """
     radius, regularization = 3, 1e-3
     unexplained = textured = 0
-    for frame, picture in zip(edited, reconstructed, strict=True):
-        e, r = (_to_unit(x, torch.device("cpu")) for x in (frame, picture))
+    for frame, again in zip(edited, reconstructed, strict=True):
+        e, r = (_to_unit(x, torch.device("cpu")) for x in (frame, again))
         local = _Moments.of(_box(_moments(e, r, r, cell), radius))
         functions = _functions(local.fit(regularization), local, radius)
         a, b = _split(_at_pixels(functions, e))
@@ -238,7 +239,7 @@ class _Moments:
 
     edit: Float[Tensor, "3 y x"]
     """mean(E)"""
-    picture: Float[Tensor, "3 y x"]
+    reconstructed: Float[Tensor, "3 y x"]
     """mean(R)"""
     cross: Float[Tensor, "y x 3 3"]
     """cov(E, R)"""
@@ -250,11 +251,11 @@ class _Moments:
     @classmethod
     def of(cls, moments: Float[Tensor, "25 y x"]) -> _Moments:
         """From the means of `_moments`."""
-        edit, picture = moments[:3], moments[3:6]
+        edit, reconstructed = moments[:3], moments[3:6]
         products = rearrange(moments[6:24], "(n i j) y x -> n y x i j", n=2, i=3)
-        cross = products[0] - torch.einsum("iyx,jyx->yxij", edit, picture)
-        guide = products[1] - torch.einsum("iyx,jyx->yxij", picture, picture)
-        return cls(edit, picture, cross, guide, moments[24:])
+        cross = products[0] - torch.einsum("iyx,jyx->yxij", edit, reconstructed)
+        guide = products[1] - torch.einsum("iyx,jyx->yxij", reconstructed, reconstructed)
+        return cls(edit, reconstructed, cross, guide, moments[24:])
 
     def fit(self, regularization: float | Tensor, prior: Tensor | float = 0.0) -> Float[Tensor, "y x 3 3"]:
         """A = (cov(E, R) + eps prior) (cov(R) + eps)^-1, with eps the regularization."""
@@ -265,7 +266,7 @@ class _Moments:
 
 def _functions(matrix: Float[Tensor, "y x 3 3"], local: _Moments, radius: int) -> Float[Tensor, "12 y x"]:
     """A and b of each cell: it lies in many neighbourhoods, and the mean of their functions is its own."""
-    offset = local.edit - torch.einsum("yxij,jyx->iyx", matrix, local.picture)
+    offset = local.edit - torch.einsum("yxij,jyx->iyx", matrix, local.reconstructed)
     return _box(torch.cat([rearrange(matrix, "y x i j -> (i j) y x"), offset]), radius)
 
 
