@@ -58,13 +58,13 @@ def test_the_readmes_edit(tmp_path):
     assert after.shape == before.shape
     np.testing.assert_allclose(edited_times, times, atol=1e-3)
     assert audio_packets(tmp_path / "park_edited.mp4") == audio_packets(PARK)
-    assert decoded(tmp_path / "park_edited_compare.mp4")[1].shape == (len(before), 128, 258, 3)
-    assert "park_edited.mp4: 33 frames, 128x128" in done.stdout
+    assert decoded(tmp_path / "park_edited_compare.mp4")[1].shape == (len(before), 512, 1026, 3)
+    assert "park_edited.mp4: 33 frames, 512x512" in done.stdout
     assert "nano" in done.stderr
     assert "--model" in done.stderr
     assert "\x1b" not in done.stderr  # no progress bar where there is no terminal
     (dog,) = PARK_SCENE.things
-    corgi = render(replace(PARK_SCENE, things=(replace(dog, noun="corgi"),)), len(before), 128, 128)
+    corgi = render(replace(PARK_SCENE, things=(replace(dog, noun="corgi"),)), len(before), 512, 512)
     region = edit_mask(before, corgi, threshold=24)  # above what the encoder of the clip changes
     assert edit_gain(before, after, corgi, region) > SUCCESS_GAIN
     assert preservation(after, corgi, region) > 20
@@ -100,7 +100,7 @@ def test_still_image_and_folder_of_frames(tmp_path):
     frame = decoded(PARK)[1][0]
     Image.fromarray(frame).save(tmp_path / "photo.png")
     rvedit("edit", "photo.png", INSTRUCTION, "--steps", 2, cwd=tmp_path, check=0)
-    assert Image.open(tmp_path / "photo_edited.png").size == (128, 128)
+    assert Image.open(tmp_path / "photo_edited.png").size == (512, 512)
     (tmp_path / "frames").mkdir()
     for index in range(3):
         Image.fromarray(frame[:101, :77]).save(tmp_path / "frames" / f"{index}.png")

@@ -57,10 +57,9 @@ def probe(path: str | Path) -> VideoInfo:
 class VideoReader:
     """A clip's frames in display order, upright, with strictly increasing times; streamed, not held.
 
-    Iterating again starts again, also while an earlier iteration goes on. Raises UserError, on opening or at
-    the break, for a clip that breaks off; with `allow_truncated` it warns there instead, and
-    the iteration ends. `threads`: 0 for as many as the decoder likes; 1 is best where several clips are read
-    at once.
+    Each iteration starts anew, also beside another one. Raises UserError, on opening or at the break, for a
+    clip that breaks off; with `allow_truncated` it warns there instead, and the iteration ends. `threads`: 0
+    for as many as the decoder likes; 1 is best where several clips are read at once.
     """
 
     def __init__(self, path: str | Path, *, allow_truncated: bool = False, threads: int = 0) -> None:
