@@ -181,8 +181,8 @@ def test_any_triple_in_any_form_is_read_back(
 
 @pytest.mark.parametrize("reply", ["\n" * 20_000, " \n-" * 10_000, "reasoning " * 5_000, IC + "\n" * 20_000])
 def test_degenerate_replies_take_no_time(reply):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadReplyError):
         read_scores(reply)
     assert read_reasoning(reply) == ""
-    assert time.perf_counter() - started < 5  # it was minutes
+    assert time.process_time() - started < 5  # it was minutes
