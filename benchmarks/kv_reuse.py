@@ -67,7 +67,7 @@ def main() -> None:
     for repeat in range(1 + args.repeats):
         for reuse in (False, True):
             calls.clear()
-            settings = EditSettings(args.steps, args.guidance, reuse_key_values=reuse)
+            settings = EditSettings(args.steps, args.guidance, reuse_key_values=reuse, detail=0)
             outputs[reuse], times = edit(pipeline, frames, settings, args.device)
             projections[reuse] = dict(calls)
             seconds[reuse] += times if repeat else []

@@ -91,7 +91,9 @@ def edit_and_judge(model: Path, args: argparse.Namespace) -> Path:
     """Edit the held-out clips and score the edits; returns their folder."""
     edits = args.work / "edits" / model.name
     batch = ("--batch", args.work / "held_out", "--limit", args.count, "--out-dir", edits)
-    rvedit("edit", *batch, "--model", model, "--together", args.together, at_once=args.at_once)
+    # The models alone are compared.
+    options = ("--detail", "off", "--together", args.together)
+    rvedit("edit", *batch, "--model", model, *options, at_once=args.at_once)
     rvedit("judge", edits, "--judge", "reference", at_once=args.at_once)
     return edits
 
