@@ -220,6 +220,21 @@ def test_memory_does_not_grow_with_the_frame():
     assert max(sizes) < 5e6
 
 
+@pytest.mark.parametrize("preserve", [False, True])
+def test_color_maps_are_made_one_at_a_time(monkeypatch, preserve):
+    """A window of the 5B would hold gigabytes of them."""
+    source = footage(20)
+    small = resize_frames(source, *SMALL)
+    made = []
+    original = DetailTransfer._map
+    monkeypatch.setattr(DetailTransfer, "_map", lambda *given: made.append(1) or original(*given))
+    settings = EditSettings(preserve=preserve)
+    windows = [EditedFrames(recolored(small), small, small)]
+    for count, _ in enumerate(finish(windows, source, settings, CELL), start=1):
+        assert len(made) == count
+    assert count == 20
+
+
 def test_originals_are_read_again_and_not_held():
     class Clip:
         readings = 0

@@ -80,25 +80,23 @@ class _Finisher:
         edited, reconstructed = window.edited, window.reconstructed
         if self.is_first:
             self.transfer, self.is_first = self._choose(window), False
-        if self.transfer is None:
-            self.renders.extend(partial(_resized, frame) for frame in edited)
-        else:
-            assert reconstructed is not None
-            maps = self.transfer.add(edited, reconstructed, window.source)
-            self.renders.extend(partial(apply_map, color_map) for color_map in maps)
         if self.masks is None:
             self.ready.extend([None] * len(edited))
         else:
             assert reconstructed is not None
             self.ready.extend(self.masks.add(edited, reconstructed))
-        return self._pairs()
+        if self.transfer is None:
+            yield from self._pairs(partial(_resized, frame) for frame in edited)
+        else:
+            assert reconstructed is not None
+            maps = self.transfer.add(edited, reconstructed, window.source)
+            yield from self._pairs(partial(apply_map, color_map) for color_map in maps)
 
     def rest(self) -> Iterator[_Render]:
-        if self.transfer is not None:
-            self.renders.extend(partial(apply_map, color_map) for color_map in self.transfer.rest())
         if self.masks is not None:
             self.ready.extend(self.masks.rest())
-        return self._pairs()
+        maps = () if self.transfer is None else self.transfer.rest()
+        yield from self._pairs(partial(apply_map, color_map) for color_map in maps)
 
     def _choose(self, window: EditedFrames) -> DetailTransfer | None:
         """Whether and how much detail is transferred: as the first window says, for all."""
@@ -111,7 +109,14 @@ class _Finisher:
             return None
         return DetailTransfer(self.cell, strength, device=self.device)
 
-    def _pairs(self) -> Iterator[_Render]:
+    def _pairs(self, renders: Iterable[_Render]) -> Iterator[_Render]:
+        """Those whose mask is known. Colour maps are large: each is made when it is needed, and not held."""
+        yield from self._waiting_pairs()
+        for render in renders:
+            self.renders.append(render)
+            yield from self._waiting_pairs()
+
+    def _waiting_pairs(self) -> Iterator[_Render]:
         while self.renders and self.ready:
             render, mask = self.renders.popleft(), self.ready.popleft()
             yield render if mask is None else partial(_composed, render, mask)
