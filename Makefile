@@ -11,7 +11,7 @@ test:
 	pytest
 
 demo:  ## the README's clip and picture
-	python -m rvedit.data.demo assets/park.mp4
+	python -m rvedit.playground.demo assets/park.mp4
 	rvedit edit assets/park.mp4 "replace the dog with a corgi" --overwrite -o /tmp/park_edited.mp4
 	rvedit edit assets/park.mp4 "replace the dog with a corgi" --overwrite -o /tmp/park_plain.mp4 --detail off
 	python benchmarks/contact_sheet.py assets/park_compare.png assets/park.mp4 /tmp/park_plain.mp4 /tmp/park_edited.mp4
@@ -23,7 +23,7 @@ nano:  ## train the embedded model again, from nothing
 	rvedit train recipes/nano_first_stage.yaml
 	rvedit train recipes/nano_swaps.yaml
 	rvedit train recipes/nano.yaml
-	python -m rvedit.embed runs/nano
+	python -m rvedit.playground.bundle runs/nano
 
 reproduce:  ## the paper's ablations at nano size, from the first stage of `make nano`
 	python benchmarks/reproduce.py

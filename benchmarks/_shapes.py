@@ -1,4 +1,4 @@
-"""Sizes to measure at, and inputs of random numbers. What they should cost is in `rvedit.model.flops`."""
+"""Sizes to measure at, and inputs of random numbers. What they should cost is in `rvedit.models.flops`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
-from rvedit.model.flops import (  # noqa: F401 (for the benchmarks beside)
+from rvedit.models.flops import (  # noqa: F401 (for the benchmarks beside)
     Shape,
     alignment_flops,
     context_lengths,
     forward_flops,
     training_flops,
 )
-from rvedit.model.presets import WAN22_5B_TRANSFORMER
-from rvedit.model.routing import Conditioning
-from rvedit.model.transformer import RoutedWanTransformer3DModel
-from rvedit.training.step import Premise, TripletBatch, sample_depth
+from rvedit.models.presets import WAN22_5B_TRANSFORMER
+from rvedit.models.routing import TokenGroups
+from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.training.step import BranchInputs, TripletBatch, sample_trace_block
 
 CONTEXTS = ("text only", "full", "routed")
 SEED = 0
@@ -54,7 +54,7 @@ def sample_of_depths(blocks: int, number: int) -> list[int]:
 
 def step_with_depth(depth: int, blocks: int) -> int:
     """The first training step that draws this depth."""
-    return next(step for step in count() if sample_depth(SEED, step, blocks) == depth)
+    return next(step for step in count() if sample_trace_block(SEED, step, blocks) == depth)
 
 
 # What is measured.
@@ -74,7 +74,7 @@ def build_transformer(
     return transformer
 
 
-def build_conditioning(transformer: RoutedWanTransformer3DModel, shape: Shape, context: str) -> Conditioning:
+def build_token_groups(transformer: RoutedWanTransformer3DModel, shape: Shape, context: str) -> TokenGroups:
     """Random tokens of a context, and the routing depth that goes with it."""
     like = transformer.patch_embedding.weight
 
@@ -84,8 +84,8 @@ def build_conditioning(transformer: RoutedWanTransformer3DModel, shape: Shape, c
     transformer.register_to_config(routing_depth=shape.config["routing_depth"] if context == "routed" else 0)
     text = random(1, shape.text_tokens, shape.config["text_dim"])
     if context == "text only":
-        return transformer.condition(text_states=text)
-    return transformer.condition(random(1, shape.edit_tokens, shape.width), random(*shape.latents), text)
+        return transformer.embed_tokens(text_states=text)
+    return transformer.embed_tokens(random(1, shape.edit_tokens, shape.width), random(*shape.latents), text)
 
 
 class StandIns(nn.Module):
@@ -123,5 +123,5 @@ class _Table(nn.Module):
 
 def random_batch(shape: Shape, device: torch.device) -> TripletBatch:
     """A triplet whose clips are latents already (see `StandIns`)."""
-    source, target = (Premise(torch.randn(shape.latents, device=device), [], []) for _ in range(2))
+    source, target = (BranchInputs(torch.randn(shape.latents, device=device), [], []) for _ in range(2))
     return TripletBatch(source, target)

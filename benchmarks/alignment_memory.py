@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from _common import arguments, device_name, in_fresh_process, peak_bytes, print_table, write_json
 from torch import Tensor
 
-from rvedit.objective.alignment import alignment_loss
+from rvedit.losses.alignment import alignment_loss
 
 BAR_GB = 0.5
 KEPT_ROWS = 64  # of the gradient, to compare

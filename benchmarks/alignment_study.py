@@ -33,9 +33,9 @@ from reproduce import (
     train,
 )
 
-from rvedit.analysis.tables import OVERALL, result_rows
-from rvedit.recipes import load_recipe
-from rvedit.workflows.judge import read_judged
+from rvedit.analysis.table_rows import OVERALL, result_rows
+from rvedit.evaluation.judge import read_judged
+from rvedit.training.recipe import load_recipe
 
 NONE = "lambda = 0"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {

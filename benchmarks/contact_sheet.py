@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from rvedit.analysis.gallery import sample_frames
-from rvedit.video_tensors import Frames
+from rvedit.analysis.gallery_figure import sample_frames
+from rvedit.io.frames import Frames
 
 GAP = 14
 """Pixels between frames."""

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from _common import arguments, in_fresh_process, peak_bytes, print_table, write_json
 
-from rvedit.editors import load_editor
-from rvedit.records import EditSettings
-from rvedit.video import VideoReader
-from rvedit.workflows.edit import edit_file
+from rvedit.editing.config import EditConfig
+from rvedit.editing.edit_file import edit_file
+from rvedit.io.video import VideoReader
+from rvedit.pipelines.loading import load_pipeline
 
 
 def write(path: Path, count: int, height: int, width: int) -> None:
@@ -41,11 +41,11 @@ def write(path: Path, count: int, height: int, width: int) -> None:
 def edit(clip: str, model: str, steps: int | None, detail: float | str, threads: int) -> dict[str, float]:
     """Bytes at the most, and seconds a frame, of one edit."""
     torch.set_num_threads(threads)
-    editor = load_editor(model, "cpu")
+    editor = load_pipeline(model, "cpu")
     started = time.perf_counter()
 
     def run() -> None:
-        settings = EditSettings(num_inference_steps=steps, detail=detail)
+        settings = EditConfig(num_inference_steps=steps, detail=detail)
         with VideoReader(clip) as reader:
             edit_file(
                 reader, "make it sepia", Path(clip).with_suffix(".out.mp4"), editor, settings, overwrite=True

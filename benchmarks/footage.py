@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 from _common import arguments, print_table, write_json
 from PIL import Image
+from rvedit.data import grammar
 from tqdm import tqdm
 
-from rvedit.data import grammar
-from rvedit.data.playground import stylize
-from rvedit.editors import load_editor
-from rvedit.judge.measures import flicker, psnr, ssim
-from rvedit.records import EditSettings
-from rvedit.video import VideoReader
+from rvedit.editing.config import EditConfig
+from rvedit.evaluation.measures import flicker, psnr, ssim
+from rvedit.io.video import VideoReader
+from rvedit.pipelines.loading import load_pipeline
+from rvedit.playground.world import stylize
 
-VARIANTS = {"plain": EditSettings(detail=0), "detail": EditSettings()}
+VARIANTS = {"plain": EditConfig(detail=0), "detail": EditConfig()}
 SHOWN = ("psnr", "ssim", "flicker", "worst_flicker", "seconds_a_frame")
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", choices=grammar.STYLES, default=list(grammar.STYLES))
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
-    editor = load_editor(args.model, args.device.type)
+    editor = load_pipeline(args.model, args.device.type)
     paths = sorted(path for path in args.folder.iterdir() if path.is_file())
     clips = {}
     rows = {(style, variant): [] for style in args.styles for variant in VARIANTS}

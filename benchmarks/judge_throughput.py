@@ -30,7 +30,7 @@ RUNS = 3
 
 def make_bench(folder: Path, count: int) -> None:
     """Clips that differ, their edits, and the list."""
-    from rvedit.video import write_clip
+    from rvedit.io.video import write_clip
 
     rows = [("edited_type", "prompt", "original_video")]
     kinds = ("local_change", "local_remove", "local_add", "global_style")
@@ -57,8 +57,8 @@ def main() -> None:
     """Measure, print, write."""
     from chat_server import ChatServer
 
-    from rvedit.judge.judges import QWEN
-    from rvedit.judge.scores import AXIS_LABELS
+    from rvedit.evaluation.judges import QWEN
+    from rvedit.evaluation.scores import AXIS_LABELS
 
     parser = arguments(__doc__, chooses_device=False)
     parser.add_argument("--count", type=int, default=249)

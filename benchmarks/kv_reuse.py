@@ -18,16 +18,16 @@ import torch
 from _common import arguments, device_name, print_table, synchronize, write_json
 from diffusers import AutoencoderKLWan
 
-from rvedit.checkpoints import build_nano
-from rvedit.model.presets import NANO_VAE
-from rvedit.pipeline import EditSettings, RVEDiTPipeline
-from rvedit.windows import WindowNoise
+from rvedit.editing.windows import WindowNoise
+from rvedit.models.presets import NANO_VAE
+from rvedit.pipelines.checkpoints import build_nano
+from rvedit.pipelines.pipeline_rvedit import EditConfig, RVEDiTPipeline
 
 INSTRUCTION = "replace the dog with a corgi"
 
 
 def edit(
-    pipeline: RVEDiTPipeline, frames: np.ndarray, settings: EditSettings, device: torch.device
+    pipeline: RVEDiTPipeline, frames: np.ndarray, settings: EditConfig, device: torch.device
 ) -> tuple[torch.Tensor, list[float]]:
     """The edited latents of one window, and the seconds of its steps from the second on."""
     marks: list[float] = []
@@ -67,7 +67,7 @@ def main() -> None:
     for repeat in range(1 + args.repeats):
         for reuse in (False, True):
             calls.clear()
-            settings = EditSettings(args.steps, args.guidance, reuse_key_values=reuse, detail=0)
+            settings = EditConfig(args.steps, args.guidance, reuse_key_values=reuse, detail=0)
             outputs[reuse], times = edit(pipeline, frames, settings, args.device)
             projections[reuse] = dict(calls)
             seconds[reuse] += times if repeat else []

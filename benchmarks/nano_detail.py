@@ -16,12 +16,12 @@ import numpy as np
 from _common import arguments, print_table, write_json
 from nano_quality import held_out, measure
 
-from rvedit.editors import load_editor
-from rvedit.judge.measures import change_error
-from rvedit.records import EditSettings
+from rvedit.editing.config import EditConfig
+from rvedit.evaluation.measures import change_error
+from rvedit.pipelines.loading import load_pipeline
 
 KEYS = ("gain", "preservation", "change_error", "seconds_a_frame")
-VARIANTS = {"plain": EditSettings(detail=0), "detail": EditSettings()}
+VARIANTS = {"plain": EditConfig(detail=0), "detail": EditConfig()}
 
 
 def mean(rows):
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--num-frames", type=int, default=9)
     args = parser.parse_args()
-    editor = load_editor(args.model, args.device.type)
+    editor = load_pipeline(args.model, args.device.type)
     results = {}
     for size in args.sizes:
         rows = defaultdict(list)

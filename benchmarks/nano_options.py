@@ -18,23 +18,23 @@ import torch
 from _common import arguments, device_name, print_table, write_json
 from nano_quality import held_out, measure, summarize
 
-from rvedit.editors import load_editor
-from rvedit.editors.speed import FASTS, reuse_steps
-from rvedit.judge.measures import edit_gain
-from rvedit.model.latents import StreamDecoder, encode
-from rvedit.records import EditSettings
-from rvedit.video_tensors import to_model_range
+from rvedit.editing.config import EditConfig
+from rvedit.evaluation.measures import edit_gain
+from rvedit.io.frames import to_model_range
+from rvedit.models.autoencoder import StreamDecoder, encode
+from rvedit.pipelines.loading import load_pipeline
+from rvedit.pipelines.speed import FASTS, reuse_steps
 
 SIZE = 128
-PLAIN = EditSettings(detail=0)  # what the model itself does
+PLAIN = EditConfig(detail=0)  # what the model itself does
 
 
 def preserve_table(pipeline, count):
     variants = {
-        "plain": EditSettings(detail=0),
-        "--preserve": EditSettings(detail=0, preserve=True),
-        "with detail": EditSettings(),
-        "with detail, --preserve": EditSettings(preserve=True),
+        "plain": EditConfig(detail=0),
+        "--preserve": EditConfig(detail=0, preserve=True),
+        "with detail": EditConfig(),
+        "with detail, --preserve": EditConfig(preserve=True),
     }
     rows = {name: [] for name in variants}
     for triplet, source, target, mask in held_out(count, 9, SIZE):
@@ -147,8 +147,8 @@ def main() -> None:
         "--count", type=int, default=60, help="clips of the first two tables; a third of it for seams"
     )
     args = parser.parse_args()
-    pipeline = load_editor(args.model, args.device.type).pipeline
-    compiled = load_editor(args.model, args.device.type, compiled=True).pipeline
+    pipeline = load_pipeline(args.model, args.device.type).pipeline
+    compiled = load_pipeline(args.model, args.device.type, compiled=True).pipeline
     print(device_name(args.device))
     write_json(
         args,

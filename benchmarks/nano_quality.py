@@ -16,12 +16,12 @@ from _common import arguments, write_json
 from PIL import Image
 from tqdm import tqdm
 
-from rvedit.data.playground import Split, edit_mask, render, sample_triplet
-from rvedit.editors import load_editor
-from rvedit.judge.measures import SUCCESS_GAIN, edit_gain, flicker, preservation
-from rvedit.model.latents import decode, encode
-from rvedit.records import EditSettings
-from rvedit.video_tensors import to_frames, to_model_range
+from rvedit.editing.config import EditConfig
+from rvedit.evaluation.measures import SUCCESS_GAIN, edit_gain, flicker, preservation
+from rvedit.io.frames import to_frames, to_model_range
+from rvedit.models.autoencoder import decode, encode
+from rvedit.pipelines.loading import load_pipeline
+from rvedit.playground.world import Split, edit_mask, render, sample_triplet
 
 SEED = 1_000_003  # of the evaluation; training uses other seeds and another split
 
@@ -64,7 +64,7 @@ def held_out(count: int, num_frames: int, size: int, split: Split = "test"):
         yield triplet, source, target, np.ones(source.shape[:3], bool) if whole else edit_mask(source, target)
 
 
-def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditSettings):
+def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditConfig):
     vae, device = editor.pipeline.vae, editor.pipeline.device
     rows, shown = defaultdict(list), defaultdict(list)
     for triplet, source, target, mask in held_out(count, num_frames, size, split):
@@ -91,8 +91,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet", type=Path, help="a picture: source, first and last edited frame, target")
     args = parser.parse_args()
-    editor = load_editor(args.model, args.device.type)
-    settings = EditSettings(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=0)
+    editor = load_pipeline(args.model, args.device.type)
+    settings = EditConfig(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=0)
     results = {}
     for split in args.splits:
         rows, shown = evaluate(editor, split, args.count, args.size, args.num_frames, settings)

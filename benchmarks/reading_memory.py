@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from _common import arguments, device_name, in_fresh_process, peak_bytes, print_table, write_json
 
-from rvedit.analysis.reading import read
+from rvedit.analysis.reading import attention_statistics
 
 OTHER_TOKENS = 512 + 512
 
@@ -29,7 +29,7 @@ def measure(sequence: int, heads: int, width: int, device: torch.device) -> dict
     read(*inputs(64), [512, 64, 512])  # loads the libraries
     query, key = inputs(sequence)
     gc.collect()
-    before, peak = peak_bytes(lambda: read(query, key, [512, sequence, 512]), device)
+    before, peak = peak_bytes(lambda: attention_statistics(query, key, [512, sequence, 512]), device)
     matrix = 4 * heads * sequence * key.shape[1]
     return {"sequence": sequence, "extra_gb": (peak - before) / 1e9, "matrix_gb": matrix / 1e9}
 

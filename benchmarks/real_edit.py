@@ -17,13 +17,13 @@ import torch
 from _common import arguments, device_name, print_table, synchronize, write_json
 from torch import nn
 
-from rvedit.checkpoints import MODULE_CLASSES
-from rvedit.checkpoints.outline import outline
-from rvedit.editors import load_editor
-from rvedit.editors.placement import place, quantize
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.records import ClipShape, EditSettings, Progress
-from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate
+from rvedit.editing.memory_plan import EditPlanOptions, Planner, matrix_rate
+from rvedit.io.records import ClipShape, EditConfig, Progress
+from rvedit.pipelines.checkpoints import MODULE_CLASSES
+from rvedit.pipelines.checkpoints.outline import outline
+from rvedit.pipelines.loading import load_pipeline
+from rvedit.pipelines.memory import place, quantize
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no option": {},
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def build(model: str, device: torch.device, dtype: torch.dtype) -> RVEDiTPipeline:
     """The pipeline of a model with random weights, made on the device; words go through nano's tokenizers."""
-    plan, nano = outline(model), load_editor("nano", "cpu").pipeline
+    plan, nano = outline(model), load_pipeline("nano", "cpu").pipeline
     special = nano.mllm_tokenizer.convert_tokens_to_ids
     modules: dict[str, Any] = {}
     for name in MODULE_CLASSES:
@@ -68,7 +68,7 @@ def build(model: str, device: torch.device, dtype: torch.dtype) -> RVEDiTPipelin
         tokenizer=nano.tokenizer,
         mllm_tokenizer=nano.mllm_tokenizer,
         scheduler=plan.scheduler,
-        **{name: plan.config[name] for name in RVEDiTPipeline.settings()},
+        **{name: plan.config[name] for name in RVEDiTPipeline.setting_names()},
     )
 
 
@@ -87,7 +87,7 @@ def edit(pipeline: RVEDiTPipeline, clip: ClipShape, steps: int, device: torch.de
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
-    count = sum(1 for _ in pipeline.stream(frames, "make it snow", EditSettings(steps), note))
+    count = sum(1 for _ in pipeline.stream(frames, "make it snow", EditConfig(steps), note))
     ended = time.perf_counter()
     assert count == clip.num_frames
     cuda = device.type == "cuda"
@@ -119,7 +119,7 @@ def main() -> None:
     planner = Planner(clip, args.model)
     rows: dict[str, Any] = {}
     for words in args.options:
-        options = EditOptions(dtype, steps=args.steps, **OPTIONS[words])
+        options = EditPlanOptions(dtype, steps=args.steps, **OPTIONS[words])
         plan = planner(options)
         pipeline = build(args.model, device, dtype)  # anew: hooks and casts are not easily taken off
         if options.quantization:

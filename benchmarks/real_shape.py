@@ -40,7 +40,7 @@ from _shapes import (
     Shape,
     StandIns,
     alignment_flops,
-    build_conditioning,
+    build_token_groups,
     build_transformer,
     context_lengths,
     forward_flops,
@@ -50,8 +50,8 @@ from _shapes import (
 from alignment_memory import measure, random_traces
 from training_step import build_steps
 
-from rvedit.model.transformer import RoutedWanTransformer3DModel
-from rvedit.objective.alignment import alignment_loss
+from rvedit.losses.alignment import alignment_loss
+from rvedit.models.transformer import RoutedWanTransformer3DModel
 
 HEADERS = ("", "ratio", "by formula", "TFLOP", "of matmul", "peak GB")
 
@@ -128,12 +128,12 @@ def edit_variants(transformer: RoutedWanTransformer3DModel, shape: Shape) -> dic
     def build(context: str, reuse: bool) -> Step:
         @torch.no_grad()
         def step() -> None:
-            transformer(latents, timestep, conditioning, contexts)
+            transformer(latents, timestep, groups, contexts)
 
         with torch.no_grad():
-            conditioning = build_conditioning(transformer, shape, context)
+            groups = build_token_groups(transformer, shape, context)
         # What each block reads is settled here; the transformer's routing depth plays no further part.
-        contexts = transformer.contexts(conditioning, reuse)
+        contexts = transformer.contexts(groups, reuse)
         return step
 
     return {

@@ -28,7 +28,7 @@ from _common import print_table
 from nano_quality import SEED
 
 from rvedit.analysis.plots import save_figure, style
-from rvedit.recipes import load_recipe
+from rvedit.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES, OVERLAY = ROOT / "recipes", ROOT / "recipes" / "nano_scale.yaml"

@@ -20,8 +20,8 @@ UNCOUNTED = 2
 
 def measure(folder: Path, name: str, steps: int, batch_size: int, settings: list[str]) -> dict[str, float]:
     """Train on nano's own size; seconds and waiting of the counted steps."""
-    from rvedit.recipes import load_recipe
-    from rvedit.workflows.train import train
+    from rvedit.training.recipe import load_recipe
+    from rvedit.training.run import train
 
     path = folder / f"{name}.yaml"
     path.write_text("model: {preset: nano, routing_depth: 4, init_from: nano}\nalignment: {weight: 0.02}\n")
@@ -36,9 +36,9 @@ def measure(folder: Path, name: str, steps: int, batch_size: int, settings: list
 
 def main() -> None:
     """Measure, print, write."""
-    from rvedit.records import ClipShape
-    from rvedit.workflows.cache import CacheOrder, cache_manifest
-    from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
+    from rvedit.datasets.cache_job import CacheConfig, cache_manifest
+    from rvedit.io.records import ClipShape
+    from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 
     parser = arguments(__doc__, chooses_device=False)
     parser.add_argument("--steps", type=int, default=8)
@@ -47,9 +47,11 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        list(prepare_playground(PlaygroundOrder(args.count, **SIZE), folder / "triplets"))
+        list(prepare_playground(PlaygroundConfig(args.count, **SIZE), folder / "triplets"))
         manifest = folder / "triplets" / "manifest.parquet"
-        list(cache_manifest(CacheOrder(manifest, folder / "cache", shapes=(ClipShape(**SIZE),), texts=False)))
+        list(
+            cache_manifest(CacheConfig(manifest, folder / "cache", shapes=(ClipShape(**SIZE),), texts=False))
+        )
         files = ["data.source=manifest", f"data.manifest={manifest}"]
         sources = {
             "rendered": [],

@@ -14,19 +14,21 @@ __version__ = "0.1.0"
 NANO = Path(__file__).parent / "nano"
 """The folder of the embedded weights, for `RVEDiTPipeline.from_pretrained`."""
 _HOMES = {
-    "RVEDiTPipeline": "rvedit.pipeline",
-    "EditSettings": "rvedit.records",
-    "load_editor": "rvedit.editors",
-    "RoutedWanTransformer3DModel": "rvedit.model.transformer",
-    "EditTokenConnector": "rvedit.model.edit_tokens",
+    "EditConfig": "rvedit.editing.config",
+    "EditTokenConnector": "rvedit.models.edit_tokens",
+    "RVEDiTPipeline": "rvedit.pipelines.pipeline_rvedit",
+    "RoutedWanTransformer3DModel": "rvedit.models.transformer",
+    "edit_video": "rvedit.editing.long_video",
+    "load_pipeline": "rvedit.pipelines.loading",
 }
 __all__ = [
     "NANO",
-    "EditSettings",
+    "EditConfig",
     "EditTokenConnector",
     "RVEDiTPipeline",
     "RoutedWanTransformer3DModel",
-    "load_editor",
+    "edit_video",
+    "load_pipeline",
 ]
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvedit.errors import UserError
+from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.pipeline import RVEDiTPipeline
+    from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 analyze = typer.Typer(
     no_args_is_help=True, help="Look inside edits, and lay results beside the paper's tables and figures."
@@ -61,11 +61,11 @@ def attention(
     branches are compared where the list has the true edits and their captions. NAME=DIR names a model in
     the figure.
     """
+    from rvedit.analysis.attention import AttentionConfig, analyze_attention, read_items
     from rvedit.analysis.naming import split_name
-    from rvedit.workflows.analyze_attention import AttentionOrder, analyze_attention, read_items
 
-    order = AttentionOrder(tuple(clips), out, instruction, limit, steps, times, seed=seed)
-    items = read_items(order)
+    config = AttentionConfig(tuple(clips), out, instruction, limit, steps, times, seed=seed)
+    items = read_items(config)
     _need_matplotlib()
     console.quiet_libraries()
     models: dict[str, Callable[[], RVEDiTPipeline]] = {}
@@ -78,7 +78,7 @@ def attention(
     with console.progress_bar() as bar:
         tasks = {name: bar.add_task(name, total=len(items), note="") for name in models}
         report = analyze_attention(
-            order,
+            config,
             items,
             list(models.items()),
             lambda name, done, total: bar.update(tasks[name], completed=done, total=total),
@@ -123,25 +123,25 @@ def trace(
     Writes trace.html, a page with sliders over blocks, steps and frames, and trace.mp4. The first window is
     edited, with guidance 1.
     """
-    from rvedit.records import EditSettings
-    from rvedit.workflows.analyze_trace import TraceOrder, analyze_trace, check_trace
+    from rvedit.analysis.trace import TraceConfig, analyze_trace, check_trace
+    from rvedit.editing.config import EditConfig
 
-    order = TraceOrder(
+    config = TraceConfig(
         clip,
         instruction,
         out or Path(f"{clip.stem}_trace"),
         _numbers("--blocks", blocks),
         _numbers("--at-steps", at_steps),
-        EditSettings(num_inference_steps=steps, seed=seed),
+        EditConfig(num_inference_steps=steps, seed=seed),
         overwrite,
     )
-    check_trace(order)
+    check_trace(config)
     console.quiet_libraries()
     pipeline = _loader("--model", model, device, dtype)()
     with console.progress_bar() as bar:
         task = bar.add_task("editing", total=1, note="")
         report = analyze_trace(
-            order, pipeline, model, lambda step, total: bar.update(task, completed=step, total=total)
+            config, pipeline, model, lambda step, total: bar.update(task, completed=step, total=total)
         )
     if as_json:
         typer.echo(json.dumps(_plain(report)))
@@ -175,11 +175,11 @@ def tables(
     """Lay judged runs beside a table of the paper: differences, intervals, paired tests."""
     from rvedit.analysis.paper import TABLES
     from rvedit.analysis.sheets import to_markdown
-    from rvedit.workflows.analyze_tables import TablesOrder, analyze_tables
+    from rvedit.analysis.tables import TablesConfig, analyze_tables
 
     if table not in TABLES:
         raise UserError(f"--table {table}: choose one of {', '.join(TABLES)}")
-    report = analyze_tables(TablesOrder(tuple(runs), table, recipes, judge, full, out))
+    report = analyze_tables(TablesConfig(tuple(runs), table, recipes, judge, full, out))
     typer.echo(json.dumps(report.as_json()) if as_json else to_markdown(report.sheet), nl=as_json)
     if report.written and not as_json:
         console.say(f"written: {_listed(report.written)}")
@@ -204,12 +204,12 @@ def gallery(
 ) -> None:
     """Show methods beside each other, by category: PNG and PDF of frames, and a clip of each item."""
     _need_matplotlib()
-    from rvedit.workflows.analyze_gallery import GalleryOrder, analyze_gallery
+    from rvedit.analysis.gallery import GalleryConfig, analyze_gallery
 
-    order = GalleryOrder(tuple(results), out, bench, tuple(item or ()), per_category, frames, not no_video)
+    config = GalleryConfig(tuple(results), out, bench, tuple(item or ()), per_category, frames, not no_video)
     with console.progress_bar() as bar:
         task = bar.add_task("drawing", total=1, note="")
-        report = analyze_gallery(order, lambda done, total: bar.update(task, completed=done, total=total))
+        report = analyze_gallery(config, lambda done, total: bar.update(task, completed=done, total=total))
     if as_json:
         typer.echo(json.dumps(_plain(report)))
         return
@@ -218,15 +218,15 @@ def gallery(
 
 def _loader(option: str, model: str, device: str | None, dtype: str | None) -> Callable[[], RVEDiTPipeline]:
     """Finds a model of ours now, and loads it when it is called; other editors' insides are not known."""
-    from rvedit.checkpoints import find_checkpoint, load_pipeline
-    from rvedit.editors import KNOWN
-    from rvedit.editors.load import pick_device, pick_dtype
+    from rvedit.pipelines.baselines import BASELINES
+    from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
+    from rvedit.pipelines.loading import pick_device, pick_dtype
 
-    if model in KNOWN:
+    if model in BASELINES:
         raise UserError(f"{option} {model}: is not of rvedit's own kind: its attention is not known here")
     path, place = find_checkpoint(model, option), pick_device(device)
     kind = pick_dtype(dtype, place)
-    return lambda: load_pipeline(path, kind).to(place)
+    return lambda: load_checkpoint(path, kind).to(place)
 
 
 def _need_matplotlib() -> None:

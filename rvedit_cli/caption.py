@@ -14,8 +14,8 @@ import typer
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.captioners import ChatCaptioner
-    from rvedit.workflows.caption import CaptionEstimate, CaptionReport
+    from rvedit.datasets.caption import CaptionEstimate, CaptionReport
+    from rvedit.datasets.captioners import ChatCaptioner
 
 
 def caption(
@@ -65,21 +65,21 @@ def caption(
     A key for the endpoint comes from RVEDIT_CAPTION_API_KEY. Ends with 1 where rows failed: they are listed
     beside the new manifest and tried again by the next run.
     """
-    from rvedit.captioners import (
-        CAPTIONERS,
-        CaptionSettings,
-        endpoint_captioner,
-        local_captioner,
-    )
-    from rvedit.chat import FrameSettings, Journal
-    from rvedit.errors import UserError
-    from rvedit.workflows.caption import (
-        CaptionOrder,
+    from rvedit.datasets.caption import (
+        CaptionConfig,
         cache_path,
         caption_manifest,
         captioned_path,
         estimate_captions,
     )
+    from rvedit.datasets.captioners import (
+        CAPTIONERS,
+        CaptionSettings,
+        endpoint_captioner,
+        local_captioner,
+    )
+    from rvedit.io.chat import FrameSettings, Journal
+    from rvedit.io.errors import UserError
 
     if captioner not in CAPTIONERS:
         raise UserError(f"--captioner {captioner}: choose one of {', '.join(CAPTIONERS)}")
@@ -87,16 +87,16 @@ def caption(
         raise UserError("--local names the model and runs it here: leave out --base-url and --model")
     if device and not local:
         raise UserError("--device is for --local: a server chooses its own")
-    order = CaptionOrder(manifest, out or captioned_path(manifest), limit, everything)
+    config = CaptionConfig(manifest, out or captioned_path(manifest), limit, everything)
     settings = CaptionSettings(FrameSettings(count=frames), concurrency=concurrency, timeout=timeout)
-    journal = Journal(cache or cache_path(order.out))
+    journal = Journal(cache or cache_path(config.out))
     describer: ChatCaptioner = (
         local_captioner(journal, settings, local, device)
         if local
         else endpoint_captioner(journal, settings, base_url, model)
     )
     if dry_run:
-        estimate = estimate_captions(order, describer)
+        estimate = estimate_captions(config, describer)
         typer.echo(json.dumps(dataclasses.asdict(estimate)) if as_json else _estimated(estimate))
         return
     if local:
@@ -109,7 +109,7 @@ def caption(
             note = f"{report.from_cache} from cache, {report.failed} failed"
             bar.update(task, completed=report.captioned + report.failed, total=total, note=note)
 
-        report = caption_manifest(order, describer, show)
+        report = caption_manifest(config, describer, show)
     typer.echo(_as_json(report) if as_json else _reported(report))
     if report.stopped:
         console.say(f"rvedit: stopped early: {report.stopped}; mend it and run the command again")

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rvedit.errors import UserError
+from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from rvedit.editors import Editor
-    from rvedit.records import EditSettings, Progress
-    from rvedit.video import VideoInfo
-    from rvedit.workflows.batch import BatchOrder
+    from rvedit.editing.batch import BatchConfig
+    from rvedit.editing.config import EditConfig, Progress
+    from rvedit.io.video import VideoInfo
 
+INOUT, MODEL, SAMPLING = "Input and output", "Model and edit", "Sampling"
+MEMORY, BATCH = "Memory and speed", "Batch (instead of INPUT and INSTRUCTION)"
 NANO_NOTE = (
     "note: nano, the embedded model, knows a toy world only; for real footage name real weights with --model "
     "DIR|HUB_ID or RVEDIT_MODEL"
@@ -37,27 +38,38 @@ def edit(
         typer.Argument(metavar="INSTRUCTION", help='What to do, such as "replace the dog with a corgi".'),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to; by default INPUT_edited here.")
+        Path | None,
+        typer.Option("-o", "--output", help="Where to; by default INPUT_edited here.", rich_help_panel=INOUT),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also write source and edit side by side.", rich_help_panel=INOUT),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output that exists.", rich_help_panel=INOUT)
+    ] = False,
+    allow_truncated: Annotated[
+        bool,
+        typer.Option("--allow-truncated", help="Edit what decodes of a damaged clip.", rich_help_panel=INOUT),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=INOUT)
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="nano|DIR|HUB_ID|lucy|vace|ditto",
             envvar="RVEDIT_MODEL",
             help="Which weights, or another editor. [default: nano]",
+            rich_help_panel=MODEL,
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps; by default the model's own.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale, 1 for none; by default the model's own.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise: equal seeds give equal edits.")] = 0,
     preserve: Annotated[
         bool,
         typer.Option(
-            "--preserve", help="Keep the source's own pixels where nothing was changed; not in styles."
+            "--preserve",
+            help="Keep the source's own pixels where nothing was changed; not in styles.",
+            rich_help_panel=MODEL,
         ),
     ] = False,
     detail: Annotated[
@@ -66,92 +78,145 @@ def edit(
             metavar="auto|off|0-1",
             help="How much of the source's own detail is given back in the edit's colours; auto: all, but "
             "none where the texture is the edit, such as pixel art.",
+            rich_help_panel=MODEL,
         ),
     ] = "auto",
     description: Annotated[
-        str | None, typer.Option(help="Words for the result, for editors that read those, such as vace.")
+        str | None,
+        typer.Option(
+            help="Words for the result, for editors that read those, such as vace.", rich_help_panel=MODEL
+        ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="For vace: a clip or picture, white where it may change something.")
+        Path | None,
+        typer.Option(
+            help="For vace: a clip or picture, white where it may change something.", rich_help_panel=MODEL
+        ),
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also write source and edit side by side.")
-    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps; by default the model's own.", rich_help_panel=SAMPLING),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Guidance scale, 1 for none; by default the model's own.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the noise: equal seeds give equal edits.", rich_help_panel=SAMPLING)
+    ] = 0,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default what is there.")
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...; by default what is there.", rich_help_panel=MEMORY),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="fp32|bf16|fp16", help="By default fp32 on a CPU, else bf16.")
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16|fp16", help="By default fp32 on a CPU, else bf16.", rich_help_panel=MEMORY
+        ),
     ] = None,
     offload: Annotated[
         str,
         typer.Option(
             metavar="auto|none|model|group",
             help="What waits on the CPU: nothing, components that do not compute, or all layers but a few; "
-            "auto: components where the card has little room beside them.",
+            "auto: components where the card has little usable_bytes beside them.",
+            rich_help_panel=MEMORY,
         ),
     ] = "auto",
     quantization: Annotated[
         str | None,
-        typer.Option("--quantize", metavar="int8|fp8|nf4", help="Store the large matrices in fewer bits."),
+        typer.Option(
+            "--quantize",
+            metavar="int8|fp8|nf4",
+            help="Store the large matrices in fewer bits.",
+            rich_help_panel=MEMORY,
+        ),
     ] = None,
     vae_tiling: Annotated[
-        bool, typer.Option("--vae-tiling", help="Encode and decode by tiles: slower, for small cards.")
+        bool,
+        typer.Option(
+            "--vae-tiling",
+            help="Encode and decode by tiles: slower, for small cards.",
+            rich_help_panel=MEMORY,
+        ),
     ] = False,
     fast: Annotated[
         str | None,
         typer.Option(
             metavar="first-block|magcache|taylorseer",
             help="Let steps reuse what earlier ones computed: less exact.",
+            rich_help_panel=MEMORY,
         ),
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the blocks: pays off over many windows.")
+        bool,
+        typer.Option(
+            "--compile", help="Compile the blocks: pays off over many windows.", rich_help_panel=MEMORY
+        ),
     ] = False,
     attention: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Attention kernels by diffusers' names, such as flash.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Attention kernels by diffusers' names, such as flash.",
+            rich_help_panel=MEMORY,
+        ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what memory and time it takes, and load nothing.")
+        bool,
+        typer.Option(
+            "--plan", help="Say what memory and time it takes, and load nothing.", rich_help_panel=MEMORY
+        ),
     ] = False,
     card: Annotated[
-        float | None, typer.Option(min=1, help="Of --plan: what to switch on for a card of so many GB.")
+        float | None,
+        typer.Option(
+            min=1, help="Of --plan: what to switch on for a card of so many GB.", rich_help_panel=MEMORY
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     batch: Annotated[
         Path | None,
         typer.Option(
-            metavar="CSV|MANIFEST", help="Edit all items of a benchmark or manifest, instead of one clip."
+            metavar="CSV|MANIFEST",
+            help="Edit all items of a benchmark or manifest, instead of one clip.",
+            rich_help_panel=BATCH,
         ),
     ] = None,
-    out_dir: Annotated[Path | None, typer.Option(help="Of --batch: the folder of edits.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Of --batch: the folder of edits.", rich_help_panel=BATCH)
+    ] = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Of --batch: this process's share, such as 1/4.")
+        str,
+        typer.Option(
+            metavar="I/N", help="Of --batch: this process's share, such as 1/4.", rich_help_panel=BATCH
+        ),
     ] = "1/1",
-    limit: Annotated[int | None, typer.Option(min=1, help="Of --batch: the first items only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Of --batch: the first items only.", rich_help_panel=BATCH)
+    ] = None,
     together: Annotated[
         int,
         typer.Option(
-            min=1, help="Of --batch: clips of one size and window in one pass, for GPUs that one won't fill."
+            min=1,
+            help="Of --batch: clips of one size and window in one pass, for GPUs that one won't fill.",
+            rich_help_panel=BATCH,
         ),
     ] = 1,
-    allow_truncated: Annotated[
-        bool, typer.Option("--allow-truncated", help="Edit what decodes of a damaged clip.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Edit a clip by an instruction; the result has the same length, size, timing and sound."""
-    from rvedit.records import EditSettings
-    from rvedit.video import VideoReader, VideoWriter
-    from rvedit.workflows.batch import BatchOrder, read_shard
-    from rvedit.workflows.edit import (
+    from rvedit.editing.batch import BatchConfig, read_shard
+    from rvedit.editing.config import EditConfig
+    from rvedit.editing.edit_file import (
         checked_instruction,
         comparison_output,
         default_output,
         edit_file,
     )
+    from rvedit.io.video import VideoReader, VideoWriter
 
-    chosen = EditSettings(
+    chosen = EditConfig(
         steps,
         guidance,
         seed,
@@ -163,8 +228,8 @@ def edit(
 
     placing = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
 
-    def load() -> Editor:
-        speed = {"fast": fast, "compiled": compiled, "attention": attention}
+    def load() -> Any:
+        speed = {"fast": fast, "compile": compiled, "attention": attention}
         return _load(model, as_json, device=device, dtype=dtype, **placing, **speed)
 
     if batch:
@@ -180,14 +245,14 @@ def edit(
         _check_settings(model, chosen, listed=True)
         loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
         part = read_shard(shard)
-        order = BatchOrder(batch, out_dir, model or "nano", part, limit, overwrite, together, loading)
-        _edit_batch(order, load, chosen, as_json)
+        config = BatchConfig(batch, out_dir, model or "nano", part, limit, overwrite, together, loading)
+        _edit_batch(config, load, chosen, as_json)
         return
     if out_dir or limit or shard != "1/1" or together > 1:
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
-    sampling = {"steps": steps, "guidance": guidance, "reconstruct": chosen.reads_reconstruction}
+    sampling = {"steps": steps, "guidance": guidance, "reconstruct": chosen.needs_reconstruction}
     options = {**placing, **sampling}
     if plan or card:
         _print_plan(source, model or "nano", device, dtype, options, card, as_json)
@@ -200,19 +265,19 @@ def edit(
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         _check_settings(model, chosen)
         with _saying_what_fits(reader.info, model or "nano", device, dtype, options):
-            editor = load()
+            pipe = load()
+            from rvedit.editing.long_video import count_windows
+
+            windows = count_windows(pipe, reader.info.num_frames, float(reader.info.frame_rate))
             with console.progress_bar() as bar:
-                windows = editor.windows(reader.info.num_frames)
                 task = bar.add_task("editing", total=windows, note="")
 
                 def show(progress: Progress) -> None:
                     done = progress.window - 1 + progress.step / progress.num_steps
-                    # An editor that knows fewer frames a second than the source has may take more windows.
-                    total = max(windows, progress.window)
-                    note = f"window {progress.window}/{total}, step {progress.step}/{progress.num_steps}"
-                    bar.update(task, completed=done, total=total, note=note)
+                    note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
+                    bar.update(task, completed=done, total=windows, note=note)
 
-                report = edit_file(reader, instruction, output, editor, chosen, compare, overwrite, show)
+                report = edit_file(reader, instruction, output, pipe, chosen, compare, overwrite, show)
     if as_json:
         fields = {
             "output": os.fspath(report.output),
@@ -221,7 +286,7 @@ def edit(
             "width": report.width,
             "height": report.height,
             "seconds": round(report.seconds, 3),
-            "model": editor.name,
+            "model": model or "nano",
         }
         typer.echo(json.dumps(fields))
         return
@@ -241,14 +306,16 @@ def _saying_what_fits(
     except Exception as error:
         if not console.is_out_of_memory(error):
             raise
-        from rvedit.editors.load import pick_device, pick_dtype
-        from rvedit.editors.placement import room
-        from rvedit.records import ClipShape
-        from rvedit.workflows.plan_edit import EditOptions, what_to_switch_on
+        from rvedit.editing.memory_plan import EditPlanOptions, suggest_options
+        from rvedit.io.records import ClipShape
+        from rvedit.pipelines.loading import pick_device, pick_dtype
+        from rvedit.pipelines.memory import usable_bytes
 
         place = pick_device(device)
         clip = ClipShape(info.num_frames, info.height, info.width)
-        advice = what_to_switch_on(clip, model, EditOptions(pick_dtype(dtype, place), **options), room(place))
+        advice = suggest_options(
+            clip, model, EditPlanOptions(pick_dtype(dtype, place), **options), usable_bytes(place)
+        )
         raise UserError(f"{model}: the memory of {place} is full: {advice}") from error
 
 
@@ -261,11 +328,11 @@ def _print_plan(
     card: float | None,
     as_json: bool,
 ) -> None:
-    from rvedit.editors.load import DTYPES, pick_device, pick_dtype
-    from rvedit.editors.placement import choose_offload, free_bytes
-    from rvedit.records import ClipShape
-    from rvedit.video import probe
-    from rvedit.workflows.plan_edit import EditOptions, Planner, matrix_rate, what_fits
+    from rvedit.editing.memory_plan import EditPlanOptions, Planner, find_fitting_plan, matrix_rate
+    from rvedit.io.records import ClipShape
+    from rvedit.io.video import probe
+    from rvedit.pipelines.loading import DTYPES, pick_device, pick_dtype
+    from rvedit.pipelines.memory import choose_offload, free_bytes
     from rvedit_cli.plan import CARD_RATE, print_edit_plan
 
     info = probe(source)
@@ -273,14 +340,14 @@ def _print_plan(
     # For a card that is not here: what is computed with there.
     kind = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
     planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
-    chosen = EditOptions(kind, **options)
+    chosen = EditPlanOptions(kind, **options)
     plan = planner(chosen)
     if chosen.offload == "auto":
         # For another card than this one, the plain edit beside what fits there.
-        room = float("inf") if card else free_bytes(place)
-        chosen = replace(chosen, offload=choose_offload(sum(plan.weights.values()), room))
+        usable_bytes = float("inf") if card else free_bytes(place)
+        chosen = replace(chosen, offload=choose_offload(sum(plan.weights.values()), usable_bytes))
         plan = planner(chosen)
-    fitting = what_fits(planner, chosen, card * 1e9) if card else None
+    fitting = find_fitting_plan(planner, chosen, card * 1e9) if card else None
     rate, machine = (CARD_RATE, "") if card else (matrix_rate(place, kind), str(place))
     seconds = plan.seconds(rate)
     if as_json:
@@ -304,40 +371,47 @@ def _detail(text: str) -> float | Literal["auto"]:
     raise UserError(f"--detail {text}: give auto, off, or a number from 0 to 1")
 
 
-def _check_settings(model: str | None, settings: EditSettings, listed: bool = False) -> None:
-    """Of what editors differ in; nano, without any of it, is not asked."""
-    if not (settings.mask or settings.description or model):
-        return
-    from rvedit.editors import check_settings
-    from rvedit.video import probe
+def _check_settings(model: str | None, config: EditConfig, listed: bool = False) -> None:
+    """Check what models differ in before one is loaded; a list's items may have their own descriptions."""
+    if not (config.mask or config.description or model):
+        return  # nano reads neither
+    from rvedit.io.video import probe
+    from rvedit.pipelines.loading import capabilities_of
 
-    if settings.mask:
-        probe(settings.mask)
+    if config.mask:
+        probe(config.mask)
     console.quiet_libraries()
-    check_settings(model or "nano", settings, listed)
+    capabilities = capabilities_of(model or "nano")
+    if capabilities is not None:
+        with_items = (
+            replace(config, description="its item's") if listed and capabilities.description else config
+        )
+        capabilities.check(with_items)
 
 
-def _load(model: str | None, as_json: bool, **options: Any) -> Editor:
-    from rvedit.editors import load_editor
+def _load(model: str | None, as_json: bool, **options: Any) -> Any:
+    from rvedit.pipelines.loading import load_pipeline
 
     console.quiet_libraries()
     if model is None and not as_json:
         console.say(NANO_NOTE)
-    return load_editor(model or "nano", **options)
+    pipe = load_pipeline(model or "nano", **options)
+    pipe.set_progress_bar_config(disable=True)  # the command has its own
+    return pipe
 
 
-def _edit_batch(order: BatchOrder, load: Callable[[], Editor], settings: EditSettings, as_json: bool) -> None:
+def _edit_batch(batch: BatchConfig, load: Callable[[], Any], config: EditConfig, as_json: bool) -> None:
     """Edit a list; ends with 1 where some items failed."""
-    from rvedit.workflows.batch import edit_batch, failures_path, plan_batch
+    from rvedit.editing.batch import edit_batch, failures_path, plan_batch
 
-    items = plan_batch(order)
+    items = plan_batch(batch)
     with console.progress_bar() as bar:
         task = bar.add_task("editing", total=len(items), note="")
         report = edit_batch(
-            order,
+            batch,
             items,
             load,
-            settings,
+            config,
             lambda done, total, name: bar.update(task, completed=done, total=total, note=name),
         )
     if as_json:
@@ -347,7 +421,7 @@ def _edit_batch(order: BatchOrder, load: Callable[[], Editor], settings: EditSet
         line = f"{report.folder}: {report.edited} edited, {report.there} there already"
         if report.failures:
             name, reason = next(iter(report.failures.items()))
-            line += f", {len(report.failures)} failed, see {failures_path(order)}: {name}: {reason}"
+            line += f", {len(report.failures)} failed, see {failures_path(batch)}: {name}: {reason}"
         typer.echo(line)
     if report.failures:
         raise typer.Exit(1)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvedit.errors import UserError
-from rvedit.records import TITLES
+from rvedit.io.errors import UserError
+from rvedit.io.records import CATEGORY_TITLES
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.chat import Journal
-    from rvedit.judge.aggregate import Table
-    from rvedit.judge.judges import Judge
-    from rvedit.judge.protocols import JudgeProtocol
-    from rvedit.workflows.judge import JudgeOrder, JudgeReport
+    from rvedit.evaluation.aggregate import Table
+    from rvedit.evaluation.judge import JudgeConfig, JudgeReport
+    from rvedit.evaluation.judges import Judge
+    from rvedit.evaluation.protocols import JudgeProtocol
+    from rvedit.io.chat import Journal
 
 JUDGES = ("qwen", "gemini", "reference")
 
@@ -96,7 +96,7 @@ def judge(
 
     Keys come from the environment: RVEDIT_QWEN_API_KEY, GEMINI_API_KEY. Ends with 1 where a judge stopped.
     """
-    from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
+    from rvedit.evaluation.judge import JudgeConfig, compare_folders, estimate, judge_edits, read_judge_set
 
     if compare:
         if edits or judges:
@@ -112,7 +112,7 @@ def judge(
     _check_place(names, model, base_url, local, device)
     if (price_in is None) != (price_out is None):
         raise UserError("--price-in and --price-out go together")
-    order = JudgeOrder(
+    config = JudgeConfig(
         edits,
         out or edits / ("judge" if probe == "none" else f"judge_{probe}"),
         bench,
@@ -121,25 +121,25 @@ def judge(
         repeats,
         _chosen("--probe", probe, ("none", "identity", "swap")),
     )
-    from rvedit.chat import Journal
-    from rvedit.judge.frames import FrameStore
-    from rvedit.judge.protocols import OpenVEProtocol, PaperProtocol
+    from rvedit.evaluation.frames import FrameStore
+    from rvedit.evaluation.protocols import OpenVEProtocol, PaperProtocol
+    from rvedit.io.chat import Journal
 
-    journal = Journal(order.out / "journal.jsonl")
-    frames = FrameStore(order.out / "frames", journal)
+    journal = Journal(config.out / "journal.jsonl")
+    frames = FrameStore(config.out / "frames", journal)
     way = OpenVEProtocol(rubrics, journal, frames) if rubrics else PaperProtocol(frames)
-    for word in order.categories:
+    for word in config.categories:
         if word not in way.categories:
             known = ", ".join(way.categories)
             raise UserError(
                 f"--category {word}: has no rubric in the {protocol} protocol: choose among {known}"
             )
-    docket = read_docket(order, way)
+    docket = read_judge_set(config, way)
     options = {"model": model, "concurrency": concurrency, "retry_dropped": retry_dropped, "timeout": timeout}
     qwen = {"base_url": base_url, "local": local, "device": device, **options}
     options["base_url"] = None if "qwen" in names else base_url
     place = _chosen("--rubric-in", rubric_in, ("system", "user"))
-    chosen = [_judge(name, journal, way, order, place, qwen, options) for name in names]
+    chosen = [_judge(name, journal, way, config, place, qwen, options) for name in names]
     if docket.missing and not as_json:
         first = docket.missing[0].id
         console.say(f"note: {len(docket.missing)} items have no edit in {edits}, such as {first}")
@@ -147,7 +147,7 @@ def judge(
         kinds = ", ".join(f"{count} {word}" for word, count in docket.without_rubric.items())
         console.say(f"note: left out, as the protocol has no rubric for them: {kinds}")
     if dry_run:
-        rows = [dataclasses.asdict(e) for e in estimate(order, docket, chosen)]
+        rows = [dataclasses.asdict(e) for e in estimate(config, docket, chosen)]
         _print_estimates(rows, way.pictures, as_json)
         return
     if local:
@@ -159,7 +159,7 @@ def judge(
         def show(name: str, done: int, dropped: int, total: int) -> None:
             bar.update(tasks[name], completed=done, total=total, note=f"{dropped} dropped" if dropped else "")
 
-        report = judge_edits(order, docket, chosen, show)
+        report = judge_edits(config, docket, chosen, show)
     _print_report(report, (price_in, price_out), as_json)
     odd = {verdict.item for verdict in report.verdicts if verdict.note}
     if odd and not as_json:
@@ -197,18 +197,18 @@ def _judge(
     name: str,
     journal: Journal,
     protocol: JudgeProtocol,
-    order: JudgeOrder,
+    config: JudgeConfig,
     rubric_in: Any,
     qwen: dict[str, Any],
     options: dict[str, Any],
 ) -> Judge:
-    from rvedit.judge import judges
-    from rvedit.judge.request import JudgeSettings
+    from rvedit.evaluation import judges
+    from rvedit.evaluation.request import JudgeSettings
 
-    probe: Any = order.probe
+    probe: Any = config.probe
     if name == "reference":
         try:
-            from rvedit.judge.reference import ReferenceJudge
+            from rvedit.evaluation.reference import ReferenceJudge
         except ImportError:
             raise UserError("the reference judge needs scipy: pip install 'rvedit[judge]'") from None
         if protocol.name != "paper":
@@ -239,7 +239,7 @@ def _print_estimates(rows: list[dict[str, Any]], pictures: int, as_json: bool) -
 
 
 def _print_report(report: JudgeReport, prices: tuple[float | None, float | None], as_json: bool) -> None:
-    from rvedit.workflows.judge import REPORT, summary_of
+    from rvedit.evaluation.judge import REPORT, summary_of
 
     summary = summary_of(report)
     if as_json:
@@ -279,7 +279,7 @@ def _print_table(table: Table | None) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from rvedit.judge.scores import AXES
+    from rvedit.evaluation.scores import AXES
 
     if table is None:
         typer.echo("  nothing was scored")
@@ -294,7 +294,7 @@ def _print_table(table: Table | None) -> None:
         return [f"{v.value:.2f} [{v.low:.1f}, {v.high:.1f}]".replace("[", r"\[") for v in values]
 
     for key, row in table.categories.items():
-        shown.add_row(TITLES.get(key, key), str(row.items), *cells(row.axes, row.score))
+        shown.add_row(CATEGORY_TITLES.get(key, key), str(row.items), *cells(row.axes, row.score))
     shown.add_row("Overall", "", *cells(table.axes, table.overall), style="bold")
     Console(width=None if Console().is_terminal else 110).print(shown)
 
@@ -314,7 +314,7 @@ def _print_comparison(results: Any, folders: tuple[Path, Path], as_json: bool) -
         for name, axes in rows.items():
             first = next(iter(axes.values()))
             apart = f", {first.only_a} and {first.only_b} in one alone" if first.only_a + first.only_b else ""
-            typer.echo(f"{judge_name}, {TITLES.get(name, name)} ({first.items} items{apart})")
+            typer.echo(f"{judge_name}, {CATEGORY_TITLES.get(name, name)} ({first.items} items{apart})")
             for axis, d in axes.items():
                 m = d.mean
                 typer.echo(f"  {axis:>5} {m.value:+7.2f} [{m.low:+.2f}, {m.high:+.2f}]  p = {d.p_value:.4f}")

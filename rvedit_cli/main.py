@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rvedit.errors import Interrupted, UserError
+from rvedit.io.errors import Interrupted, UserError
 from rvedit_cli import console
 from rvedit_cli.analyze import analyze
 from rvedit_cli.caption import caption
@@ -24,10 +25,13 @@ NO_ROOM = (
     "what fits; in a recipe gradient_checkpointing, accumulation or parallel: fsdp2"
 )
 
+PARAMETERS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", "quantization": "--quantize"}
+"""Flags of parameters that the library calls by another name."""
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-app.command()(edit)
+app.command(cls=console.PanelCommand)(edit)
 app.command()(caption)
 app.command()(train)
 app.command()(judge)
@@ -53,6 +57,17 @@ def root(
         os.environ["RVEDIT_DEBUG"] = "1"
 
 
+def with_flags(message: str) -> str:
+    """Write the parameters that a message of the library names in backticks as flags: `dtype` -> --dtype."""
+    flags = dict(PARAMETERS)
+    commands: list[Any] = [typer.main.get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        options = [param for param in command.params if param.param_type_name == "option"]
+        flags |= {option.name: max(option.opts, key=len) for option in options}
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), message)
+
+
 def main() -> None:
     """Run the app: what a user can mend is one line and exit code 2, an interruption is 130."""
     warnings.showwarning = console.show_warning
@@ -68,7 +83,7 @@ def main() -> None:
     except UserError as error:
         if os.environ.get("RVEDIT_DEBUG"):
             raise
-        console.say(f"rvedit: {error}")
+        console.say(f"rvedit: {with_flags(str(error))}")
         sys.exit(2)
     except Interrupted as stop:
         console.say(f"rvedit: {stop}")

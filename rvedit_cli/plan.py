@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from rvedit.editing.memory_plan import EditPlan
     from rvedit.training.plan import TrainingPlan
-    from rvedit.workflows.plan_edit import EditPlan
 
 
 CARD_RATE = 1e14

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvedit.errors import UserError
+from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.records import ClipShape
-    from rvedit.workflows.mix import Mix
-    from rvedit.workflows.prepare import Report, Survey
+    from rvedit.datasets.mix import Mix
+    from rvedit.datasets.prepare import Report, Survey
+    from rvedit.io.records import ClipShape
 
 prepare = typer.Typer(
     no_args_is_help=True, help="Prepare triplets for training and evaluation.", rich_markup_mode=None
@@ -48,12 +48,12 @@ def playground(
     as_json: _AsJson = False,
 ) -> None:
     """Render triplets of the procedural world."""
-    from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
+    from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 
-    order = PlaygroundOrder(count, seed, split, num_frames, height, width)  # type: ignore[arg-type]
+    config = PlaygroundConfig(count, seed, split, num_frames, height, width)  # type: ignore[arg-type]
     with console.progress_bar() as bar:
         task = bar.add_task("rendering", total=count, note="")
-        for done in prepare_playground(order, out, workers):
+        for done in prepare_playground(config, out, workers):
             bar.update(task, completed=done)
     manifest = out / "manifest.parquet"
     typer.echo(
@@ -97,9 +97,9 @@ def _add_dataset(name: str, title: str) -> None:
         dry_run: _DryRun = False,
         as_json: _AsJson = False,
     ) -> None:
-        from rvedit.workflows.prepare import DatasetOrder, measure_clips, survey_dataset, write_dataset
+        from rvedit.datasets.prepare import DatasetConfig, measure_clips, survey_dataset, write_dataset
 
-        order = DatasetOrder(
+        config = DatasetConfig(
             name,
             tuple(folders),
             out,
@@ -111,7 +111,7 @@ def _add_dataset(name: str, title: str) -> None:
             workers,
             ray,
         )
-        survey = survey_dataset(order)
+        survey = survey_dataset(config)
         for archive in survey.archives:
             console.say(f"note: not extracted: {archive}")
         if dry_run:
@@ -141,8 +141,8 @@ def mix(
     as_json: _AsJson = False,
 ) -> None:
     """Draw a stratified sample from manifests: so many triplets per category and data set."""
-    from rvedit.data.stratify import load_mix
-    from rvedit.workflows.mix import draw_mix, write_mix
+    from rvedit.datasets.mix import draw_mix, write_mix
+    from rvedit.datasets.stratify import load_mix
 
     drawn = draw_mix(load_mix(recipe), out)
     if not dry_run:
@@ -152,7 +152,7 @@ def mix(
 
 def _shape(text: str) -> ClipShape:
     """A shape as users write it."""
-    from rvedit.records import ClipShape
+    from rvedit.io.records import ClipShape
 
     try:
         return ClipShape(*(int(number) for number in text.split("x")))
@@ -187,14 +187,14 @@ def _print_survey(survey: Survey, as_json: bool) -> None:
     _reasons(result["reasons"])
     typer.echo(
         f"{len(survey.clips)} clips of {_size(survey.clip_bytes)} stay where they are; "
-        f"{survey.order.out} needs about {_size(survey.output_bytes)}; nothing was written"
+        f"{survey.config.out} needs about {_size(survey.output_bytes)}; nothing was written"
     )
 
 
 def _print_report(report: Report, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from rvedit.data.manifest import failures_path
+    from rvedit.io.manifest import failures_path
 
     failures = failures_path(report.manifest)
     if as_json:
@@ -263,15 +263,15 @@ def cache(
     as_json: _AsJson = False,
 ) -> None:
     """Encode the clips' latents and the texts once, so that training need not do it in every epoch."""
-    from rvedit.workflows.cache import CacheOrder, cache_manifest
+    from rvedit.datasets.cache_job import CacheConfig, cache_manifest
 
     console.quiet_libraries()
     shapes = [_shape(text) for text in bucket or [f"{num_frames}x{height}x{width}"]]
-    order = CacheOrder(manifest, out, model, tuple(shapes), texts)
+    config = CacheConfig(manifest, out, model, tuple(shapes), texts)
     last = {}
     with console.progress_bar() as bar:
         task = bar.add_task("encoding", total=None, note="")
-        for progress in cache_manifest(order, device):
+        for progress in cache_manifest(config, device):
             last[progress.what] = progress
             note = f"{progress.what}, {progress.failed} failed" if progress.failed else progress.what
             bar.update(task, completed=progress.done, total=progress.total, note=note)

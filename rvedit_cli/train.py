@@ -37,7 +37,7 @@ def train(
     ] = False,
 ) -> None:
     """Train what a recipe says; an interrupted run goes on exactly where it was."""
-    from rvedit.recipes import load_recipe
+    from rvedit.training.recipe import load_recipe
 
     resolved = load_recipe(recipe, overlay or [], assignments or [])
     if dry_run:
@@ -46,7 +46,7 @@ def train(
 
         print_plan(plan_training(resolved, gpus, gpu_memory * 1e9), as_json)
         return
-    from rvedit.workflows.train import train as run
+    from rvedit.training.run import train as run
 
     console.quiet_libraries()
 

@@ -20,7 +20,7 @@ os.environ["DIFFUSERS_VERBOSITY"] = os.environ["TRANSFORMERS_VERBOSITY"] = "erro
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["rvedit.model", "rvedit.objective", "rvedit.windows"], "beartype.beartype")
+install_import_hook(["rvedit.models", "rvedit.losses", "rvedit.editing.windows"], "beartype.beartype")
 
 import json
 from collections.abc import Callable
@@ -40,12 +40,14 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
-from rvedit.model.nano_tokenizer import train_tokenizer
-from rvedit.model.transformer import RoutedWanTransformer3DModel
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.recipes import Recipe, load_recipe
-from rvedit.workflows.train import train
+from rvedit.editing.config import EditConfig
+from rvedit.editing.long_video import edit_video
+from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.models.nano_tokenizer import train_tokenizer
+from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.training.recipe import Recipe, load_recipe
+from rvedit.training.run import train
 
 # A slow or loaded machine is no failure; nothing is written beside the tests.
 settings.register_profile("rvedit", deadline=None, database=None, max_examples=60)
@@ -96,6 +98,18 @@ def make_vae() -> AutoencoderKLWan:
         latents_mean=[0.02 * channel for channel in range(CHANNELS)],
         latents_std=[0.1 + 0.05 * channel for channel in range(CHANNELS)],
     ).eval()
+
+
+def edit(pipe: Any, video: Any, prompt: str, config: EditConfig | None = None, **changes: Any) -> np.ndarray:
+    """Edit a clip by the driver; return its frames (t, h, w, 3)."""
+    return np.stack(list(edit_video(pipe, video, prompt, config, **changes)))
+
+
+def edit_latents(pipe: RVEDiTPipeline, clip: np.ndarray, prompt: str, seed: int = 0, **arguments: Any) -> Any:
+    """Edit a window by the pipeline; return its latents."""
+    generator = torch.Generator().manual_seed(seed)
+    size = dict(zip(("height", "width"), clip.shape[1:3], strict=True))
+    return pipe(clip, prompt, generator=generator, output_type="latent", **size, **arguments).frames
 
 
 def make_mllm(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:

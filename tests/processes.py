@@ -17,10 +17,10 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         "rvedit_cli.main",
-        "rvedit.editors.rvedit",
-        "rvedit.workflows.edit",
-        "rvedit.workflows.prepare",
-        "rvedit.workflows.train",
+        "rvedit.pipelines.rvedit_editor",
+        "rvedit.editing.edit_file",
+        "rvedit.datasets.prepare",
+        "rvedit.training.run",
         "rvedit.training.editor",
     ]
 )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from rvedit.model.presets import WAN22_5B_TRANSFORMER
-from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.models.presets import WAN22_5B_TRANSFORMER
+from rvedit.models.transformer import RoutedWanTransformer3DModel
 
 # The released config.json of Wan-AI/Wan2.2-TI2V-5B-Diffusers, transformer/.
 RELEASED = {

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rvedit.objective.alignment import alignment_loss
+from rvedit.losses.alignment import alignment_loss
 
 DOUBLE = torch.float64
 

@@ -11,26 +11,25 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipeline, random_clip
+from conftest import edit, make_pipeline, random_clip
 from PIL import Image
 from processes import rvedit
 from test_cli import PARK, ROOT, decoded
 
+from rvedit.analysis.attention import AttentionConfig, AttentionReport, ModelReading
 from rvedit.analysis.experiments import GROUPS, Triplet, compare_branches, read_edit
-from rvedit.analysis.gallery import Exhibit, plot_gallery
+from rvedit.analysis.gallery_figure import GalleryFigure, plot_gallery
 from rvedit.analysis.paper import CATEGORIES, MEAN, notes, read_paper
 from rvedit.analysis.reasoning import EDITING, PADDING, TOKEN, VISUAL, trace_edit, word_tokens
 from rvedit.analysis.sheets import to_csv, to_latex, to_markdown
-from rvedit.analysis.tables import OVERALL, Contrast, pooled, result_rows
-from rvedit.checkpoints import find_checkpoint, load_pipeline
-from rvedit.errors import UserError
-from rvedit.judge.aggregate import Estimate
-from rvedit.judge.scores import Scores
-from rvedit.judge.statistics import Difference
-from rvedit.records import EditSettings
-from rvedit.windows import Window
-from rvedit.workflows.analyze_attention import AttentionOrder, AttentionReport, ModelReading
-from rvedit.workflows.analyze_tables import TablesOrder, analyze_tables
+from rvedit.analysis.table_rows import OVERALL, Contrast, result_rows
+from rvedit.analysis.tables import TablesConfig, analyze_tables
+from rvedit.editing.config import EditConfig
+from rvedit.evaluation.aggregate import Estimate, pooled
+from rvedit.evaluation.scores import Scores
+from rvedit.evaluation.statistics import Difference
+from rvedit.io.errors import UserError
+from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
 
 RECIPES = ROOT / "recipes"
 WORDS = "replace the dog with a corgi"
@@ -90,14 +89,14 @@ def test_attention_of_nano_is_fig_4(world, tmp_path):
 def test_reading_an_edit_is_the_edit(tiny_tokenizer):
     """What is looked at is the very edit that the pipeline makes; steps and blocks are told apart."""
     pipeline = make_pipeline(tiny_tokenizer)
-    clip, settings = random_clip(9), EditSettings(num_inference_steps=3, guidance_scale=1.0, detail=0)
-    expected = pipeline(clip, WORDS, settings)
+    clip, settings = random_clip(9), EditConfig(num_inference_steps=3, guidance_scale=1.0, detail=0)
+    expected = edit(pipeline, clip, WORDS, settings)
     reading = read_edit(pipeline, clip, WORDS, settings)
     assert reading.mass.shape == (3, 4, 4)
     assert reading.positions == 3 * 2 * 2
     assert (reading.mass[:, :2] == [1, 0, 0, 0]).all()
     assert np.ptp(reading.entropy, axis=0).min() > 0
-    trace = trace_edit(pipeline, Window(0, clip, 0, 9), WORDS, settings, blocks=(2, 3), steps=(1, 3))
+    trace = trace_edit(pipeline, clip, WORDS, settings, blocks=(2, 3), steps=(1, 3))
     assert np.array_equal(trace.edit, expected)
     # Blocks that read the editing tokens alone show those one by one: together they have everything.
     assert set(trace.readings[0].maps) <= {TOKEN.format(n) for n in range(1, 7)}
@@ -136,7 +135,7 @@ def test_models_are_compared_clip_by_clip():
     assert (apart.value, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01))
     (alone,) = models[0].estimates("entropy")
     assert alone.low < 0.4 < 0.6 < alone.high
-    report = AttentionReport(AttentionOrder((), Path()), tuple(models), 0.0).as_json()
+    report = AttentionReport(AttentionConfig((), Path()), tuple(models), 0.0).as_json()
     assert report["differences"][0]["by_block"]["entropy"][0]["low"] == pytest.approx(0.01)
 
 
@@ -185,7 +184,7 @@ def test_trace_refuses_blocks_that_are_not_there(tmp_path, option, value, said):
 
 
 def test_words_are_found_in_the_text_tokens():
-    pipeline = load_pipeline(find_checkpoint("nano"), torch.float32)
+    pipeline = load_checkpoint(find_checkpoint("nano"), torch.float32)
     words = word_tokens(pipeline, "Replace the dog with the aardvark.")
     assert list(words) == ["Replace", "the", "dog", "with", "the (2)", "aardvark."]
     ids = pipeline.tokenizer("Replace the dog with the aardvark.").input_ids
@@ -288,9 +287,9 @@ def test_the_mean_of_two_judges(world, tmp_path):
     (tmp_path / "both").mkdir()
     lines = [*verdicts, *({**row, "judge": "other"} for row in others[1:])]
     (tmp_path / "both/scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    order = TablesOrder((f"RVEDiT={tmp_path / 'both'}",), "1", RECIPES, MEAN)
-    report = analyze_tables(order)
-    alone = [analyze_tables(replace(order, judge=judge)) for judge in ("reference", "other")]
+    config = TablesConfig((f"RVEDiT={tmp_path / 'both'}",), "1", RECIPES, MEAN)
+    report = analyze_tables(config)
+    alone = [analyze_tables(replace(config, judge=judge)) for judge in ("reference", "other")]
     row, *each = (next(r for r in found.rows if r.label == "RVEDiT") for found in (report, *alone))
     assert report.judge == MEAN
     assert row.items == each[1].items == each[0].items - 1
@@ -303,7 +302,7 @@ def test_the_mean_of_two_judges(world, tmp_path):
     expected = np.mean([np.mean(means[v["item"]]) for v in others[1:] if v["category"] == category])
     assert row.ours[category, "score"].value == pytest.approx(expected)
     with pytest.raises(UserError, match="wants two judges"):
-        analyze_tables(replace(order, runs=(f"RVEDiT={world / 'good'}",)))
+        analyze_tables(replace(config, runs=(f"RVEDiT={world / 'good'}",)))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +332,7 @@ def test_a_run_names_its_row_by_its_recipe(world, tmp_path):
     (run / "recipe.yaml").write_text("paper: {label: L_s = 8}\n")
     (edits / "settings.json").write_text(json.dumps({"model": str(run)}))
     (edits / "scores.jsonl").write_bytes((world / "bad/judge/scores.jsonl").read_bytes())
-    report = analyze_tables(TablesOrder((f"RVEDiT={world / 'good'}", str(edits)), "2", RECIPES))
+    report = analyze_tables(TablesConfig((f"RVEDiT={world / 'good'}", str(edits)), "2", RECIPES))
     assert {row.label for row in report.rows if row.ours} == {"RVEDiT", "L_s = 8"}
 
 
@@ -440,7 +439,7 @@ def test_long_instructions_are_wrapped_and_dollars_stay(world, tmp_path):
     (clip,) = list((world / "good").glob("*_edited.mp4"))[:1]
     sizes = []
     for words in ("short", "paint the price tag from $5 to $10 and " * 12):
-        plot_gallery([Exhibit("0", words, {"a $b": clip})], tmp_path / "g", 3, "t")
+        plot_gallery([GalleryFigure("0", words, {"a $b": clip})], tmp_path / "g", 3, "t")
         sizes.append(Image.open(tmp_path / "g.png").size)
     assert sizes[0][0] == pytest.approx(sizes[1][0], rel=0.01)
     assert sizes[1][1] > sizes[0][1]
@@ -466,17 +465,17 @@ def test_gallery_says_what_is_wrong(world, tmp_path, arguments, said):
 def test_the_row_that_others_are_compared_with(world):
     """By any of its names; where there is none, that is said."""
     runs = (f"L_s = 22={world / 'good'}", f"mine={world / 'bad'}")
-    report = analyze_tables(TablesOrder(runs, "2", RECIPES, full="L_s = 22"))
+    report = analyze_tables(TablesConfig(runs, "2", RECIPES, full="L_s = 22"))
     assert {row.label for row in report.rows if row.contrast} == {"mine"}
-    report = analyze_tables(TablesOrder(runs, "3", RECIPES, full="L_s = 25"))
+    report = analyze_tables(TablesConfig(runs, "3", RECIPES, full="L_s = 25"))
     assert {row.label for row in report.rows if row.contrast} == {"mine"}
-    report = analyze_tables(TablesOrder(runs, "2", RECIPES))
+    report = analyze_tables(TablesConfig(runs, "2", RECIPES))
     assert not any(row.contrast for row in report.rows)
     assert "No run is called RVEDiT: --full names" in to_markdown(report.sheet)
 
 
 def test_sheets_escape(world):
-    report = analyze_tables(TablesOrder((f"a|b_c & 50%={world / 'good'}",), "2", RECIPES))
+    report = analyze_tables(TablesConfig((f"a|b_c & 50%={world / 'good'}",), "2", RECIPES))
     assert r"| a\|b_c & 50% |" in to_markdown(report.sheet)
     assert r"a\textbar{}b\_c \& 50\%" in to_latex(report.sheet)
     assert "p $<$ 0.05" in to_latex(report.sheet)

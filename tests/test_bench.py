@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rvedit.data.bench import read_bench, resolve_edits, write_batch
-from rvedit.errors import UserError
-from rvedit.records import Category
+from rvedit.io.bench import read_bench, resolve_edits, write_batch
+from rvedit.io.errors import UserError
+from rvedit.io.records import Category
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "openve_sample"
 

@@ -8,17 +8,18 @@ import pytest
 from conftest import SMALL, losses_of
 from test_manifest import ROW
 
-from rvedit.checkpoints import find_checkpoint, load_pipeline
-from rvedit.data.manifest import read_manifest, write_manifest
-from rvedit.errors import UserError
-from rvedit.recipes import load_recipe
-from rvedit.records import ClipShape
-from rvedit.training.buckets import BucketOrder, fitting_bucket
+from rvedit.datasets.cache_job import CacheConfig, cache_manifest
+from rvedit.io.clips import fitting_bucket
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import read_manifest, write_manifest
+from rvedit.io.records import ClipShape
+from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
+from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
+from rvedit.training.buckets import BucketSchedule
 from rvedit.training.data import editor_samples
+from rvedit.training.recipe import load_recipe
+from rvedit.training.run import train
 from rvedit.training.validation import validation_clips
-from rvedit.workflows.cache import CacheOrder, cache_manifest
-from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
-from rvedit.workflows.train import train
 
 LANDSCAPE, PORTRAIT, LONG = ClipShape(5, 32, 64), ClipShape(5, 64, 32), ClipShape(9, 32, 64)
 
@@ -43,14 +44,14 @@ def test_a_triplet_goes_where_its_shape_is_nearest_and_its_frames_suffice(frames
 
 def test_the_order_is_a_function_of_the_step():
     weights = (6, 3, 1)
-    order = [BucketOrder(3, weights)[step] for step in range(400)]
-    asked_backwards = BucketOrder(3, weights)
+    order = [BucketSchedule(3, weights)[step] for step in range(400)]
+    asked_backwards = BucketSchedule(3, weights)
     assert [asked_backwards[step] for step in reversed(range(400))] == order[::-1]
     for bucket, weight in enumerate(weights):
         turns = [turn for chosen, turn in order if chosen == bucket]
         assert turns == list(range(len(turns)))
         assert len(turns) == pytest.approx(40 * weight, abs=4 * np.sqrt(40 * weight))
-    assert [BucketOrder(3, [1.0])[step] for step in (0, 7)] == [(0, 0), (0, 7)]
+    assert [BucketSchedule(3, [1.0])[step] for step in (0, 7)] == [(0, 0), (0, 7)]
 
 
 def recipe_of(tmp_path, name, *assignments):
@@ -66,8 +67,8 @@ def recipe_of(tmp_path, name, *assignments):
 def manifest(tmp_path_factory):
     """Six landscape clips and three portrait stills."""
     folder = tmp_path_factory.mktemp("mixed")
-    list(prepare_playground(PlaygroundOrder(6, 1, "train", 5, 32, 48), folder / "clips", workers=1))
-    list(prepare_playground(PlaygroundOrder(3, 2, "train", 1, 64, 32), folder / "stills", workers=1))
+    list(prepare_playground(PlaygroundConfig(6, 1, "train", 5, 32, 48), folder / "clips", workers=1))
+    list(prepare_playground(PlaygroundConfig(3, 2, "train", 1, 64, 32), folder / "stills", workers=1))
     names = ("clips", "stills")
     rows = [replace(row, root=name) for name in names for row in read_manifest(folder / name)]
     write_manifest(folder / "manifest.parquet", rows)
@@ -76,7 +77,7 @@ def manifest(tmp_path_factory):
 
 def test_an_epoch_sees_every_triplet_once_in_its_own_shape(tmp_path, manifest):
     recipe = recipe_of(tmp_path, "epoch", "data.source=manifest", f"data.manifest={manifest}", "batch_size=3")
-    samples = editor_samples(recipe, load_pipeline(find_checkpoint("nano")))
+    samples = editor_samples(recipe, load_checkpoint(find_checkpoint("nano")))
     drawn = {}
     for number in range(0, 3 * 60):
         bucket, index = samples.place(number)
@@ -96,7 +97,7 @@ def test_training_on_several_shapes_resumes_exactly(tmp_path, manifest, source):
         settings += ["data.source=manifest", f"data.manifest={manifest}"]
     if source == "cache":
         shapes = recipe_of(tmp_path, "shapes").data.shapes
-        list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=shapes), "cpu"))
+        list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=shapes), "cpu"))
         settings += [f"data.cache={tmp_path / 'cache'}"]
     list(train(recipe_of(tmp_path, "whole", *settings), tmp_path, "cpu"))
     for steps in (3, 6):

@@ -7,32 +7,32 @@ import pytest
 import torch
 from conftest import SMALL, losses_of
 
-from rvedit.checkpoints import find_checkpoint, load_pipeline
-from rvedit.data.cache import LatentCache, TextCache, fingerprint, texts_of
-from rvedit.data.clips import read_pair
-from rvedit.data.manifest import read_manifest
-from rvedit.errors import UserError
-from rvedit.model.latents import encode
-from rvedit.model.text_tokens import encode_text
-from rvedit.recipes import load_recipe
-from rvedit.records import ClipShape
+from rvedit.datasets.cache_job import CacheConfig, cache_manifest
+from rvedit.io.clips import read_pair
+from rvedit.io.errors import UserError
+from rvedit.io.frames import to_model_range
+from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
+from rvedit.io.manifest import read_manifest
+from rvedit.io.records import ClipShape
+from rvedit.models.autoencoder import encode
+from rvedit.models.text_tokens import encode_text
+from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
+from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorTask
 from rvedit.training.loop import fit
-from rvedit.video_tensors import to_model_range
-from rvedit.workflows.cache import CacheOrder, cache_manifest
-from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
-from rvedit.workflows.train import train
+from rvedit.training.recipe import load_recipe
+from rvedit.training.run import train
 
 SIZE = {"num_frames": 5, "height": 32, "width": 32}
 SHAPE = ClipShape(**SIZE)
-NANO = load_pipeline(find_checkpoint("nano"))
+NANO = load_checkpoint(find_checkpoint("nano"))
 VAE = fingerprint(NANO.vae.named_parameters())
 
 
 @pytest.fixture
 def manifest(tmp_path):
-    list(prepare_playground(PlaygroundOrder(3, **SIZE), tmp_path / "triplets", workers=1))
+    list(prepare_playground(PlaygroundConfig(3, **SIZE), tmp_path / "triplets", workers=1))
     return tmp_path / "triplets" / "manifest.parquet"
 
 
@@ -44,7 +44,7 @@ def recipe_on(tmp_path, name, manifest, *assignments):
 
 
 def test_training_from_the_cache_is_training_from_pixels(tmp_path, manifest):
-    progress = list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    progress = list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     last = {step.what: step for step in progress}
     assert (last["triplets"].done, last["triplets"].failed, last["triplets"].total) == (3, 0, 3)
     assert last["texts"].done == last["texts"].total == len(texts_of(read_manifest(manifest)))
@@ -56,29 +56,29 @@ def test_training_from_the_cache_is_training_from_pixels(tmp_path, manifest):
 
 
 def test_a_second_run_encodes_what_is_missing_alone(tmp_path, manifest):
-    order = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,), texts=False)
+    config = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,), texts=False)
     target = tmp_path / "triplets" / read_manifest(manifest)[1].target
     moved = target.rename(tmp_path / "away.mp4")
-    last = list(cache_manifest(order, "cpu"))[-1]
+    last = list(cache_manifest(config, "cpu"))[-1]
     assert (last.done, last.failed) == (2, 1)
     failure = json.loads((tmp_path / "cache" / "cache.failures.jsonl").read_text())
     assert "is gone" in failure["detail"]
     assert failure["row"] == 2
     with pytest.raises(UserError, match="not cached: run `rvedit prepare cache` again"):
-        LatentCache(order.folder).require(read_manifest(manifest), [SHAPE], VAE)
-    shards = {p: p.stat().st_mtime_ns for p in order.folder.glob("shard-*")}
+        LatentCache(config.folder).require(read_manifest(manifest), [SHAPE], VAE)
+    shards = {p: p.stat().st_mtime_ns for p in config.folder.glob("shard-*")}
     moved.rename(target)
-    last = list(cache_manifest(order, "cpu"))[-1]
+    last = list(cache_manifest(config, "cpu"))[-1]
     assert (last.done, last.failed) == (3, 0)
     assert all(p.stat().st_mtime_ns == time for p, time in shards.items())
-    LatentCache(order.folder).require(read_manifest(manifest), [SHAPE], VAE)
+    LatentCache(config.folder).require(read_manifest(manifest), [SHAPE], VAE)
 
 
 def test_a_clip_that_cannot_be_read_does_not_stop_a_training(tmp_path, manifest):
     """It is listed, and left out."""
     bad = read_manifest(manifest)[1]
     (tmp_path / "triplets" / bad.target).write_bytes(b"no clip")
-    list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     recipe = recipe_on(tmp_path, "rest", manifest, f"data.cache={tmp_path / 'cache'}")
     with pytest.warns(UserWarning, match="1 triplets that could not be cached are left out"):
         task = EditorTask(recipe, Processes("ddp", "cpu"))
@@ -87,8 +87,8 @@ def test_a_clip_that_cannot_be_read_does_not_stop_a_training(tmp_path, manifest)
 
 
 def test_another_size_is_refused(tmp_path, manifest):
-    list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
-    other = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE.still,))
+    list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    other = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE.still,))
     with pytest.raises(UserError, match=r"another shapes \(.*5x32x32.*, not .*1x32x32"):
         list(cache_manifest(other, "cpu"))
     cache = LatentCache(tmp_path / "cache")
@@ -99,7 +99,7 @@ def test_another_size_is_refused(tmp_path, manifest):
 
 
 def test_latents_are_those_of_the_vae(tmp_path, manifest):
-    list(cache_manifest(CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     triplet = read_manifest(manifest)[0]
     vae = NANO.vae
     clips = read_pair(manifest, triplet, SHAPE)
@@ -128,17 +128,17 @@ FROZEN = ("model.frozen=[text_encoder]", "data.instruction_dropout=0.5")
 
 
 def test_a_frozen_text_encoder_need_not_run(tmp_path, manifest, count_calls):
-    order = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,))
-    list(cache_manifest(order, "cpu"))
+    config = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,))
+    list(cache_manifest(config, "cpu"))
     cached = (f"data.cache={tmp_path / 'cache'}", *FROZEN)
     runs = {"read": cached, "encoded": cached, "trained": cached[:1]}
     calls = {}
     for name, settings in runs.items():
         if name == "encoded":
-            for path in order.folder.glob("text*"):
+            for path in config.folder.glob("text*"):
                 path.unlink()
         elif name == "trained":
-            list(cache_manifest(order, "cpu"))
+            list(cache_manifest(config, "cpu"))
         processes = Processes("ddp", "cpu")
         task = EditorTask(recipe_on(tmp_path, name, manifest, *settings), processes)
         calls[name] = count_calls(task.pipeline.text_encoder)
@@ -150,20 +150,20 @@ def test_a_frozen_text_encoder_need_not_run(tmp_path, manifest, count_calls):
 
 
 def test_texts_are_kept_by_their_words(tmp_path, manifest):
-    order = CacheOrder(manifest, tmp_path / "cache", shapes=(SHAPE,))
-    list(cache_manifest(order, "cpu"))
+    config = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,))
+    list(cache_manifest(config, "cpu"))
     text = read_manifest(manifest)[0].instruction
     padded = encode_text(NANO.tokenizer, NANO.text_encoder, [text], NANO.config.max_text_length)[0]
-    states = TextCache(order.folder).read(text)
+    states = TextCache(config.folder).read(text)
     assert len(states) == len(NANO.tokenizer(text).input_ids)
     torch.testing.assert_close(states.float(), padded[: len(states)], rtol=1e-2, atol=1e-2)
     assert not padded[len(states) :].any()
 
     rows = manifest.with_suffix(".jsonl")
     rows.write_text(rows.read_text().replace(json.dumps(text), '"do what was never cached"'))
-    cached = recipe_on(tmp_path, "new", rows, f"data.cache={order.folder}", *FROZEN)
+    cached = recipe_on(tmp_path, "new", rows, f"data.cache={config.folder}", *FROZEN)
     with pytest.raises(UserError, match="'do what was never cached' and 0 more texts are not cached"):
         list(train(cached, tmp_path, "cpu"))
-    last = list(cache_manifest(replace(order, manifest=rows), "cpu"))[-1]
+    last = list(cache_manifest(replace(config, manifest=rows), "cpu"))[-1]
     assert (last.what, last.done) == ("texts", len(texts_of(read_manifest(rows))))
     list(train(cached, tmp_path, "cpu"))

@@ -17,22 +17,22 @@ from processes import Command
 from tiny_chat import save_tiny_chat
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from rvedit.captioners import CaptionSettings, endpoint_captioner, local_captioner
-from rvedit.captioners import prompt as prompts
-from rvedit.captioners.reading import read_caption
-from rvedit.chat import BadReplyError, ChatReply, ChatRequest, Journal, RetryPolicy, Sampling
-from rvedit.chat.local import LocalChat, local_name
-from rvedit.data.manifest import read_manifest, write_manifest
-from rvedit.errors import UserError
-from rvedit.records import Category, Triplet
-from rvedit.workflows.caption import (
-    CaptionOrder,
+from rvedit.datasets.caption import (
+    CaptionConfig,
     cache_path,
     caption_manifest,
     captioned_path,
     estimate_captions,
     failures_path,
 )
+from rvedit.datasets.captioners import CaptionSettings, endpoint_captioner, local_captioner
+from rvedit.datasets.captioners import prompt as prompts
+from rvedit.datasets.captioners.reading import read_caption
+from rvedit.io.chat import BadReplyError, ChatReply, ChatRequest, Journal, RetryPolicy, Sampling
+from rvedit.io.chat.local import LocalChat, local_name
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import read_manifest, write_manifest
+from rvedit.io.records import Category, Triplet
 
 QUICK = CaptionSettings(
     policy=RetryPolicy(tries=4, first_wait=0.01, longest_wait=0.05, total=60.0), timeout=20.0, concurrency=6
@@ -78,11 +78,11 @@ def manifest(tmp_path, clips):
     return path
 
 
-def caption(manifest, server, out=None, settings=QUICK, model=None, **order):
+def caption(manifest, server, out=None, settings=QUICK, model=None, **config):
     out = out or captioned_path(manifest)
     journal = Journal(cache_path(out))
     captioner = endpoint_captioner(journal, settings, server.url, model)
-    report = caption_manifest(CaptionOrder(manifest, out, **order), captioner)
+    report = caption_manifest(CaptionConfig(manifest, out, **config), captioner)
     journal.close()
     assert report.rows == report.captioned + report.failed + report.kept + report.own + report.left
     rows = read_manifest(out)
@@ -145,7 +145,7 @@ def test_a_server_with_every_trouble(manifest):
     order: dict[str, int] = {}
 
     def behave(asked):
-        place = order.setdefault(asked.digest, len(order))
+        place = order.setdefault(asked.digest, len(config))
         if place in lasting:
             return lasting[place][0]
         return (
@@ -159,11 +159,11 @@ def test_a_server_with_every_trouble(manifest):
         report, rows, failures = caption(manifest, server, settings=hasty)
         assert (report.asked, report.failed) == (COUNT - len(lasting), len(lasting))
         assert server.most_in_flight <= QUICK.concurrency
-        expected = {digest: lasting[place][1] for digest, place in order.items() if place in lasting}
+        expected = {digest: lasting[place][1] for digest, place in config.items() if place in lasting}
         assert sorted(says for says in expected.values()) == sorted(
             next(says for says in expected.values() if says in reason) for reason in failures.values()
         )
-        captions = {caption_of(digest) for digest, place in order.items() if place not in lasting}
+        captions = {caption_of(digest) for digest, place in config.items() if place not in lasting}
         assert {r.target_caption for r in rows} == captions | {None}
         asked = len(server.asked)
         lasting.clear()
@@ -256,16 +256,16 @@ def test_the_run_stops_where_the_key_is_revoked(manifest):
 
 def test_estimate_sends_nothing(manifest, tmp_path):
     write_manifest(manifest, [*read_manifest(manifest), row(99, target="none.mp4")])
-    order = CaptionOrder(manifest, captioned_path(manifest))
-    captioner = endpoint_captioner(Journal(cache_path(order.out)), QUICK)
-    estimate = estimate_captions(order, captioner)
+    config = CaptionConfig(manifest, captioned_path(manifest))
+    captioner = endpoint_captioner(Journal(cache_path(config.out)), QUICK)
+    estimate = estimate_captions(config, captioner)
     assert (estimate.rows, estimate.requests, estimate.missing) == (COUNT + 1, COUNT, 1)
     assert estimate.prompt_tokens > COUNT * (4 * 1 + 150)
     assert list(tmp_path.glob("*cache*")) == []
     with ChatServer() as server:
         caption(manifest, server, limit=4)
-    captioner = endpoint_captioner(Journal(cache_path(order.out)), QUICK)
-    again = estimate_captions(order, captioner)
+    captioner = endpoint_captioner(Journal(cache_path(config.out)), QUICK)
+    again = estimate_captions(config, captioner)
     assert (again.requests, again.from_cache) == (COUNT - 4, 4)
 
 
@@ -443,7 +443,7 @@ def test_a_local_model_captions(manifest, local_model):
         captioner = local_captioner(
             Journal(cache_path(out)), dataclasses.replace(QUICK, sampling=sampling), str(local_model), "cpu"
         )
-        return caption_manifest(CaptionOrder(manifest, out, limit=3), captioner)
+        return caption_manifest(CaptionConfig(manifest, out, limit=3), captioner)
 
     report = run(max_tokens=40)  # gibberish, but it ends by itself
     assert (report.asked, report.failed) == (3, 0)
@@ -458,7 +458,7 @@ def test_a_local_model_captions(manifest, local_model):
 
 
 def test_a_local_model_sees_the_pictures_and_obeys_the_seed(local_model, clips):
-    from rvedit.chat import Frames, FrameSettings
+    from rvedit.io.chat import Frames, FrameSettings
 
     chat = LocalChat(str(local_model), "cpu")
     chat._model.generation_config.exponential_decay_length_penalty = None

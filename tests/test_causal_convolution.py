@@ -3,8 +3,8 @@
 import torch
 from diffusers import AutoencoderKLWan
 
-from rvedit.model.causal_convolution import cheapen_single_frames, start_as_image_autoencoder
-from rvedit.model.presets import NANO_VAE
+from rvedit.models.causal_convolution import start_as_image_autoencoder, use_single_frame_convolutions
+from rvedit.models.presets import NANO_VAE
 
 
 def test_cheaper_single_frames_are_the_same_function():
@@ -13,7 +13,7 @@ def test_cheaper_single_frames_are_the_same_function():
     clips = [torch.randn(2, 3, frames, 32, 32, dtype=torch.float64) for frames in (1, 5)]
     before = [vae(clip).sample for clip in clips]
     keys = list(vae.state_dict())
-    cheapen_single_frames(vae)
+    use_single_frame_convolutions(vae)
     after = [vae(clip).sample for clip in clips]
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)

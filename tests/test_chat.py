@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rvedit.chat import (
-    Asker,
+from rvedit.io.chat import (
     BadReplyError,
+    CachedChatClient,
     ChatError,
     ChatRequest,
     Endpoint,
@@ -34,9 +34,9 @@ from rvedit.chat import (
     grey_picture,
     plain_text,
 )
-from rvedit.chat.frames import spread
-from rvedit.chat.retries import retry_after_seconds, with_retries
-from rvedit.errors import UserError
+from rvedit.io.chat.frames import evenly_spaced
+from rvedit.io.chat.retries import retry_after_seconds, with_retries
+from rvedit.io.errors import UserError
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, longest_wait=0.05, total=60.0)
 
@@ -57,7 +57,7 @@ def ask(server, journal, *requests, concurrency=8, policy=QUICK, timeout=20.0, k
 
     async def run():
         chat = EndpointChat(Endpoint(server.url, key, timeout))
-        asker = Asker(chat, journal, concurrency, policy)
+        asker = CachedChatClient(chat, journal, concurrency, policy)
         try:
             return await asyncio.gather(*(asker.ask(r, read) for r in requests), return_exceptions=True)
         finally:
@@ -390,7 +390,7 @@ def test_plain_text(reply, text):
 
 @given(st.integers(1, 500), st.integers(1, 20))
 def test_frames_are_spread_from_the_first_to_the_last(num_frames, count):
-    indices = spread(num_frames, count)
+    indices = evenly_spaced(num_frames, count)
     assert len(set(indices)) == len(indices) == min(num_frames, count)
     assert indices == sorted(indices)
     if count > 1:

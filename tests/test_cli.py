@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from processes import Command, rvedit
 
-from rvedit.data.demo import PARK as PARK_SCENE
-from rvedit.data.playground import edit_mask, render
-from rvedit.judge.measures import SUCCESS_GAIN, edit_gain, preservation
+from rvedit.evaluation.measures import SUCCESS_GAIN, edit_gain, preservation
+from rvedit.playground.demo import PARK as PARK_SCENE
+from rvedit.playground.world import edit_mask, render
 
 ROOT = Path(__file__).parent.parent
 PARK = ROOT / "assets" / "park.mp4"

@@ -7,15 +7,16 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from conftest import random_clip
+from conftest import edit, random_clip
 
 from rvedit.editing import detail
+from rvedit.editing.config import EditConfig
 from rvedit.editing.detail import ColorMap, DetailTransfer, apply_map, has_own_texture
 from rvedit.editing.finish import EditedFrames, finish, read_twice
-from rvedit.editors import load_editor
-from rvedit.judge.measures import change_error, ssim
-from rvedit.records import EditSettings
-from rvedit.video_tensors import resize_frames
+from rvedit.editing.long_video import edit_video
+from rvedit.evaluation.measures import change_error, ssim
+from rvedit.io.frames import resize_frames
+from rvedit.pipelines.loading import load_pipeline
 
 CELL = 4
 SMALL, LARGE = (48, 64), (192, 256)
@@ -38,7 +39,7 @@ def footage(frames=5, size=LARGE, seed=0):
 
 def transferred(edited, reconstructed, source, cell=CELL, **settings):
     window = EditedFrames(edited, reconstructed, resize_frames(source, *edited.shape[1:3]))
-    return np.stack(list(finish([window], source, EditSettings(**settings), cell)))
+    return np.stack(list(finish([window], source, EditConfig(**settings), cell)))
 
 
 def blurred(frames):
@@ -137,7 +138,7 @@ def test_strength_goes_from_the_plain_edit_to_the_whole_transfer(source, reconst
     assert np.abs(half - (plain.astype(float) + whole) / 2).max() <= 2
     for wrong in (-0.1, 1.5):
         with pytest.raises(ValueError, match="detail is"):
-            EditSettings(detail=wrong)
+            EditConfig(detail=wrong)
 
 
 def pixelated(frames, block=8):
@@ -168,7 +169,7 @@ def test_windows_join_without_a_seam(sizes):
             yield EditedFrames(edited[part], small[part], small[part])
             at += size
 
-    settings = EditSettings(preserve=True)
+    settings = EditConfig(preserve=True)
     cut = np.stack(list(finish(windows(sizes), source, settings, CELL)))
     whole = np.stack(list(finish(windows([30]), source, settings, CELL)))
     assert np.array_equal(cut, whole)
@@ -228,7 +229,7 @@ def test_color_maps_are_made_one_at_a_time(monkeypatch, preserve):
     made = []
     original = DetailTransfer._map
     monkeypatch.setattr(DetailTransfer, "_map", lambda *given: made.append(1) or original(*given))
-    settings = EditSettings(preserve=preserve)
+    settings = EditConfig(preserve=preserve)
     windows = [EditedFrames(recolored(small), small, small)]
     for count, _ in enumerate(finish(windows, source, settings, CELL), start=1):
         assert len(made) == count
@@ -261,7 +262,7 @@ def test_frames_at_full_size_are_not_held(tiny_pipeline):
 
     tracemalloc.start()
     try:
-        for _ in tiny_pipeline.stream(Clip(), "make it red", EditSettings(num_inference_steps=1)):
+        for _ in edit_video(tiny_pipeline, Clip(), "make it red", num_inference_steps=1):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -271,12 +272,12 @@ def test_frames_at_full_size_are_not_held(tiny_pipeline):
 
 def test_nano_gives_back_a_picture_as_sharp_as_it_was():
     """The embedded model, a picture eight times its size: SSIM to the exact target of a style."""
-    from rvedit.data.playground import stylize
+    from rvedit.playground.world import stylize
 
-    pipeline = load_editor("nano").pipeline
+    pipeline = load_pipeline("nano")
     clip = footage(2, (512, 640))
     target = stylize(clip, "sepia")
-    edits = [pipeline(clip, "make it sepia", EditSettings(detail=d)) for d in (0, "auto")]
+    edits = [edit(pipeline, clip, "make it sepia", EditConfig(detail=d)) for d in (0, "auto")]
     plain, sharp = (ssim(edit, target) for edit in edits)
     assert sharp > 0.75 > 0.6 > plain
 

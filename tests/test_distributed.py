@@ -11,10 +11,10 @@ import torch
 from conftest import SMALL, losses_of, make_connector, make_pipeline
 from safetensors.torch import load_file
 
-from rvedit.errors import UserError
-from rvedit.recipes import load_recipe
+from rvedit.io.errors import UserError
 from rvedit.training.loop import sample_numbers
-from rvedit.workflows.train import train
+from rvedit.training.recipe import load_recipe
+from rvedit.training.run import train
 
 STEPS = 4
 

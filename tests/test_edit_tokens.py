@@ -11,7 +11,7 @@ from conftest import LLM_WIDTH, WIDTH, random_clip
 from torch.testing import assert_close
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from rvedit.model.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
 
 K = 6
 INSTRUCTION = "replace the dog with a corgi"
@@ -37,7 +37,7 @@ def test_a_still_clip_is_cut_as_the_library_cuts_an_image(
     tiny_encoder: EditTokenEncoder, height: int, width: int
 ) -> None:
     frame = random_clip(1, height, width)[0]
-    patches, grid = tiny_encoder.patchify(tiny_encoder.sight(np.stack([frame, frame]))[None])
+    patches, grid = tiny_encoder.patchify(tiny_encoder.frame_processor(np.stack([frame, frame]))[None])
     expected, expected_grid = library_patches(frame)
     assert grid.tolist() == [expected_grid]
     assert_close(patches, expected.flatten(1), rtol=0, atol=1e-5)
@@ -70,7 +70,7 @@ def test_other_sizes_are_resized_as_the_library_does(
 ) -> None:
     frame = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
     frame = (127 + 120 * np.sin(frame / 9)).astype(np.uint8)
-    patches, grid = tiny_encoder.patchify(tiny_encoder.sight(np.stack([frame, frame]))[None])
+    patches, grid = tiny_encoder.patchify(tiny_encoder.frame_processor(np.stack([frame, frame]))[None])
     expected, expected_grid = library_patches(frame)
     assert grid.tolist() == [expected_grid]
     # Pillow's bicubic filter works in integers: one of 256 levels, about 0.015 after normalisation.
@@ -80,7 +80,7 @@ def test_other_sizes_are_resized_as_the_library_does(
 def test_frames_are_spread_evenly_with_the_first_and_the_last(tiny_encoder: EditTokenEncoder) -> None:
     def chosen(count: int) -> list[int]:
         clip = np.arange(count, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
-        return tiny_encoder.sight.sample(clip)[:, 0, 0, 0].tolist()
+        return tiny_encoder.frame_processor.sample(clip)[:, 0, 0, 0].tolist()
 
     assert [chosen(count) for count in (1, 3, 4)] == [[0], [0, 1, 2], [0, 1, 2, 3]]
     for count in (5, 9, 81, 200):

@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipeline, make_text_encoder, random_clip
+from conftest import edit, make_pipeline, make_text_encoder, random_clip
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     LucyEditPipeline,
+    WanPipeline,
     WanTransformer3DModel,
     WanVACEPipeline,
     WanVACETransformer3DModel,
@@ -23,17 +24,16 @@ from foreign import CHANNELS, make_wan_vae
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from rvedit.editors import KNOWN, WholeClipEditor, load_editor
-from rvedit.editors.adapters import add_adapters
-from rvedit.editors.rvedit import RVEDiTEditor
-from rvedit.editors.whole_clip import Native
-from rvedit.errors import UserError
-from rvedit.records import EditSettings
-from rvedit.video import write_clip
+from rvedit.editing.long_video import BaselineSampler, edit_video
+from rvedit.io.errors import UserError
+from rvedit.io.video import write_clip
+from rvedit.pipelines.adapters import add_adapters
+from rvedit.pipelines.baselines import BASELINES, NativeFormat
+from rvedit.pipelines.loading import load_pipeline
 from rvedit_cli.main import app
 
-SMALL = Native(32, 48, 5, 12.0)
-TWO_STEPS = EditSettings(num_inference_steps=2, guidance_scale=1.0)
+WORDS = {"lucy": {}, "vace": {"description": "an orange fish"}}
+SMALL = NativeFormat(32, 48, 5, 12.0)
 SIZES = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 16,
     "text_dim": 32, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
@@ -66,19 +66,21 @@ def folders(tiny_tokenizer, tmp_path_factory):
     return {kind: save_pipeline(root / kind, kind, tiny_tokenizer) for kind in ("lucy", "vace")}
 
 
+@pytest.fixture(autouse=True)
+def _small_native_formats(monkeypatch):
+    for name in BASELINES:
+        monkeypatch.setitem(BASELINES, name, replace(BASELINES[name], native=SMALL))
+
+
 def small(folders, kind):
-    """At a native size that suits the test."""
-    editor = load_editor(str(folders[kind]))
-    assert isinstance(editor, WholeClipEditor)
-    editor.native = SMALL
-    return editor
+    return load_pipeline(str(folders[kind]))
 
 
-def edited(editor, clip, **settings):
-    chosen = EditSettings(num_inference_steps=2, guidance_scale=1.0, **settings)
+def edited(pipe, clip, **settings):
     seen = []
-    frames = list(editor.edit(iter(clip), "make the fish orange", chosen, seen.append))
-    return np.stack(frames), [(p.window, p.step, p.num_steps) for p in seen]
+    settings = {"num_inference_steps": 2, "guidance_scale": 1.0, **settings}
+    frames = edit(pipe, iter(clip), "make the fish orange", on_progress=seen.append, **settings)
+    return frames, [(p.window, p.step, p.num_steps) for p in seen]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def edited(editor, clip, **settings):
 @pytest.mark.parametrize("kind", ["lucy", "vace"])
 def test_what_comes_back_has_the_sources_length_and_size(folders, kind, num_frames, height, width):
     clip = random_clip(num_frames, height, width)
-    result, progress = edited(small(folders, kind), clip, description="an orange fish")
+    result, progress = edited(small(folders, kind), clip, **WORDS[kind])
     assert result.shape == clip.shape
     assert progress == [(w + 1, s, 2) for w in range(-(-num_frames // 5)) for s in (1, 2)]
     assert result.std() > 1, "something is drawn"
@@ -96,13 +98,13 @@ def test_what_comes_back_has_the_sources_length_and_size(folders, kind, num_fram
 def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
     editor = small(folders, "lucy")
     calls = []
-    real = editor.pipeline.__class__.__call__
+    real = editor.__class__.__call__
 
     def watch(self, **arguments):
         calls.append(arguments)
         return real(self, **arguments)
 
-    monkeypatch.setattr(editor.pipeline.__class__, "__call__", watch)
+    monkeypatch.setattr(editor.__class__, "__call__", watch)
     clip = np.stack([np.full((32, 48, 3), 10 * n, np.uint8) for n in range(12)])
     result, _ = edited(
         editor, clip, frame_rate=24.0, detail=0
@@ -117,31 +119,26 @@ def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
     assert (calls[-1]["height"], calls[-1]["width"]) == (48, 32), "a standing clip is edited standing"
 
 
-class ReturnsItsReconstruction(WholeClipEditor):
-    """A pipeline that changes nothing: what it shows is its VAE's reconstruction of what it was shown."""
-
-    def _run(self, *arguments):
-        edit = super()._run(*arguments)
-        return replace(edit, edited=edit.reconstructed)
-
-
 @pytest.mark.parametrize("rate", [None, 24.0, 30.0])
 @pytest.mark.parametrize("kind", ["lucy", "vace"])
-def test_an_editor_that_changes_nothing_gives_back_the_source(folders, kind, rate):
-    """At its own size, above it, at more frames a second than it knows, over several pieces; also for
-    `--preserve`, which every editor can do.
-    """
-    whole = small(folders, kind)
-    editor = ReturnsItsReconstruction(kind, whole.pipeline, SMALL, whole.takes)
+def test_an_editor_that_changes_nothing_gives_back_the_source(folders, kind, rate, monkeypatch):
+    """Its output is its VAE's reconstruction: at its own size, above it, at several rates, over windows."""
+    sample = BaselineSampler.edit_seen
+    monkeypatch.setattr(
+        BaselineSampler,
+        "edit_seen",
+        lambda *given: replace(edit := sample(*given), edited=edit.reconstructed),
+    )
+    editor = small(folders, kind)
     for size in ((32, 48), (97, 130)):
         clip = random_clip(12, *size)
         for preserve in (False, True):
-            result, _ = edited(editor, clip, description="a fish", frame_rate=rate, preserve=preserve)
+            result, _ = edited(editor, clip, **WORDS[kind], frame_rate=rate, preserve=preserve)
             assert np.abs(result.astype(int) - clip).max() <= 1
 
 
 def test_native_sizes():
-    native = KNOWN["lucy"].native
+    native = NativeFormat(480, 832, 81, 24.0)
     assert native.size(720, 1280, 32) == (480, 832)
     assert native.size(1280, 720, 32) == (832, 480)
     for height, width in ((1000, 1000), (1350, 1080), (800, 1920)):
@@ -154,15 +151,15 @@ def test_native_sizes():
 def test_vace_wants_a_description_and_takes_a_mask(folders, tmp_path, monkeypatch):
     editor = small(folders, "vace")
     clip = random_clip(5, 32, 48)
-    with pytest.raises(UserError, match="give it with --description"):
-        next(editor.edit(iter(clip), "make the fish orange", TWO_STEPS))
+    with pytest.raises(UserError, match="description of the result"):
+        edit_video(editor, iter(clip), "make the fish orange")
     mask = np.zeros((5, 32, 48, 3), np.uint8)
     mask[:, :, 24:] = 255
     write_clip(tmp_path / "mask.mkv", mask, 12)
     calls = []
-    real = editor.pipeline.__class__.__call__
+    real = editor.__class__.__call__
     monkeypatch.setattr(
-        editor.pipeline.__class__, "__call__", lambda self, **kw: (calls.append(kw), real(self, **kw))[1]
+        editor.__class__, "__call__", lambda self, **kw: (calls.append(kw), real(self, **kw))[1]
     )
     masked, _ = edited(editor, clip, description="an orange fish", mask=tmp_path / "mask.mkv")
     whole, _ = edited(editor, clip, description="an orange fish")
@@ -178,8 +175,6 @@ def test_by_name_and_by_command(folders, tmp_path, monkeypatch, tiny_tokenizer):
     """`--model lucy` with weights of one's own, and Ditto's adapters on VACE."""
     monkeypatch.setenv("RVEDIT_LUCY", str(folders["lucy"]))
     monkeypatch.setenv("RVEDIT_VACE", str(folders["vace"]))
-    for name in ("lucy", "vace", "ditto"):
-        monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], native=SMALL))
     write_clip(tmp_path / "in.mp4", random_clip(6, 32, 48), 12)
     arguments = ["edit", str(tmp_path / "in.mp4"), "make it red", "--steps", "1", "--guidance", "1", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--model", "lucy", "-o", str(tmp_path / "out.mp4")])
@@ -195,7 +190,6 @@ def test_by_name_and_by_command(folders, tmp_path, monkeypatch, tiny_tokenizer):
 def test_dittos_adapters_are_of_vaces_blocks(folders, tmp_path, monkeypatch, prefix, middle):
     """As DiffSynth and ComfyUI name them: what is computed is W + BA, of every matrix."""
     monkeypatch.setenv("RVEDIT_VACE", str(folders["vace"]))
-    monkeypatch.setitem(KNOWN, "ditto", replace(KNOWN["ditto"], native=SMALL))
     (tmp_path / "models").mkdir()
     monkeypatch.setenv("RVEDIT_DITTO", str(tmp_path))
     vace = small(folders, "vace")
@@ -204,7 +198,7 @@ def test_dittos_adapters_are_of_vaces_blocks(folders, tmp_path, monkeypatch, pre
     layers = {"self_attn.q": "attn1.to_q", "cross_attn.o": "attn2.to_out.0", "ffn.0": "ffn.net.0.proj",
               "ffn.2": "ffn.net.2"}  # fmt: skip
     for theirs, ours in layers.items():
-        layer = vace.pipeline.transformer.vace_blocks[0].get_submodule(ours)
+        layer = vace.transformer.vace_blocks[0].get_submodule(ours)
         rows, columns = layer.weight.shape
         up, down = torch.randn(rows, 2) / 4, torch.randn(2, columns) / 4
         name = f"{prefix}vace_blocks.0.{theirs}.lora"
@@ -212,7 +206,7 @@ def test_dittos_adapters_are_of_vaces_blocks(folders, tmp_path, monkeypatch, pre
         layer.weight.data += up @ down
     save_file(adapters, tmp_path / "models" / "ditto_global.safetensors")
     clip = random_clip(5, 32, 48)
-    with_adapters, _ = edited(load_editor("ditto"), clip, detail=0)  # an instruction is enough
+    with_adapters, _ = edited(load_pipeline("ditto"), clip, detail=0)  # an instruction is enough
     merged, _ = edited(vace, clip, description="make the fish orange", detail=0)
     plain, _ = edited(small(folders, "vace"), clip, description="make the fish orange", detail=0)
     assert np.abs(with_adapters.astype(int) - merged).max() <= 1
@@ -220,7 +214,7 @@ def test_dittos_adapters_are_of_vaces_blocks(folders, tmp_path, monkeypatch, pre
 
 
 def test_an_adapters_scale_is_its_alpha(folders, tmp_path):
-    transformer = small(folders, "vace").pipeline.transformer
+    transformer = small(folders, "vace").transformer
     layer = transformer.blocks[1].attn1.to_k
     up, down = torch.randn(layer.weight.shape[0], 4), torch.randn(4, layer.weight.shape[1])
     expected = layer.weight + 0.5 * up @ down
@@ -252,7 +246,7 @@ def test_adapters_that_do_not_fit_are_refused(folders, tmp_path, adapters, said)
     if adapters is None:
         file.write_bytes(file.read_bytes()[:5])
     with pytest.raises(UserError, match=said):
-        add_adapters(small(folders, "vace").pipeline.transformer, file)
+        add_adapters(small(folders, "vace").transformer, file)
 
 
 @pytest.mark.parametrize(
@@ -277,31 +271,32 @@ def test_what_a_pipelines_folder_lacks_is_named(folders, tmp_path, component, da
     else:
         file.unlink()
     with pytest.raises(UserError, match=said):
-        load_editor(str(tmp_path / "lucy"))
+        load_pipeline(str(tmp_path / "lucy"))
 
 
 def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
-    own = RVEDiTEditor(make_pipeline(tiny_tokenizer), "mine")
-    with pytest.raises(UserError, match="--mask: is for --model vace"):
-        own.edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "mask.png"))
-    with pytest.raises(UserError, match="--mask: is for --model vace"):
-        next(small(folders, "lucy").edit(iter(random_clip(1)), "red", EditSettings(mask=tmp_path / "m.png")))
+    for pipe in (make_pipeline(tiny_tokenizer), small(folders, "lucy")):
+        for given in ({"mask": tmp_path / "mask.png"}, {"description": "a fish"}):
+            with pytest.raises(ValueError, match=f"`{next(iter(given))}`: this model reads"):
+                edit_video(pipe, random_clip(1), "red", **given)
+    with pytest.raises(ValueError, match="a WanPipeline does not edit video"):
+        edit_video(WanPipeline.from_pretrained(folders["lucy"]), random_clip(1), "red")
     (tmp_path / "model_index.json").write_text('{"_class_name": "LucyEditPipeline"}')
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_editor(str(tmp_path))
+        load_pipeline(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        ("lucy", ["--mask", "in.png"], "--mask: is for --model vace and ditto"),
-        ("nano", ["--mask", "in.png"], "--mask: is for --model vace and ditto"),
+        ("lucy", ["--mask", "in.png"], "`mask`: this model reads none"),
+        ("nano", ["--mask", "in.png"], "`mask`: this model reads none"),
         ("vace", ["--mask", "nowhere.png", "--description", "a fish"], "nowhere.png: no such file"),
-        ("vace", [], "give it with --description"),
-        ("ditto", ["--description", "a fish"], "--description: is for --model vace"),
-        ("nano", ["--description", "a fish"], "--description: is for --model vace"),
+        ("vace", [], "`description`: this model reads a description"),
+        ("ditto", ["--description", "a fish"], "`description`: this model reads the instruction"),
+        ("nano", ["--description", "a fish"], "`description`: this model reads the instruction"),
         ("lucy", ["--fast", "magcache"], "choose taylorseer"),
-        ("lucy", ["--attention", "fast"], "--attention fast: choose one of"),
+        ("lucy", ["--attention", "fast"], "`attention` fast: choose one of"),
     ],
 )
 def test_it_is_said_before_weights_are_fetched(tmp_path, monkeypatch, model, options, said):
@@ -317,18 +312,16 @@ def test_it_is_said_before_weights_are_fetched(tmp_path, monkeypatch, model, opt
 
 @pytest.mark.parametrize("kind", ["lucy", "vace"])
 def test_in_bf16_the_vae_stays_in_fp32(folders, kind):
-    editor = load_editor(str(folders[kind]), "cpu", "bf16")
-    editor.native = SMALL
-    assert editor.pipeline.transformer.dtype == torch.bfloat16
-    assert editor.pipeline.vae.dtype == torch.float32
-    result, _ = edited(editor, random_clip(5, 32, 48), description="an orange fish")
+    editor = load_pipeline(str(folders[kind]), "cpu", "bf16")
+    assert editor.transformer.dtype == torch.bfloat16
+    assert editor.vae.dtype == torch.float32
+    result, _ = edited(editor, random_clip(5, 32, 48), **WORDS[kind])
     assert result.std() > 1, "something is drawn"
 
 
 def test_vaces_hints_are_quantised_with_its_blocks(folders):
-    editor = load_editor(str(folders["vace"]), quantization="fp8")
-    editor.native = SMALL
-    transformer = editor.pipeline.transformer
+    editor = load_pipeline(str(folders["vace"]), quantization="fp8")
+    transformer = editor.transformer
     for block in (transformer.blocks[1], transformer.vace_blocks[0]):
         assert block.ffn.net[2].weight.dtype == torch.float8_e4m3fn
     result, _ = edited(editor, random_clip(5, 32, 48), description="an orange fish")
@@ -346,7 +339,6 @@ def test_lucy_on_wan22s_vae_sees_whole_patches(tiny_tokenizer, tmp_path):
         transformer=WanTransformer3DModel(**sizes),
         expand_timesteps=True,
     ).save_pretrained(tmp_path / "lucy")
-    editor = load_editor(str(tmp_path / "lucy"))
-    editor.native = SMALL
+    editor = load_pipeline(str(tmp_path / "lucy"))
     clip = random_clip(5, 88, 70)  # of the native area, 44 x 35
     assert edited(editor, clip)[0].shape == clip.shape

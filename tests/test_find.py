@@ -5,8 +5,8 @@ from fnmatch import fnmatch
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
-from rvedit.checkpoints import find_checkpoint
-from rvedit.errors import UserError
+from rvedit.io.errors import UserError
+from rvedit.pipelines.checkpoints import find_checkpoint
 from rvedit_cli import main
 
 

@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipeline, random_clip
+from conftest import edit_latents, make_pipeline, random_clip
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
-from rvedit.model.transformer import RoutedOutput
-from rvedit.objective.flow_matching import flow_matching_loss, interpolate, shift_time
-from rvedit.pipeline import EditSettings
-from rvedit.windows import WindowNoise
+from rvedit.losses.flow_matching import flow_matching_loss, interpolate, shift_time
+from rvedit.models.transformer import RoutedOutput
 
 SHAPE = (2, 3, 2, 4, 5)
 
@@ -98,9 +96,7 @@ def test_the_pipeline_integrates_a_perfect_velocity_to_the_target(
         return RoutedOutput((latents - target) / time)
 
     pipeline.transformer.forward = perfect
-    settings = EditSettings(num_inference_steps=num_steps, seed=11)
-    noise = WindowNoise(pipeline.window_plan, settings.seed)
-    latents = pipeline.edit_window(random_clip(9), "add a red car", settings, noise)
+    latents = edit_latents(pipeline, random_clip(9), "add a red car", 11, num_inference_steps=num_steps)
     assert_close(latents, target, rtol=0, atol=1e-5)
     even = torch.tensor(np.linspace(1, 0, num_steps + 1)[:-1])
     assert_close(torch.tensor(times, dtype=torch.float64), shift_time(even, shift), rtol=0, atol=1e-6)

@@ -13,10 +13,10 @@ import pytest
 from conftest import make_pipeline
 from processes import rvedit
 
-from rvedit.editors.rvedit import RVEDiTEditor
-from rvedit.records import EditSettings
-from rvedit.video import VideoReader
-from rvedit.workflows.edit import edit_file
+from rvedit.editing.config import EditConfig
+from rvedit.editing.edit_file import write_edit
+from rvedit.editing.long_video import edit_video
+from rvedit.io.video import VideoReader
 
 A_4K_FRAME = 3840 * 2160 * 3
 AN_HD_FRAME = 1280 * 720 * 3
@@ -88,20 +88,18 @@ def test_a_longer_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
     """Also with --preserve and detail transfer, which read the source again; the encoder holds few frames."""
     held = []
 
-    class Observed(RVEDiTEditor):
-        def edit(self, *arguments):
-            for frame in super().edit(*arguments):
-                held.append(resident())
-                yield frame
+    def observed(source):
+        for frame in edit_video(make_pipeline(tiny_tokenizer), source, "make it sepia", settings):
+            held.append(resident())
+            yield frame
 
     write(tmp_path / "clip.mp4", (1280, 720), [40 * i for i in range(97)], "yuv420p")
-    editor = Observed(make_pipeline(tiny_tokenizer), "tiny")
-    settings = EditSettings(num_inference_steps=1, preserve=True)
+    settings = EditConfig(num_inference_steps=1, preserve=True)
     with VideoReader(tmp_path / "clip.mp4") as reader:
-        edit_file(reader, "make it sepia", tmp_path / "edited.mp4", editor, settings)
+        write_edit(reader, observed, tmp_path / "edited.mp4")
     assert len(held) == 97
-    # A window's own work comes and goes, and the encoder's queues fill: what is kept raises the lowest count too.
-    # The 48 frames between would be worth 24 in yuv.
+    # A window's temporary memory comes and goes, and the encoder's queues fill: a leak raises the lowest
+    # count too. The 48 frames between would be worth 24 in yuv.
     assert min(held[81:]) - min(held[33:49]) < 16 * AN_HD_FRAME
 
 
@@ -122,7 +120,7 @@ def test_ten_times_the_length_takes_no_more_memory(tiny_tokenizer):
     held, counted = [], []
     tracemalloc.start()
     try:
-        for _ in pipeline.stream(frames(), "make it sepia", EditSettings(num_inference_steps=1)):
+        for _ in edit_video(pipeline, frames(), "make it sepia", num_inference_steps=1):
             held.append(resident())
             counted.append(tracemalloc.get_traced_memory()[0])
     finally:

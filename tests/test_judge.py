@@ -22,16 +22,16 @@ from gemini_server import KEY, GeminiServer, pictures
 from processes import Command
 from typer.testing import CliRunner
 
-from rvedit.chat import Journal, RetryPolicy
-from rvedit.data.bench import read_bench
-from rvedit.errors import UserError
-from rvedit.judge.frames import FrameStore
-from rvedit.judge.judges import GEMINI_SAMPLING, QWEN, QWEN_SAMPLING, gemini_judge, qwen_judge
-from rvedit.judge.protocols import PaperProtocol
-from rvedit.judge.request import CLOSING, EDITED_HEADER, SOURCE_HEADER, JudgeSettings
-from rvedit.judge.rubrics import rubric, with_instruction
-from rvedit.provenance import Provenance
-from rvedit.workflows.judge import JudgeOrder, compare_folders, estimate, judge_edits, read_docket
+from rvedit.evaluation.frames import FrameStore
+from rvedit.evaluation.judge import JudgeConfig, compare_folders, estimate, judge_edits, read_judge_set
+from rvedit.evaluation.judges import GEMINI_SAMPLING, QWEN, QWEN_SAMPLING, gemini_judge, qwen_judge
+from rvedit.evaluation.protocols import PaperProtocol
+from rvedit.evaluation.request import CLOSING, EDITED_HEADER, SOURCE_HEADER, JudgeSettings
+from rvedit.evaluation.rubrics import rubric, with_instruction
+from rvedit.io.bench import read_bench
+from rvedit.io.chat import Journal, RetryPolicy
+from rvedit.io.errors import UserError
+from rvedit.pipelines.model_card import Provenance
 from rvedit_cli.main import app
 
 KINDS = {"local_change": 65, "local_remove": 59, "local_add": 67, "global_style": 58}
@@ -95,17 +95,17 @@ def serve(behave=lambda asked: "ok", **options):
     return ChatServer(behave, models=(QWEN,), **{"say": say, **options})
 
 
-def run(folder, server, out, judges=None, **order):
-    settings = {key: order.pop(key) for key in ("concurrency", "timeout", "retry_dropped") if key in order}
-    order = JudgeOrder(folder / "edits", out, folder / "bench.csv", **order)
+def run(folder, server, out, judges=None, **config):
+    settings = {key: config.pop(key) for key in ("concurrency", "timeout", "retry_dropped") if key in order}
+    config = JudgeConfig(folder / "edits", out, folder / "bench.csv", **config)
     journal = Journal(out / "journal.jsonl")
     protocol = PaperProtocol(FrameStore(out / "frames", journal))
-    docket = read_docket(order, protocol)
+    docket = read_judge_set(config, protocol)
     judge = qwen_judge(
-        journal, protocol, JudgeSettings(QWEN_SAMPLING, order.probe), base_url=server.url, **settings
+        journal, protocol, JudgeSettings(QWEN_SAMPLING, config.probe), base_url=server.url, **settings
     )
     judge._policy = QUICK
-    report = judge_edits(order, docket, [judge, *(judges(journal, protocol) if judges else [])])
+    report = judge_edits(config, docket, [judge, *(judges(journal, protocol) if judges else [])])
     journal.close()
     rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert all((row["scores"] is None) == (row["dropped"] is not None) for row in rows)
@@ -496,8 +496,8 @@ def test_gemini_with_a_wrong_key_is_one_line(small, tmp_path):
 
 def test_a_category_and_a_limit(small, tmp_path):
     protocol = PaperProtocol(FrameStore(tmp_path, Journal(tmp_path / "journal.jsonl")))
-    order = JudgeOrder(small / "edits", tmp_path, small / "bench.csv", ("add", "style"), limit=2)
-    assert Counter(case.category for case in read_docket(order, protocol).cases) == {"add": 2, "style": 2}
+    config = JudgeConfig(small / "edits", tmp_path, small / "bench.csv", ("add", "style"), limit=2)
+    assert Counter(case.category for case in read_judge_set(config, protocol).cases) == {"add": 2, "style": 2}
 
 
 # The store of pictures

@@ -5,9 +5,9 @@ import pytest
 import scipy.stats
 import yaml
 
-from rvedit.judge.aggregate import group, item_means, overall_of_cells, table_of
-from rvedit.judge.scores import Scores
-from rvedit.judge.statistics import agreement, compare
+from rvedit.evaluation.aggregate import group, item_means, overall_of_cells, table_of
+from rvedit.evaluation.scores import Scores
+from rvedit.evaluation.statistics import agreement, compare
 
 # Table 1: Overall, then IC, CF, VQ of Local Change, Local Remove, Local Add and Global Style.
 TABLE_1 = """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rvedit.judge.rubrics import rubric, with_instruction
-from rvedit.records import Category
+from rvedit.evaluation.rubrics import rubric, with_instruction
+from rvedit.io.records import Category
 
 PAPER = sorted((Path(__file__).parents[2] / "shared" / "paper").glob("*.txt"))
 HEADINGS = {

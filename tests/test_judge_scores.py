@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvedit.chat import BadReplyError
-from rvedit.judge.scores import AXES, AXIS_LABELS, Scores, read_reasoning, read_scores
+from rvedit.evaluation.scores import AXES, AXIS_LABELS, Scores, read_reasoning, read_scores
+from rvedit.io.chat import BadReplyError
 
 IC, CF, VQ = AXIS_LABELS.values()
 PLAIN = f"Brief reasoning: Fine.\n{IC}: 85\n{CF}: 72\n{VQ}: 64"

@@ -10,18 +10,18 @@ import foreign
 import numpy as np
 import pytest
 import torch
-from conftest import random_clip
+from conftest import edit, edit_latents, random_clip
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from rvedit.checkpoints import load_pipeline
-from rvedit.checkpoints.outline import outline
-from rvedit.errors import UserError
-from rvedit.model.conditioning import condition
-from rvedit.model.latents import decode, encode
-from rvedit.pipeline import EditSettings, RVEDiTPipeline
-from rvedit.video_tensors import to_model_range
-from rvedit.windows import WindowNoise
+from rvedit.editing.config import EditConfig
+from rvedit.io.errors import UserError
+from rvedit.io.frames import to_model_range
+from rvedit.models.autoencoder import decode, encode
+from rvedit.models.token_groups import encode_tokens
+from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.checkpoints.outline import outline
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 INSTRUCTION = "make the fish orange"
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -34,7 +34,7 @@ def folder(tiny_tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder) -> RVEDiTPipeline:
-    return load_pipeline(folder)
+    return load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(5, 256, 256), (21, 256, 288), (1, 256, 256)])
@@ -42,7 +42,7 @@ def pipeline(folder) -> RVEDiTPipeline:
 def test_the_context_is_theirs(folder, pipeline, num_frames, height, width):
     clip = random_clip(num_frames, height, width)
     encoder = pipeline.edit_token_encoder
-    ours = encoder([encoder.sight(clip)], [INSTRUCTION])
+    ours = encoder([encoder.frame_processor(clip)], [INSTRUCTION])
     theirs = foreign.reference_context(folder, clip, INSTRUCTION)
     assert ours.shape[1] == (foreign.IMAGE_QUERIES if num_frames == 1 else foreign.VIDEO_QUERIES)
     assert_close(ours, theirs, **CLOSE)
@@ -55,8 +55,8 @@ def test_a_forward_pass_is_theirs(folder, pipeline):
     source = encode(pipeline.vae, to_model_range(clip)[None])
     noisy = torch.randn(source.shape, generator=torch.Generator().manual_seed(1))
     context = foreign.reference_context(folder, clip, INSTRUCTION)
-    seen = pipeline.edit_token_encoder.sight(clip)
-    given = condition(pipeline, source, [seen], [INSTRUCTION])
+    seen = pipeline.edit_token_encoder.frame_processor(clip)
+    given = encode_tokens(pipeline, source, [seen], [INSTRUCTION])
     for sigma in (1.0, 0.4):
         ours = pipeline.transformer(noisy, torch.tensor([1000 * sigma]), given).sample
         theirs = foreign.reference_velocity(folder, noisy, source, context, sigma)
@@ -68,8 +68,7 @@ def test_a_forward_pass_is_theirs(folder, pipeline):
 @torch.no_grad()
 def test_an_edit_of_five_steps_is_theirs(folder, pipeline, num_frames):
     clip = random_clip(num_frames, 256, 256)
-    noise = WindowNoise(pipeline.window_plan, 3)
-    latents = pipeline.edit_window(clip, INSTRUCTION, EditSettings(5, seed=3), noise)
+    latents = edit_latents(pipeline, clip, INSTRUCTION, 3, num_inference_steps=5)
     assert_close(
         decode(pipeline.vae, latents)[0], foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3), **CLOSE
     )
@@ -97,9 +96,11 @@ def test_every_block_reads_editing_tokens_alone(pipeline):
 def test_it_is_saved_and_read_as_one_of_ours(pipeline, tmp_path):
     clip = random_clip(5, 256, 256)
     pipeline.save_pretrained(tmp_path / "ours")
-    again = load_pipeline(tmp_path / "ours")
-    settings = EditSettings(2)
-    assert np.array_equal(again(clip, INSTRUCTION, settings), pipeline(clip, INSTRUCTION, settings))
+    again = load_checkpoint(tmp_path / "ours")
+    settings = EditConfig(2)
+    assert np.array_equal(
+        edit(again, clip, INSTRUCTION, settings), edit(pipeline, clip, INSTRUCTION, settings)
+    )
 
 
 def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) -> dict[str, torch.Tensor]:
@@ -129,7 +130,7 @@ def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) 
 @pytest.mark.parametrize("spelling", ["connetor", "connector"])
 def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, companions, tmp_path, spelling):
     trained_file(tmp_path / "kiwi.safetensors", spelling, adapters=False)
-    loaded = load_pipeline(tmp_path / "kiwi.safetensors")
+    loaded = load_checkpoint(tmp_path / "kiwi.safetensors")
     assert loaded.text_encoder is loaded.tokenizer is None, "no block would read X_l"
     for name in ("transformer", "connector", "mllm", "vae"):
         ours, theirs = getattr(loaded, name).state_dict(), getattr(pipeline, name).state_dict()
@@ -140,7 +141,7 @@ def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, compa
 
 def test_adapters_are_merged(pipeline, companions, tmp_path):
     deltas = trained_file(tmp_path / "kiwi.safetensors")
-    trained = load_pipeline(tmp_path / "kiwi.safetensors").mllm.state_dict()
+    trained = load_checkpoint(tmp_path / "kiwi.safetensors").mllm.state_dict()
     base = pipeline.mllm.state_dict()
     assert len(deltas) == 2
     for key, tensor in base.items():
@@ -156,7 +157,7 @@ def test_adapters_of_the_transformer_are_merged(pipeline, companions, tmp_path):
     state["blocks.1.cross_attn.o.lora_A.default.weight"] = down
     state["blocks.1.cross_attn.o.lora_B.default.weight"] = up
     save_file(state, tmp_path / "lora.safetensors")
-    trained = load_pipeline(tmp_path / "lora.safetensors").transformer.state_dict()
+    trained = load_checkpoint(tmp_path / "lora.safetensors").transformer.state_dict()
     changed = "blocks.1.attn2.to_out.0.weight"
     for key, tensor in pipeline.transformer.state_dict().items():
         assert_close(trained[key], tensor + up @ down if key == changed else tensor, rtol=0, atol=1e-6)
@@ -168,13 +169,13 @@ def test_an_adapter_of_nothing_is_refused(companions, tmp_path):
     state["pipe.mllm.model.layers.9.mlp.up_proj.lora_B.default.weight"] = torch.ones(96, 2)
     save_file(state, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=r"half an adapter: .*layers\.9.* has no lora_A"):
-        load_pipeline(tmp_path / "half.safetensors")
+        load_checkpoint(tmp_path / "half.safetensors")
     state["pipe.mllm.model.layers.9.mlp.up_proj.lora_A.default.weight"] = torch.ones(2, 64)
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(
         UserError, match=r"holds .*layers\.9\.mlp\.up_proj.*which the multimodal LLM does not have"
     ):
-        load_pipeline(tmp_path / "other.safetensors")
+        load_checkpoint(tmp_path / "other.safetensors")
 
 
 def without(path: str):
@@ -237,7 +238,7 @@ def test_a_damaged_checkpoint_is_one_line(folder, tmp_path, damage, says):
     shutil.copytree(folder, tmp_path / "damaged")
     damage(tmp_path / "damaged")
     with pytest.raises(UserError) as caught:
-        load_pipeline(tmp_path / "damaged")
+        load_checkpoint(tmp_path / "damaged")
     assert says in str(caught.value)
     assert "damaged" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -7,12 +7,12 @@ from test_judge import make_bench
 from tiny_chat import save_tiny_chat
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from rvedit.chat import Journal, Sampling
-from rvedit.judge.frames import FrameStore
-from rvedit.judge.judges import qwen_judge
-from rvedit.judge.protocols import PaperProtocol
-from rvedit.judge.request import JudgeSettings
-from rvedit.workflows.judge import JudgeOrder, judge_edits, read_docket
+from rvedit.evaluation.frames import FrameStore
+from rvedit.evaluation.judge import JudgeConfig, judge_edits, read_judge_set
+from rvedit.evaluation.judges import qwen_judge
+from rvedit.evaluation.protocols import PaperProtocol
+from rvedit.evaluation.request import JudgeSettings
+from rvedit.io.chat import Journal, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def model(tmp_path_factory):
 
 def test_its_gibberish_is_dropped_and_not_scored(model, tmp_path):
     folder = make_bench(tmp_path, {"local_change": 2})
-    order = JudgeOrder(folder / "edits", tmp_path / "out", folder / "bench.csv")
+    config = JudgeConfig(folder / "edits", tmp_path / "out", folder / "bench.csv")
     journal = Journal(tmp_path / "journal.jsonl")
     protocol = PaperProtocol(FrameStore(tmp_path / "frames", journal))
     judge = qwen_judge(
@@ -41,7 +41,7 @@ def test_its_gibberish_is_dropped_and_not_scored(model, tmp_path):
         local=str(model),
         device="cpu",
     )
-    report = judge_edits(order, read_docket(order, protocol), [judge])
+    report = judge_edits(config, read_judge_set(config, protocol), [judge])
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     assert (report.counts("qwen")["scored"], report.counts("qwen")["dropped"]) == (0, 2)
     assert report.tables["qwen"] is None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rvedit.data.manifest import (
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import (
     Failure,
     clip_path,
     failures_path,
@@ -17,8 +18,7 @@ from rvedit.data.manifest import (
     write_failures,
     write_manifest,
 )
-from rvedit.errors import UserError
-from rvedit.records import Category, Triplet
+from rvedit.io.records import Category, Triplet
 
 ROW = Triplet(
     id="a-1",

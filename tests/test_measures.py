@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rvedit.judge.measures import edit_gain, flicker, preservation
+from rvedit.evaluation.measures import edit_gain, flicker, preservation
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, WatchCalls, random_clip
+from conftest import CORPUS, WatchCalls, edit, edit_latents, random_clip
 from diffusers import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,17 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rvedit
-from rvedit.checkpoints import MODULE_CLASSES, build_nano, load_pipeline
-from rvedit.embed import embed
-from rvedit.errors import UserError
-from rvedit.model.latents import decode, encode
-from rvedit.model.presets import NANO_VAE
-from rvedit.pipeline import EditSettings, Progress, RVEDiTPipeline
-from rvedit.video_tensors import to_model_range
-from rvedit.windows import WindowNoise
+from rvedit.editing.config import EditConfig, Progress
+from rvedit.editing.long_video import edit_video, edit_videos_together
+from rvedit.io.errors import UserError
+from rvedit.io.frames import to_model_range
+from rvedit.models.autoencoder import decode, encode
+from rvedit.models.presets import NANO_VAE
+from rvedit.pipelines.checkpoints import MODULE_CLASSES, build_nano, load_checkpoint
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.playground.bundle import bundle_nano
 
 INSTRUCTION = "make the fish orange"
-ONE_STEP = EditSettings(num_inference_steps=1, detail=0)
+ONE_STEP = EditConfig(num_inference_steps=1, detail=0)
 KEY = "blocks.1.attn2.to_k.weight"
 
 
@@ -42,9 +43,7 @@ def saved(tiny_pipeline: RVEDiTPipeline, tmp_path_factory: pytest.TempPathFactor
 
 
 def window_latents(pipeline: RVEDiTPipeline, instruction: str = INSTRUCTION, **settings: Any) -> torch.Tensor:
-    chosen = EditSettings(**settings)
-    noise = WindowNoise(pipeline.window_plan, chosen.seed)
-    return pipeline.edit_window(random_clip(9), instruction, chosen, noise)
+    return edit_latents(pipeline, random_clip(9), instruction, **settings)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def window_latents(pipeline: RVEDiTPipeline, instruction: str = INSTRUCTION, **s
 def test_clips_come_out_in_the_length_and_size_they_went_in(
     tiny_pipeline: RVEDiTPipeline, num_frames: int, height: int, width: int
 ) -> None:
-    edited = tiny_pipeline(random_clip(num_frames, height, width), INSTRUCTION, ONE_STEP)
+    edited = edit(tiny_pipeline, random_clip(num_frames, height, width), INSTRUCTION, ONE_STEP)
     assert edited.shape == (num_frames, height, width, 3)
     assert edited.dtype == np.uint8
 
@@ -77,7 +76,7 @@ def test_frames_stream_out_before_the_clip_is_read(tiny_pipeline: RVEDiTPipeline
             read += 1
             yield random_clip(1, seed=read)[0]
 
-    stream = tiny_pipeline.stream(endless(), INSTRUCTION, ONE_STEP)
+    stream = edit_video(tiny_pipeline, endless(), INSTRUCTION, ONE_STEP)
     for _ in range(9):
         next(stream)
     assert read == 10, "a window of 9, and one frame ahead"
@@ -88,8 +87,8 @@ def test_frames_stream_out_before_the_clip_is_read(tiny_pipeline: RVEDiTPipeline
 def test_a_long_clip_starts_as_its_first_window_alone(tiny_pipeline: RVEDiTPipeline) -> None:
     """Frames 0-8 are given by the first window whatever follows it."""
     clip = random_clip(30)
-    whole = tiny_pipeline(clip, INSTRUCTION, ONE_STEP)
-    first = tiny_pipeline(clip[:9], INSTRUCTION, ONE_STEP)
+    whole = edit(tiny_pipeline, clip, INSTRUCTION, ONE_STEP)
+    first = edit(tiny_pipeline, clip[:9], INSTRUCTION, ONE_STEP)
     assert np.array_equal(whole[:9], first)
 
 
@@ -97,17 +96,9 @@ def test_a_long_clip_starts_as_its_first_window_alone(tiny_pipeline: RVEDiTPipel
 def test_a_window_goes_on_from_the_one_before(tiny_pipeline: RVEDiTPipeline) -> None:
     """What is known stays to the end, whatever the model says, and the rest is drawn to go with it."""
     clip = random_clip(9)
-    source = encode(tiny_pipeline.vae, to_model_range(clip)[None])
-
-    def edit(known: torch.Tensor | None) -> torch.Tensor:
-        noise, settings = WindowNoise(tiny_pipeline.window_plan, 0), EditSettings(num_inference_steps=4)
-        return tiny_pipeline._edit_latents(
-            source, [clip], [INSTRUCTION], settings, noise, lambda step, total: None, known
-        )
-
-    free = edit(None)
+    free = edit_latents(tiny_pipeline, clip, INSTRUCTION, num_inference_steps=4)
     known = torch.randn_like(free)[:, :, :2]
-    bound = edit(known)
+    bound = edit_latents(tiny_pipeline, clip, INSTRUCTION, num_inference_steps=4, prefix_latents=known)
     assert torch.equal(bound[:, :, :2], known)
     assert not torch.equal(bound[:, :, 2:], free[:, :, 2:])
 
@@ -120,10 +111,10 @@ def test_clips_edited_together_are_as_if_edited_alone(
 ) -> None:
     clips = [random_clip(count, height, width), random_clip(count, height, width)[::-1].copy()]
     instructions = [INSTRUCTION, "turn the whole sky over the sea green"]
-    settings = EditSettings(num_inference_steps=3, guidance_scale=2.0, seed=4, preserve=preserve)
-    together = tiny_pipeline.edit_together(clips, instructions, settings)
+    settings = EditConfig(num_inference_steps=3, guidance_scale=2.0, seed=4, preserve=preserve)
+    together = edit_videos_together(tiny_pipeline, clips, instructions, settings)
     for clip, instruction, edited in zip(clips, instructions, together, strict=True):
-        alone = tiny_pipeline(clip, instruction, settings)
+        alone = edit(tiny_pipeline, clip, instruction, settings)
         assert edited.shape == clip.shape
         assert np.abs(edited.astype(int) - alone).max() <= 1, "but for the order of sums"
 
@@ -132,20 +123,19 @@ def test_what_cannot_be_edited_together_is_refused(tiny_pipeline: RVEDiTPipeline
     nine, ten = random_clip(9), random_clip(10)
     for clips in ([nine, ten], [ten, ten]):
         with pytest.raises(ValueError, match=r"together|more than a window"):
-            tiny_pipeline.edit_together(clips, [INSTRUCTION, INSTRUCTION], ONE_STEP)
+            edit_videos_together(tiny_pipeline, clips, [INSTRUCTION, INSTRUCTION], ONE_STEP)
 
 
 def test_progress_tells_every_step_of_every_window(tiny_pipeline: RVEDiTPipeline) -> None:
     told: list[Progress] = []
-    settings = EditSettings(num_inference_steps=2)
-    for _ in tiny_pipeline.stream(random_clip(12), INSTRUCTION, settings, told.append):
-        pass
+    settings = EditConfig(num_inference_steps=2)
+    edit(tiny_pipeline, random_clip(12), INSTRUCTION, settings, on_progress=told.append)
     assert told == [Progress(window, step, 2) for window in (1, 2) for step in (1, 2)]
 
 
 def test_equal_seeds_give_equal_edits_and_others_do_not(tiny_pipeline: RVEDiTPipeline) -> None:
     clip = random_clip(10)
-    edits = [tiny_pipeline(clip, INSTRUCTION, EditSettings(seed=seed)) for seed in (7, 7, 8)]
+    edits = [edit(tiny_pipeline, clip, INSTRUCTION, EditConfig(seed=seed)) for seed in (7, 7, 8)]
     assert np.array_equal(edits[0], edits[1])
     assert not np.array_equal(edits[0], edits[2])
 
@@ -154,7 +144,7 @@ def test_seeds_leave_the_global_generator_alone(tiny_pipeline: RVEDiTPipeline) -
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    tiny_pipeline(random_clip(1), INSTRUCTION, ONE_STEP)
+    edit(tiny_pipeline, random_clip(1), INSTRUCTION, ONE_STEP)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -162,9 +152,7 @@ def test_the_edit_depends_on_the_clip_and_on_the_words(tiny_pipeline: RVEDiTPipe
     latents = window_latents(tiny_pipeline)
     assert latents.isfinite().all()
     assert not torch.equal(latents, window_latents(tiny_pipeline, "remove the ball"))
-    other = tiny_pipeline.edit_window(
-        random_clip(9, seed=9), INSTRUCTION, EditSettings(), WindowNoise(tiny_pipeline.window_plan, 0)
-    )
+    other = edit_latents(tiny_pipeline, random_clip(9, seed=9), INSTRUCTION)
     assert not torch.equal(latents, other)
 
 
@@ -241,12 +229,12 @@ def assert_same_editor(loaded: RVEDiTPipeline, original: RVEDiTPipeline) -> None
     assert loaded.scheduler.config.shift == original.scheduler.config.shift == 3.0
     assert_close(window_latents(loaded), window_latents(original), rtol=0, atol=1e-5)
     clip = random_clip(10, 37, 53)
-    edits = [pipeline(clip, INSTRUCTION).astype(int) for pipeline in (loaded, original)]
+    edits = [edit(pipeline, clip, INSTRUCTION).astype(int) for pipeline in (loaded, original)]
     assert abs(edits[0] - edits[1]).max() <= 1
 
 
 def test_a_saved_editor_edits_the_same(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:
-    assert_same_editor(load_pipeline(saved), tiny_pipeline)
+    assert_same_editor(load_checkpoint(saved), tiny_pipeline)
 
 
 def test_from_pretrained_reads_it_too(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:
@@ -259,9 +247,16 @@ def test_nano_loads_as_pipelines_of_diffusers_do(dtype: torch.dtype | None) -> N
     loaded = RVEDiTPipeline.from_pretrained(rvedit.NANO, **({"torch_dtype": dtype} if dtype else {}))
     assert loaded.transformer.dtype == loaded.mllm.dtype == (dtype or torch.float32)
     assert loaded.vae.dtype == torch.float32
-    ours = load_pipeline(rvedit.NANO, dtype or torch.float32)
-    clip = random_clip(3, 64, 64)
-    assert np.array_equal(loaded(clip, INSTRUCTION, ONE_STEP), ours(clip, INSTRUCTION, ONE_STEP))
+    ours = load_checkpoint(rvedit.NANO, dtype or torch.float32)
+    size = loaded.model_size(64, 64)
+    clip = random_clip(3, *size)
+    edits = [
+        edit(pipe, clip, INSTRUCTION, num_inference_steps=2, detail=0, seed=5) for pipe in (loaded, ours)
+    ]
+    assert np.array_equal(*edits)
+    generator = torch.Generator().manual_seed(5)
+    called = loaded(clip, INSTRUCTION, num_inference_steps=2, generator=generator).frames[0]
+    assert np.array_equal((called * 255).round().astype(np.uint8), edits[0])
 
 
 def test_it_loads_as_pipelines_of_diffusers_do(tiny_pipeline: RVEDiTPipeline, saved: Path) -> None:
@@ -271,10 +266,10 @@ def test_it_loads_as_pipelines_of_diffusers_do(tiny_pipeline: RVEDiTPipeline, sa
 
 
 def test_another_dtype_is_honoured(saved: Path) -> None:
-    loaded = load_pipeline(saved, torch.bfloat16)
+    loaded = load_checkpoint(saved, torch.bfloat16)
     assert loaded.transformer.dtype == torch.bfloat16
     assert loaded.vae.dtype == torch.float32, "latents are coarse otherwise"
-    edited = loaded(random_clip(2), INSTRUCTION, ONE_STEP)
+    edited = edit(loaded, random_clip(2), INSTRUCTION, ONE_STEP)
     assert edited.shape == (2, 32, 32, 3)
 
 
@@ -291,15 +286,15 @@ def test_a_checkpoint_is_safetensors_and_text(saved: Path) -> None:
 
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model_index\.json"):
-        load_pipeline(tmp_path)
+        load_checkpoint(tmp_path)
     with pytest.raises(UserError, match="nowhere"):
-        load_pipeline(tmp_path / "nowhere")
+        load_checkpoint(tmp_path / "nowhere")
 
 
 def test_another_pipelines_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UserError, match="FluxPipeline"):
-        load_pipeline(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +305,7 @@ def test_a_missing_folder_is_named(saved: Path, tmp_path: Path, folder: str) -> 
     shutil.copytree(saved, broken)
     shutil.rmtree(broken / folder)
     with pytest.raises(UserError, match=folder):
-        load_pipeline(broken)
+        load_checkpoint(broken)
 
 
 def test_an_empty_folder_is_named(saved: Path, tmp_path: Path) -> None:
@@ -318,7 +313,7 @@ def test_an_empty_folder_is_named(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, broken)
     (broken / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(UserError, match="scheduler: cannot be read"):
-        load_pipeline(broken)
+        load_checkpoint(broken)
 
 
 def with_tensors(
@@ -361,7 +356,7 @@ def test_a_key_that_does_not_fit_is_named(
 ) -> None:
     broken = with_tensors(saved, tmp_path / "broken", module, lambda tensors: change(tensors, key))
     with pytest.raises(UserError) as caught:
-        load_pipeline(broken)
+        load_checkpoint(broken)
     message = str(caught.value)
     # transformers keeps the LLM under another prefix in memory; what follows it is the same.
     assert key.removeprefix("model.") in message
@@ -376,7 +371,7 @@ def test_a_damaged_file_is_one_clear_line(saved: Path, tmp_path: Path) -> None:
     (path,) = (tmp_path / "broken" / "transformer").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="transformer") as caught:
-        load_pipeline(tmp_path / "broken")
+        load_checkpoint(tmp_path / "broken")
     assert "\n" not in str(caught.value)
 
 
@@ -393,14 +388,14 @@ def test_nano_is_built_by_its_seed_and_edits() -> None:
     assert [p.transformer.config.routing_depth for p in (first, second)] == [4, 2]
     modules = (first.transformer, first.connector, first.mllm, first.text_encoder, first.vae)
     assert 2 * sum(p.numel() for module in modules for p in module.parameters()) < 40e6, "bytes in bf16"
-    assert first(random_clip(1, 50, 60), INSTRUCTION, ONE_STEP).shape == (1, 50, 60, 3)
+    assert edit(first, random_clip(1, 50, 60), INSTRUCTION, ONE_STEP).shape == (1, 50, 60, 3)
 
 
 def test_reference_clips_never_touch_inference() -> None:
     """Neither the training code nor the objectives are even imported by the pipeline and its loader."""
     code = (
-        "import sys, rvedit.pipeline, rvedit.checkpoints\n"
-        "loaded = [m for m in sys.modules if m.startswith(('rvedit.training', 'rvedit.objective'))]\n"
+        "import sys, rvedit.pipelines.pipeline_rvedit, rvedit.pipelines.checkpoints\n"
+        "loaded = [m for m in sys.modules if m.startswith(('rvedit.training', 'rvedit.losses'))]\n"
         "sys.exit(' '.join(loaded) or 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -408,18 +403,18 @@ def test_reference_clips_never_touch_inference() -> None:
 
 
 def test_another_decoder_is_embedded_and_another_encoder_is_not(saved: Path, tmp_path: Path) -> None:
-    embed(str(saved), tmp_path / "plain")
+    bundle_nano(str(saved), tmp_path / "plain")
     vae = AutoencoderKLWan.from_pretrained(saved, subfolder="vae")
     with torch.no_grad():
         vae.decoder.conv_in.bias.add_(1)
     vae.save_pretrained(tmp_path / "run" / "model" / "vae")
-    embed(str(saved), tmp_path / "changed", str(tmp_path / "run"))
-    plain, changed = (load_pipeline(tmp_path / name / "nano") for name in ("plain", "changed"))
+    bundle_nano(str(saved), tmp_path / "changed", str(tmp_path / "run"))
+    plain, changed = (load_checkpoint(tmp_path / name / "nano") for name in ("plain", "changed"))
     assert torch.allclose(changed.vae.decoder.conv_in.bias, plain.vae.decoder.conv_in.bias + 1, atol=0.01)
     assert torch.equal(changed.transformer.proj_out.weight, plain.transformer.proj_out.weight)
     with torch.no_grad():
         vae.encoder.conv_in.bias.add_(1)
     vae.save_pretrained(tmp_path / "run" / "model" / "vae")
     with pytest.raises(ValueError, match="its encoder is not that of"):
-        embed(str(saved), tmp_path / "wrong", str(tmp_path / "run"))
+        bundle_nano(str(saved), tmp_path / "wrong", str(tmp_path / "run"))
     assert not (tmp_path / "wrong").exists()

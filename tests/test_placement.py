@@ -7,15 +7,15 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipeline, make_vae, random_clip
+from conftest import edit, make_pipeline, make_vae, random_clip
 
-from rvedit.editors.placement import choose_offload, place, quantize, stacks
-from rvedit.model.footprint import LiveBytes
-from rvedit.model.latents import StreamDecoder, decode
-from rvedit.records import EditSettings
-from rvedit.video_tensors import to_frames
+from rvedit.editing.config import EditConfig
+from rvedit.editing.peak_memory import LiveBytes
+from rvedit.io.frames import to_frames
+from rvedit.models.autoencoder import StreamDecoder, decode
+from rvedit.pipelines.memory import choose_offload, place, quantize, transformer_stacks
 
-SETTINGS = EditSettings(num_inference_steps=2, guidance_scale=2.0)
+SETTINGS = EditConfig(num_inference_steps=2, guidance_scale=2.0)
 CPU = torch.device("cpu")
 
 
@@ -26,7 +26,7 @@ def pipeline(tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def expected(tiny_tokenizer):
-    return make_pipeline(tiny_tokenizer)(random_clip(10), "make the fish orange", SETTINGS)
+    return edit(make_pipeline(tiny_tokenizer), random_clip(10), "make the fish orange", SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_components_take_turns_where_a_card_has_little_room_beside_them(weights,
 @pytest.mark.parametrize("offload", ["auto", "none", "model", "group"])
 def test_an_offloaded_editor_edits_the_same(pipeline, expected, offload):
     place(pipeline, CPU, offload)
-    edited = pipeline(random_clip(10), "make the fish orange", SETTINGS)
+    edited = edit(pipeline, random_clip(10), "make the fish orange", SETTINGS)
     assert np.array_equal(edited, expected)
-    again = pipeline(random_clip(10), "make the fish orange", SETTINGS)
+    again = edit(pipeline, random_clip(10), "make the fish orange", SETTINGS)
     assert np.array_equal(again, expected), "a second clip finds its models again"
 
 
@@ -68,7 +68,7 @@ def test_every_component_is_fetched_before_it_computes(pipeline):
                 part.register_forward_pre_hook(
                     lambda m, args, name=name: used.append((name, name in fetched))
                 )
-    pipeline(random_clip(5), "make the fish orange", SETTINGS)
+    edit(pipeline, random_clip(5), "make the fish orange", SETTINGS)
     assert {name for name, _ in used} == set(names)
     assert all(was_there for _, was_there in used)
     # Each sends the one before it in the chain back, so the chain is the order in which they compute.
@@ -95,12 +95,12 @@ def test_a_quantised_editor_is_smaller_and_edits_nearly_the_same(
     pipeline, expected, kind, needs, share, least
 ):
     require(needs)
-    before = {name: bytes_of(stack) for name, stack in stacks(pipeline).items()}
+    before = {name: bytes_of(stack) for name, stack in transformer_stacks(pipeline).items()}
     quantize(pipeline, kind, CPU)
     if kind != "int8":  # torchao's tensors keep their sizes to themselves
-        for name, stack in stacks(pipeline).items():
+        for name, stack in transformer_stacks(pipeline).items():
             assert bytes_of(stack) < share * before[name] + 20_000, name
-    edited = pipeline(random_clip(10), "make the fish orange", SETTINGS)
+    edited = edit(pipeline, random_clip(10), "make the fish orange", SETTINGS)
     error = np.square(edited.astype(float) - expected).mean()
     assert error > 0
     assert 10 * np.log10(255**2 / error) > least
@@ -114,7 +114,7 @@ def test_a_quantised_editor_is_offloaded_like_any_other(tiny_tokenizer, kind, ne
         pipeline = make_pipeline(tiny_tokenizer)
         quantize(pipeline, kind, CPU)
         place(pipeline, CPU, offload)
-        edits.append(pipeline(random_clip(5), "make the fish orange", SETTINGS))
+        edits.append(edit(pipeline, random_clip(5), "make the fish orange", SETTINGS))
     assert np.array_equal(edits[0], edits[1])
     assert np.array_equal(edits[0], edits[2])
 
@@ -146,11 +146,11 @@ def test_pieces_are_decoded_as_the_whole_whatever_comes_between():
 
 def test_tiles_over_several_windows(pipeline):
     """Tiles keep no memory between windows: every frame comes out all the same, and nearly as without."""
-    clip, settings = random_clip(20, 32, 48), EditSettings(2)
-    plain = pipeline(clip, "make the fish orange", settings)
+    clip, settings = random_clip(20, 32, 48), EditConfig(2)
+    plain = edit(pipeline, clip, "make the fish orange", settings)
     pipeline.vae.enable_tiling(tile_sample_min_height=16, tile_sample_min_width=16)
     pipeline.vae.tile_sample_stride_height = pipeline.vae.tile_sample_stride_width = 16
-    tiled = pipeline(clip, "make the fish orange", settings)
+    tiled = edit(pipeline, clip, "make the fish orange", settings)
     assert tiled.shape == plain.shape
     assert not np.array_equal(tiled, plain), "tiles were used"
 

@@ -19,15 +19,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
-from rvedit.errors import UserError
-from rvedit.model import flops
-from rvedit.model.cross_attention import BlockContext
-from rvedit.model.flops import Shape
-from rvedit.recipes import Recipe, load_recipe
-from rvedit.records import ClipShape
+from rvedit.io.errors import UserError
+from rvedit.io.records import ClipShape
+from rvedit.models import flops
+from rvedit.models.cross_attention import BlockContext
+from rvedit.models.flops import Shape
 from rvedit.training import memory
 from rvedit.training.costs import EditorCosts
-from rvedit.training.plan import plan_training, why_it_cannot_run
+from rvedit.training.plan import plan_training, why_not_runnable
+from rvedit.training.recipe import Recipe, load_recipe
 from rvedit_cli.plan import print_plan
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -98,8 +98,8 @@ def test_transformers_flops_are_those_counted() -> None:
     noisy, source = torch.randn(2, *shape.latents)
 
     with FlopCounterMode(display=False) as forward:
-        conditioning = transformer.condition(edit, source, text)
-        sample = transformer(noisy, torch.tensor([500.0]), conditioning).sample
+        groups = transformer.embed_tokens(edit, source, text)
+        sample = transformer(noisy, torch.tensor([500.0]), groups).sample
     with FlopCounterMode(display=False) as backward:
         sample.square().mean().backward()
     step = flops.step_flops(shape, checkpointing=False)
@@ -109,15 +109,15 @@ def test_transformers_flops_are_those_counted() -> None:
     with FlopCounterMode(display=False) as again:
         transformer.enable_gradient_checkpointing()
         transformer.train()
-        conditioning = transformer.condition(edit, source, text)
-        transformer(noisy, torch.tensor([500.0]), conditioning).sample.square().mean().backward()
+        groups = transformer.embed_tokens(edit, source, text)
+        transformer(noisy, torch.tensor([500.0]), groups).sample.square().mean().backward()
     total = flops.training_flops(shape, checkpointing=True)
     assert total == pytest.approx(again.get_total_flops(), rel=0.03)
 
     for depth in (1, 3):
         with FlopCounterMode(display=False) as reference, torch.no_grad():
-            conditioning = transformer.condition(edit, source, text)
-            transformer(noisy, torch.tensor([500.0]), conditioning, None, depth, stop_at_trace=True)
+            groups = transformer.embed_tokens(edit, source, text)
+            transformer(noisy, torch.tensor([500.0]), groups, None, depth, stop_at_trace=True)
         expected = flops.step_flops(shape, (depth,), checkpointing=False).reference
         assert expected == pytest.approx(reference.get_total_flops(), rel=0.06)
 
@@ -316,7 +316,7 @@ def test_peak_of_a_step_is_as_planned(checkpointing: bool) -> None:
         parameter.grad = torch.zeros_like(parameter)
     with Live() as live:
         with torch.autocast("cpu", torch.bfloat16):
-            sample = transformer(noisy, torch.tensor([500.0]), transformer.condition(edit, source)).sample
+            sample = transformer(noisy, torch.tensor([500.0]), transformer.embed_tokens(edit, source)).sample
             loss = sample.float().square().mean()
             del sample
         loss.backward()
@@ -427,20 +427,20 @@ def test_batch_that_gpus_cannot_share() -> None:
 
 def test_why_a_recipe_cannot_run() -> None:
     nano = load_recipe(RECIPES / "nano.yaml")
-    assert why_it_cannot_run(nano, 0) is None
-    assert why_it_cannot_run(nano, 1) is None
+    assert why_not_runnable(nano, 0) is None
+    assert why_not_runnable(nano, 1) is None
     for recipe, gpus, reason in (
         (paper("model.init_from=null"), 8, "weights of wan2.2-5b are not here"),
         (paper("model.init_from=there"), 0, "no GPU"),
         (paper("model.init_from=there"), 8, "a GPU here has 24 GB"),
     ):
-        line = why_it_cannot_run(recipe, gpus, 24e9)
+        line = why_not_runnable(recipe, gpus, 24e9)
         assert line is not None
         assert reason in line
         assert "GB on each of 8 GPUs" in line
         assert "--overlay recipes/nano_scale.yaml" in line
         assert "\n" not in line
-    assert why_it_cannot_run(paper("model.init_from=there"), 8, 1e15) is None
+    assert why_not_runnable(paper("model.init_from=there"), 8, 1e15) is None
 
 
 def test_printed_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,22 +10,23 @@ from typing import Any
 import foreign
 import pytest
 import torch
-from conftest import make_pipeline, random_clip
+from conftest import edit, make_pipeline, random_clip
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-import rvedit.workflows.plan_edit as plan_edit_module
-from rvedit.checkpoints import load_pipeline
-from rvedit.checkpoints.outline import outline
-from rvedit.checkpoints.wan import original_config
-from rvedit.errors import UserError
-from rvedit.model.footprint import LiveBytes, peak_bytes
-from rvedit.model.presets import WAN22_5B_TRANSFORMER
-from rvedit.records import ClipShape, EditSettings
-from rvedit.workflows.plan_edit import EditOptions, Planner, plan_edit, what_fits, what_to_switch_on
+import rvedit.editing.memory_plan as plan_edit_module
+from rvedit.editing.config import EditConfig
+from rvedit.editing.memory_plan import EditPlanOptions, Planner, find_fitting_plan, plan_edit, suggest_options
+from rvedit.editing.peak_memory import LiveBytes, peak_bytes
+from rvedit.io.errors import UserError
+from rvedit.io.records import ClipShape
+from rvedit.models.presets import WAN22_5B_TRANSFORMER
+from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.checkpoints.outline import outline
+from rvedit.pipelines.checkpoints.wan import original_config
 from rvedit_cli.main import app
 
-FP32 = EditOptions(torch.float32)
+FP32 = EditPlanOptions(torch.float32)
 REAL = ClipShape(81, 704, 1280)
 KIWI = "linyq/kiwi-edit-5b-instruct-only-diffusers"
 
@@ -70,29 +71,29 @@ def test_the_estimate_is_what_an_edit_holds(tiny_tokenizer, tmp_path, num_frames
     """Small, so that what hardly counts at the real size (masks, tables, words) counts here."""
     pipeline = make_pipeline(tiny_tokenizer)
     pipeline.save_pretrained(tmp_path / "tiny")
-    pipeline = load_pipeline(tmp_path / "tiny")
+    pipeline = load_checkpoint(tmp_path / "tiny")
     plan = plan_edit(ClipShape(num_frames, size, size), str(tmp_path / "tiny"), FP32)
     assert plan.weights == {
         name: sum(p.numel() * 4 for p in getattr(pipeline, name).parameters()) for name in plan.weights
     }
     clip = random_clip(num_frames, size, size)
     with LiveBytes() as live:
-        pipeline(clip, "make the fish orange", EditSettings(2, guidance))
+        edit(pipeline, clip, "make the fish orange", EditConfig(2, guidance))
     estimate = max(stage.work for stage in plan.stages)
     assert 0.7 < estimate / live.peak < 1.3, (estimate, live.peak)
 
 
 def test_offloading_needs_less_and_the_published_model_fits_a_card(kiwi):
     peaks = [
-        kiwi(EditOptions(**options)).device_bytes
+        kiwi(EditPlanOptions(**options)).device_bytes
         for options in ({}, {"vae_tiling": True}, {"vae_tiling": True, "offload": "model"})
     ]
     assert peaks[0] > peaks[1] > peaks[2]
     assert 20e9 < peaks[1] < 32e9, "the weights alone are 20 GB"
-    fits = what_fits(kiwi, EditOptions(), 24e9)
+    fits = find_fitting_plan(kiwi, EditPlanOptions(), 24e9)
     assert fits is not None
     assert fits.options.words == "--offload model --vae-tiling"
-    assert what_fits(kiwi, EditOptions(), 4e9) is None
+    assert find_fitting_plan(kiwi, EditPlanOptions(), 4e9) is None
 
 
 @pytest.mark.parametrize(
@@ -107,16 +108,16 @@ def test_offloading_needs_less_and_the_published_model_fits_a_card(kiwi):
 )  # fmt: skip
 def test_a_full_device_is_told_what_would_fit(monkeypatch, kiwi, options, room, said):
     monkeypatch.setattr(plan_edit_module, "Planner", lambda clip, model: kiwi)
-    assert said in what_to_switch_on(REAL, KIWI, EditOptions(**options), room)
+    assert said in suggest_options(REAL, KIWI, EditPlanOptions(**options), room)
 
 
 @pytest.mark.parametrize("model", ["lucy", "somebody/something"])
 def test_a_full_device_is_told_something_where_no_plan_is_made(model):
-    assert "try --offload model" in what_to_switch_on(REAL, model, EditOptions(), 24e9)
+    assert "try --offload model" in suggest_options(REAL, model, EditPlanOptions(), 24e9)
 
 
 def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypatch):
-    from rvedit.video import write_clip
+    from rvedit.io.video import write_clip
 
     make_pipeline(tiny_tokenizer).save_pretrained(tmp_path / "tiny")
     write_clip(tmp_path / "in.mp4", random_clip(20, 32, 48), 12)
@@ -125,8 +126,8 @@ def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypa
     def place(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("rvedit.editors.load.place", place)
-    monkeypatch.setattr("rvedit.editors.placement.room", lambda device: 1e9)
+    monkeypatch.setattr("rvedit.pipelines.loading.place", place)
+    monkeypatch.setattr("rvedit.pipelines.memory.room", lambda device: 1e9)
     result = CliRunner().invoke(app, ["edit", "in.mp4", "red", "--model", "tiny"])
     assert isinstance(result.exception, UserError)
     assert re.fullmatch(
@@ -137,13 +138,13 @@ def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypa
 
 
 def test_what_is_read_before_it_is_quantised_counts_on_the_host(kiwi):
-    plain, small = (kiwi(EditOptions(quantization=kind)) for kind in (None, "nf4"))
+    plain, small = (kiwi(EditPlanOptions(quantization=kind)) for kind in (None, "nf4"))
     assert small.device_bytes < plain.device_bytes - 8e9
     assert small.host_bytes == plain.host_bytes
 
 
 def test_detail_transfer_decodes_twice_and_holds_frames_of_the_models_size(kiwi):
-    plain, transferring = (kiwi(EditOptions(reconstruct=r)) for r in (False, True))
+    plain, transferring = (kiwi(EditPlanOptions(reconstruct=r)) for r in (False, True))
     decoding = [next(s for s in plan.stages if s.name == "decoding") for plan in (plain, transferring)]
     assert decoding[1].flops == 2 * decoding[0].flops
     assert decoding[1].work == decoding[0].work
@@ -185,15 +186,15 @@ def test_a_file_is_planned_by_its_shapes(tmp_path):
 
 
 def test_the_vae_is_planned_in_the_precision_it_is_read_in():
-    plan = plan_edit(ClipShape(5, 64, 64), "nano", EditOptions(torch.bfloat16))
+    plan = plan_edit(ClipShape(5, 64, 64), "nano", EditPlanOptions(torch.bfloat16))
     assert plan.weights["vae"] == sum(4 * p.numel() for p in outline("nano").vae.parameters())
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--quantize", "int3"), "--quantize int3: choose one of"),
-        (("--offload", "foo"), "--offload foo: choose one of"),
+        (("--quantize", "int3"), "`quantization` int3: choose one of"),
+        (("--offload", "foo"), "`offload` foo: choose one of"),
         (("--model", "runs/nme"), "runs/nme: no such folder"),
         (("--model", "./nme"), "./nme: no such folder"),
         (("--model", "."), "not a checkpoint of rvedit: it has no model_index.json"),
@@ -202,7 +203,7 @@ def test_the_vae_is_planned_in_the_precision_it_is_read_in():
     ],
 )
 def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch, options, said):
-    from rvedit.video import write_clip
+    from rvedit.io.video import write_clip
 
     monkeypatch.chdir(tmp_path)
     write_clip(tmp_path / "in.mp4", random_clip(2, 32, 48), 12)
@@ -212,7 +213,7 @@ def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch, options, said):
 
 
 def test_guidance_fetches_the_language_model_beside_the_transformer(kiwi):
-    one, two = (kiwi(EditOptions(offload="model", guidance=g)) for g in (1.0, 3.0))
+    one, two = (kiwi(EditPlanOptions(offload="model", guidance=g)) for g in (1.0, 3.0))
     reading = next(stage for stage in two.stages if stage.name == "editing tokens")
     assert set(reading.modules) == {"mllm", "connector", "transformer"}
     assert two.device_bytes >= one.device_bytes
@@ -220,7 +221,7 @@ def test_guidance_fetches_the_language_model_beside_the_transformer(kiwi):
 
 def test_the_command(tiny_tokenizer, tmp_path):
     make_pipeline(tiny_tokenizer).save_pretrained(tmp_path / "tiny")
-    from rvedit.video import write_clip
+    from rvedit.io.video import write_clip
 
     write_clip(tmp_path / "in.mp4", random_clip(20, 32, 48), 12)
     arguments = ["edit", str(tmp_path / "in.mp4"), "red", "--plan", "--model", str(tmp_path / "tiny")]

@@ -5,11 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
 from rvedit.data import grammar
-from rvedit.data.playground import SPLITS, edit_mask, render, sample_triplet, stylize
-from rvedit.errors import UserError
-from rvedit.records import Category
+
+from rvedit.io.errors import UserError
+from rvedit.io.records import Category
+from rvedit.playground.world import SPLITS, edit_mask, render, sample_triplet, stylize
 
 
 def clips(triplet, num_frames=5, size=64):

@@ -12,13 +12,13 @@ import pytest
 from processes import rvedit
 from test_sources import clip, make_ditto, make_openve, make_reco, source_clip, target_clip, write_csv
 
-from rvedit.data.manifest import clip_path, read_manifest, read_rows
-from rvedit.data.probe import LEVELS, Measurement, PairRule, probe_clip
-from rvedit.data.stratify import MixRecipe
-from rvedit.errors import UserError
-from rvedit.records import Category
-from rvedit.workflows.mix import draw_mix
-from rvedit.workflows.prepare import DatasetOrder, measure_clips, prepare_dataset, survey_dataset
+from rvedit.datasets.mix import draw_mix
+from rvedit.datasets.prepare import DatasetConfig, measure_clips, prepare_dataset, survey_dataset
+from rvedit.datasets.probe import LEVELS, Measurement, PairRule, probe_clip
+from rvedit.datasets.stratify import MixRecipe
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import clip_path, read_manifest, read_rows
+from rvedit.io.records import Category
 
 
 def prepare(*arguments, cwd, check=0):
@@ -27,7 +27,7 @@ def prepare(*arguments, cwd, check=0):
 
 def order(dataset, folder, **options):
     options = {"min_frames": 5, "workers": 1, **options}
-    return DatasetOrder(dataset, (folder,), folder.parent / "out", **options)
+    return DatasetConfig(dataset, (folder,), folder.parent / "out", **options)
 
 
 def many(folder, count, **shape):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import random_clip
+from conftest import edit, random_clip
 
-from rvedit.checkpoints import find_checkpoint, load_pipeline
+from rvedit.editing.config import EditConfig
 from rvedit.editing.preserve import MaskSettings, PreserveMasks, changes, composite, is_whole, soften
-from rvedit.records import EditSettings
-from rvedit.video_tensors import to_frames
+from rvedit.io.frames import to_frames
+from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
 
 SETTINGS = MaskSettings()
 
@@ -91,22 +91,22 @@ def test_pixels_outside_are_the_sources_at_its_own_size(scale):
 
 def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
     """The whole pipeline: what is outside the mask is bit-exact, and an edit without it is as it was."""
-    pipeline = load_pipeline(find_checkpoint("nano"))
+    pipeline = load_checkpoint(find_checkpoint("nano"))
     frames = random_clip(15, 70, 131, seed=3)
-    settings = EditSettings(num_inference_steps=1, detail=0)
-    plain = pipeline(frames, "remove the dog", settings)
+    settings = EditConfig(num_inference_steps=1, detail=0)
+    plain = edit(pipeline, frames, "remove the dog", settings)
     monkeypatch.setattr("rvedit.editing.preserve.is_whole", lambda *_: False)
     nothing = lambda edited, source, chosen: torch.zeros(edited.shape[1:])  # noqa: E731
     monkeypatch.setattr("rvedit.editing.preserve.changes", nothing)
-    assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == frames).all()
+    assert (edit(pipeline, frames, "remove the dog", replace(settings, preserve=True)) == frames).all()
     half = lambda edited, source, chosen: torch.zeros(edited.shape[1:]).index_fill(1, torch.arange(30), 1.0)  # noqa: E731
     monkeypatch.setattr("rvedit.editing.preserve.changes", half)
-    mixed = pipeline(frames, "remove the dog", replace(settings, preserve=True))
+    mixed = edit(pipeline, frames, "remove the dog", replace(settings, preserve=True))
     assert mixed.shape == frames.shape
     rows = [np.abs(mixed[:, r].astype(int) - plain[:, r]).max() for r in (0, 10)]
     assert rows == [0, 0]
     assert (mixed[:, -5:] == frames[:, -5:]).all()
     asked = []
     monkeypatch.setattr("rvedit.editing.preserve.is_whole", lambda *_: asked.append(1) or True)
-    assert (pipeline(frames, "remove the dog", replace(settings, preserve=True)) == plain).all()
+    assert (edit(pipeline, frames, "remove the dog", replace(settings, preserve=True)) == plain).all()
     assert len(asked) == 1, "the first window decides for all"

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import make_pipeline, random_clip
+from conftest import edit, make_pipeline, random_clip
 
-from rvedit.checkpoints import load_pipeline
-from rvedit.errors import UserError
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.provenance import KIWI, QWEN, WAN, Provenance
-from rvedit.records import EditSettings
-from rvedit.workflows.train import train
+from rvedit.editing.config import EditConfig
+from rvedit.io.errors import UserError
+from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.model_card import KIWI, QWEN, WAN, Provenance
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.training.run import train
 
 SCORES = {
     "qwen": {
@@ -53,11 +53,13 @@ def test_a_saved_folder_loads_elsewhere_and_keeps_its_record(tiny_tokenizer, tmp
     pipeline.save_pretrained(tmp_path / "here" / "my-editor")
     shutil.move(tmp_path / "here", tmp_path / "there")
     folder = tmp_path / "there" / "my-editor"
-    again = load_pipeline(folder)
+    again = load_checkpoint(folder)
     assert again.provenance == pipeline.provenance
     assert RVEDiTPipeline.from_pretrained(folder).provenance == pipeline.provenance
-    clip, settings = random_clip(5), EditSettings(2)
-    assert np.array_equal(again(clip, "make it red", settings), pipeline(clip, "make it red", settings))
+    clip, settings = random_clip(5), EditConfig(2)
+    assert np.array_equal(
+        edit(again, clip, "make it red", settings), edit(pipeline, clip, "make it red", settings)
+    )
     card = (folder / "README.md").read_text()
     assert "# my-editor" in card
     assert "steps: 7" in card
@@ -73,11 +75,11 @@ def test_a_run_records_what_it_trained(recipe_of, tmp_path):
     assert Path(recipe.model.vae_from).is_absolute()
     list(train(recipe, tmp_path, "cpu"))
     folder = tmp_path / "recorded" / "model"
-    made = load_pipeline(folder).provenance
+    made = load_checkpoint(folder).provenance
     assert str(tmp_path) not in (folder / "README.md").read_text(), "no path of this machine"
     (folder / "provenance.json").write_text('{"base": [')
     with pytest.raises(UserError, match=r"provenance.json: cannot be read"):
-        load_pipeline(folder)
+        load_checkpoint(folder)
     assert made.data == ("the playground, drawn by rvedit",)
     assert made.recipe is not None
     assert made.recipe["steps"] == 1
@@ -97,7 +99,7 @@ def test_it_is_uploaded_with_its_card(tiny_tokenizer, monkeypatch):
 
         def upload_folder(self, repo_id, folder_path):
             files = {path.name for path in Path(folder_path).iterdir()}
-            sent.append((repo_id, files, load_pipeline(Path(folder_path)).provenance))
+            sent.append((repo_id, files, load_checkpoint(Path(folder_path)).provenance))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     pipeline = make_pipeline(tiny_tokenizer)

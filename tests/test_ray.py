@@ -9,11 +9,11 @@ import pytest
 from test_prepare import many
 from test_sources import target_clip
 
-from rvedit.data.manifest import read_manifest
-from rvedit.data.probe import probe_job
-from rvedit.data.ray_jobs import run_on_ray
-from rvedit.errors import UserError
-from rvedit.workflows.prepare import DatasetOrder, prepare_dataset
+from rvedit.datasets.prepare import DatasetConfig, prepare_dataset
+from rvedit.datasets.probe import probe_job
+from rvedit.datasets.ray_jobs import run_on_ray
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import read_manifest
 
 ray = pytest.importorskip("ray")
 
@@ -45,7 +45,7 @@ def test_ray_writes_the_process_pools_manifest(tmp_path):
     target_clip(folder / "videos" / "t2.mp4", num_frames=3)
     (folder / "videos" / "t5.mp4").unlink()
     (folder / "videos" / "t5.mp4").write_text("not a video")
-    local = DatasetOrder("openve", (folder,), tmp_path / "pool", min_frames=5, workers=2)
+    local = DatasetConfig("openve", (folder,), tmp_path / "pool", min_frames=5, workers=2)
     on_ray = replace(local, out=tmp_path / "ray", ray="local")
     reports = [prepare_dataset(order) for order in (local, on_ray)]
     assert reports[0].count == reports[1].count == 6

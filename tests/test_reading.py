@@ -11,9 +11,9 @@ from scipy.spatial.distance import cosine, jensenshannon
 from torch import Tensor
 
 from rvedit.analysis.observe import observed_attention, observed_traces
-from rvedit.analysis.reading import attention_rows, maps, read
-from rvedit.analysis.traces import cosine_similarity, js_divergence, likeness, spread
-from rvedit.objective.alignment import alignment_loss
+from rvedit.analysis.reading import attention_rows, attention_statistics, maps
+from rvedit.analysis.traces import cosine_similarity, js_divergence, trace_similarity, trace_spread
+from rvedit.losses.alignment import alignment_loss
 
 GROUPS = [3, 20, 6]
 
@@ -39,7 +39,7 @@ def materialised(query: Tensor, key: Tensor) -> tuple[list[float], float]:
 @pytest.mark.parametrize("sharpness", [0.1, 2.0, 40.0])
 def test_streamed_reading_equals_the_materialised_one(tile: int, sharpness: float) -> None:
     query, key = random_attention(sharpness=sharpness)
-    reading = read(query, key, GROUPS, tile)
+    reading = attention_statistics(query, key, GROUPS, tile)
     mass, entropy = materialised(query, key)
     assert reading.mass.tolist() == pytest.approx(mass, abs=1e-6)
     assert reading.entropy == pytest.approx(entropy, abs=1e-6)
@@ -49,17 +49,17 @@ def test_streamed_reading_equals_the_materialised_one(tile: int, sharpness: floa
 def test_reading_of_cases_known_by_hand() -> None:
     # Keys of zero: every position reads all tokens alike, and all maps are uniform.
     query = torch.randn(1, 5, 1, 4)
-    uniform = read(query, torch.zeros(1, 4, 1, 4), [1, 3])
+    uniform = attention_statistics(query, torch.zeros(1, 4, 1, 4), [1, 3])
     assert uniform.mass.tolist() == pytest.approx([0.25, 0.75])
     assert uniform.entropy == pytest.approx(1)
     # Position i reads token i alone: each map is a single position.
     eye = 1000 * torch.eye(4)[None, :, None]
-    sharp = read(eye, eye, [2, 2])
+    sharp = attention_statistics(eye, eye, [2, 2])
     assert sharp.mass.tolist() == pytest.approx([0.5, 0.5])
     assert sharp.entropy == pytest.approx(0)
     # Two positions on each of two tokens: ln 2 of ln 4.
     halves = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])[None, :, None] * 1000
-    assert read(halves, torch.eye(2)[None, :, None] * 1000, [2]).entropy == pytest.approx(0.5)
+    assert attention_statistics(halves, torch.eye(2)[None, :, None] * 1000, [2]).entropy == pytest.approx(0.5)
 
 
 def test_reading_keeps_no_matrix_and_refuses_other_groups() -> None:
@@ -67,7 +67,7 @@ def test_reading_keeps_no_matrix_and_refuses_other_groups() -> None:
     largest = max(rows.numel() for _, rows, _ in attention_rows(query, key, tile=700))
     assert largest <= 700
     with pytest.raises(ValueError, match="the context has 29"):
-        read(query, key, [3, 20])
+        attention_statistics(query, key, [3, 20])
 
 
 def test_maps_are_what_attention_reads() -> None:
@@ -111,25 +111,25 @@ def test_js_and_cosine_are_scipys() -> None:
 def test_spread_and_alignment() -> None:
     torch.manual_seed(2)
     same = torch.ones(1, 8, 4) * torch.rand(1, 8, 1).add(0.5)  # one direction, several lengths
-    assert spread(same) == pytest.approx(0, abs=1e-6)
-    assert spread(torch.tensor([[[1.0, 0], [-1, 0]]])) == pytest.approx(1)
-    alike = likeness(same, same, 0.07)
+    assert trace_spread(same) == pytest.approx(0, abs=1e-6)
+    assert trace_spread(torch.tensor([[[1.0, 0], [-1, 0]]])) == pytest.approx(1)
+    alike = trace_similarity(same, same, 0.07)
     assert alike.alignment == pytest.approx(math.log(8), abs=1e-5)  # nothing tells a position from another
     trace, reference = torch.randn(2, 1, 8, 4).unbind(0)
-    assert likeness(trace, reference, 0.07).alignment == pytest.approx(
+    assert trace_similarity(trace, reference, 0.07).alignment == pytest.approx(
         float(alignment_loss(trace, reference, 0.07))
     )
     vectors = F.normalize(trace[0], dim=-1)
-    assert spread(trace) == pytest.approx(float(1 - (vectors @ vectors.T).mean()), abs=1e-6)
+    assert trace_spread(trace) == pytest.approx(float(1 - (vectors @ vectors.T).mean()), abs=1e-6)
 
 
 def test_looking_on_changes_nothing_and_sees_what_is_computed() -> None:
     torch.manual_seed(3)
     model = make_transformer()
     latents = torch.randn(1, 8, 2, 3, 4)
-    conditioning = model.condition(torch.randn(1, 5, 64), torch.randn(1, 8, 2, 3, 4), torch.randn(1, 6, 32))
+    groups = model.embed_tokens(torch.randn(1, 5, 64), torch.randn(1, 8, 2, 3, 4), torch.randn(1, 6, 32))
     time = torch.tensor([500.0])
-    plain = model(latents, time, conditioning, trace_depth=3)
+    plain = model(latents, time, groups, trace_depth=3)
     before = [block.attn2.processor for block in model.blocks]
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     traces: dict[int, Tensor] = {}
@@ -137,7 +137,7 @@ def test_looking_on_changes_nothing_and_sees_what_is_computed() -> None:
         observed_attention(model, lambda block, query, key: seen.update({block: (query, key)})),
         observed_traces(model, lambda block, trace: traces.update({block: trace})),
     ):
-        observed = model(latents, time, conditioning)
+        observed = model(latents, time, groups)
     assert torch.equal(plain.sample, observed.sample)
     assert [block.attn2.processor for block in model.blocks] == before
     assert torch.equal(traces[3], plain.trace)
@@ -145,14 +145,12 @@ def test_looking_on_changes_nothing_and_sees_what_is_computed() -> None:
     # The queries and keys are those of the attention: with the values they give the trace.
     query, key = seen[3]
     attn = model.blocks[2].attn2
-    context = torch.cat(
-        [conditioning.edit_tokens, conditioning.visual_tokens, conditioning.text_tokens], dim=1
-    )
+    context = torch.cat([groups.edit_tokens, groups.visual_tokens, groups.text_tokens], dim=1)
     attention = (torch.einsum("bshe,bnhe->bhsn", query, key) / math.sqrt(16)).softmax(dim=-1)
     value = attn.to_v(context).unflatten(-1, (4, 16))
     output = attn.to_out[0](torch.einsum("bhsn,bnhe->bshe", attention, value).flatten(2))
     torch.testing.assert_close(output, traces[3], atol=1e-5, rtol=1e-4)
-    model(latents, time, conditioning)
+    model(latents, time, groups)
     assert len(traces) == 4  # nobody looks on any more
 
 
@@ -172,16 +170,18 @@ def test_a_model_that_reads_the_source_loses_mass_there_when_that_is_scrambled()
             found.append(attention[..., 5:29].sum(dim=-1).mean())
 
         with observed_attention(model, look):
-            model(latents, time, model.condition(*inputs))
+            model(latents, time, model.embed_tokens(*inputs))
         return torch.stack(found).mean()
 
     def read_mass() -> list[float]:
         masses: list[float] = []
         with (
             torch.no_grad(),
-            observed_attention(model, lambda _, q, k: masses.append(float(read(q, k, groups).mass[1]))),
+            observed_attention(
+                model, lambda _, q, k: masses.append(float(attention_statistics(q, k, groups).mass[1]))
+            ),
         ):
-            model(latents, time, model.condition(*inputs))
+            model(latents, time, model.embed_tokens(*inputs))
         return masses
 
     untaught = read_mass()

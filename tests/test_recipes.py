@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from rvedit.errors import UserError
-from rvedit.model.presets import NANO_TRANSFORMER, WAN22_5B_TRANSFORMER
-from rvedit.recipes import NUM_BLOCKS, Recipe, load_recipe
+from rvedit.io.errors import UserError
+from rvedit.models.presets import NANO_TRANSFORMER, WAN22_5B_TRANSFORMER
+from rvedit.training.recipe import NUM_BLOCKS, Recipe, load_recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 OVERLAY = FOLDER / "nano_scale.yaml"

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rvedit.chat import Journal
-from rvedit.data.bench import BenchItem
-from rvedit.data.playground import render, sample_triplet
-from rvedit.errors import UserError
-from rvedit.judge.frames import FrameStore
-from rvedit.judge.judges import Case
-from rvedit.judge.reference import ReferenceJudge, changed_region, instability, measure, scores_of
-from rvedit.records import Category
-from rvedit.video import VideoReader, write_clip
-from rvedit.workflows.batch import BatchOrder, plan_batch
-from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
+from rvedit.editing.batch import BatchConfig, plan_batch
+from rvedit.evaluation.frames import FrameStore
+from rvedit.evaluation.judges import Case
+from rvedit.evaluation.reference import ReferenceJudge, changed_region, instability, measure, scores_of
+from rvedit.io.bench import BenchItem
+from rvedit.io.chat import Journal
+from rvedit.io.errors import UserError
+from rvedit.io.records import Category
+from rvedit.io.video import VideoReader, write_clip
+from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
+from rvedit.playground.world import render, sample_triplet
 from rvedit_cli.main import app
 
 
@@ -105,7 +105,7 @@ def test_nothing_to_measure_is_said(tmp_path):
 def test_the_chain_of_batch_and_judge(tmp_path):
     """prepare -> edit --batch -> judge, offline, as a user has it."""
     folder = tmp_path / "set"
-    list(prepare_playground(PlaygroundOrder(3, 9, "test", 5, 64, 64), folder, workers=1))
+    list(prepare_playground(PlaygroundConfig(3, 9, "test", 5, 64, 64), folder, workers=1))
     arguments = ["edit", "--batch", str(folder / "manifest.jsonl"), "--out-dir", str(tmp_path / "edits")]
     arguments += ["--steps", "1", "--json", "--model", "nano"]
     for shard, count in (("1/2", 2), ("2/2", 1)):
@@ -133,7 +133,7 @@ def test_the_chain_of_batch_and_judge(tmp_path):
 
 def test_a_batch_passes_over_what_fails(tmp_path):
     folder = tmp_path / "set"
-    list(prepare_playground(PlaygroundOrder(3, 9, "test", 1, 32, 32), folder, workers=1))
+    list(prepare_playground(PlaygroundConfig(3, 9, "test", 1, 32, 32), folder, workers=1))
     (folder / "source" / "test_9_000001.mp4").write_bytes(b"no clip")
     arguments = ["edit", "--batch", str(folder), "--out-dir", str(tmp_path / "edits"), "--steps", "1"]
     result = CliRunner().invoke(app, [*arguments, "--model", "nano"])
@@ -147,7 +147,7 @@ def test_a_batch_passes_over_what_fails(tmp_path):
 def test_edits_of_two_kinds_are_never_in_one_folder(tmp_path):
     """Made anew in another way, none of the old is left, be it for a clip that fails or for a kill."""
     folder, edits = tmp_path / "set", tmp_path / "edits"
-    list(prepare_playground(PlaygroundOrder(3, 9, "test", 1, 32, 32), folder, workers=1))
+    list(prepare_playground(PlaygroundConfig(3, 9, "test", 1, 32, 32), folder, workers=1))
     arguments = ["edit", "--batch", str(folder), "--out-dir", str(edits), "--steps", "1", "--model", "nano"]
     CliRunner().invoke(app, arguments)
     before = {path.name: path.read_bytes() for path in edits.glob("*_edited.mp4")}
@@ -165,7 +165,7 @@ def test_names_of_edits_are_of_the_whole_list_and_apart(tmp_path):
     rows = ["edited_type,prompt,original_video"]
     rows += [f"local_add,x,{name}" for name in ("a/clip 1.mp4", "a/clip_1.mp4", "b.mp4", "a/b.mp4", "c.mp4")]
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    names = [[item.edited.name for item in plan_batch(BatchOrder(tmp_path / "list.csv", tmp_path, limit=n))]
+    names = [[item.edited.name for item in plan_batch(BatchConfig(tmp_path / "list.csv", tmp_path, limit=n))]
              for n in (None, 3)]  # fmt: skip
     assert len(set(names[0])) == 5
     assert names[0][-1] == "c_edited.mp4"
@@ -175,7 +175,7 @@ def test_names_of_edits_are_of_the_whole_list_and_apart(tmp_path):
 def test_a_batch_in_passes_of_several(tmp_path):
     """What goes in one pass is as alone; a long clip, and one that is none, do not hold up the rest."""
     folder = tmp_path / "set"
-    list(prepare_playground(PlaygroundOrder(5, 9, "test", 5, 48, 48), folder, workers=1))
+    list(prepare_playground(PlaygroundConfig(5, 9, "test", 5, 48, 48), folder, workers=1))
     write_clip(folder / "source" / "test_9_000003.mp4", np.zeros((12, 48, 48, 3), np.uint8), 12)
     (folder / "source" / "test_9_000004.mp4").write_bytes(b"no clip")
     arguments = ["edit", "--batch", str(folder), "--steps", "1", "--json", "--model", "nano"]
@@ -216,7 +216,7 @@ def test_mistakes_of_a_batch(arguments, says):
 
 def test_a_model_that_is_not_there_is_one_error(tmp_path):
     folder = tmp_path / "set"
-    list(prepare_playground(PlaygroundOrder(2, 9, "test", 1, 32, 32), folder, workers=1))
+    list(prepare_playground(PlaygroundConfig(2, 9, "test", 1, 32, 32), folder, workers=1))
     arguments = ["edit", "--batch", str(folder), "--out-dir", str(tmp_path / "edits"), "--model", "/nowhere"]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, UserError)

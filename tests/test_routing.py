@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import CHANNELS, TEXT_WIDTH, WIDTH, WatchCalls, make_transformer
 
-from rvedit.model.routing import Conditioning, route
-from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.models.routing import TokenGroups, route
+from rvedit.models.transformer import RoutedWanTransformer3DModel
 
 LAYERS = 4
 ROUTING_DEPTHS = (0, 1, 2, 4)
@@ -18,11 +18,11 @@ LATENTS = torch.randn(2, CHANNELS, 2, 3, 4, generator=torch.Generator().manual_s
 TIMESTEPS = torch.tensor([400.0, 700.0])
 
 
-def routed(depth: int) -> tuple[RoutedWanTransformer3DModel, Conditioning]:
+def routed(depth: int) -> tuple[RoutedWanTransformer3DModel, TokenGroups]:
     torch.manual_seed(0)
     model = make_transformer(num_layers=LAYERS, routing_depth=depth)
     with torch.no_grad():
-        groups = model.condition(
+        groups = model.embed_tokens(
             torch.randn(2, 5, WIDTH), torch.randn(LATENTS.shape), torch.randn(2, 7, TEXT_WIDTH)
         )
     return model, groups
@@ -30,7 +30,7 @@ def routed(depth: int) -> tuple[RoutedWanTransformer3DModel, Conditioning]:
 
 @torch.no_grad()
 def block_outputs(
-    model: RoutedWanTransformer3DModel, groups: Conditioning, count_calls: WatchCalls
+    model: RoutedWanTransformer3DModel, groups: TokenGroups, count_calls: WatchCalls
 ) -> list[Any]:
     calls = [count_calls(block) for block in model.blocks]
     model(LATENTS, TIMESTEPS, groups)
@@ -86,7 +86,7 @@ def test_shallow_blocks_without_edit_tokens_are_refused() -> None:
 
 def test_no_tokens_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="edit_tokens"):
-        route(Conditioning(), LAYERS, 0)
+        route(TokenGroups(), LAYERS, 0)
 
 
 def test_absent_groups_are_simply_not_read() -> None:

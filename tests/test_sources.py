@@ -8,13 +8,13 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from rvedit.data.manifest import clip_path
-from rvedit.data.sources import SOURCES, BadRow
-from rvedit.data.sources.base import category_of_instruction, row_id
-from rvedit.errors import UserError
-from rvedit.records import Category
-from rvedit.video import write_clip
-from rvedit.workflows.prepare import DatasetOrder, survey_dataset
+from rvedit.datasets.prepare import DatasetConfig, survey_dataset
+from rvedit.datasets.sources import SOURCES, BadRow
+from rvedit.datasets.sources.base import category_of_instruction, row_id
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import clip_path
+from rvedit.io.records import Category
+from rvedit.io.video import write_clip
 
 SOURCE_LEVEL, TARGET_LEVEL = 40, 200  # brightness: which clip is which can be seen
 
@@ -164,7 +164,7 @@ def make_kiwi(folder, videos):
 def survey(dataset, *folders, out=None, **options):
     out = out or folders[0].parent / "out"
     out.mkdir(exist_ok=True)
-    return survey_dataset(DatasetOrder(dataset, folders, out, **options))
+    return survey_dataset(DatasetConfig(dataset, folders, out, **options))
 
 
 def brightness(path):

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import make_pipeline, random_clip
+from conftest import edit, make_pipeline, random_clip
 
-from rvedit.editors.speed import choose_attention, magnitude_ratios, reuse_steps
-from rvedit.errors import UserError
-from rvedit.records import EditSettings
+from rvedit.editing.config import EditConfig
+from rvedit.io.errors import UserError
+from rvedit.pipelines.speed import choose_attention, magnitude_ratios, reuse_steps
 
 WORDS = "make the fish orange"
 
@@ -31,59 +31,59 @@ def calls_of_the_last_block(pipeline):
 @pytest.mark.parametrize(("guidance", "conditions"), [(1.0, 1), (2.0, 2)])
 def test_the_first_block_decides(pipeline, guidance, conditions):
     """Two windows of six steps: with a threshold that nothing passes, each window computes but once."""
-    settings, clip = EditSettings(6, guidance, detail=0), random_clip(10)
-    plain = pipeline(clip, WORDS, settings)
+    settings, clip = EditConfig(6, guidance, detail=0), random_clip(10)
+    plain = edit(pipeline, clip, WORDS, settings)
     reuse_steps(pipeline, "first-block", threshold=0.0)
     calls = calls_of_the_last_block(pipeline)
-    assert np.array_equal(pipeline(clip, WORDS, settings), plain), "nothing is below a threshold of 0"
+    assert np.array_equal(edit(pipeline, clip, WORDS, settings), plain), "nothing is below a threshold of 0"
     assert len(calls) == 2 * 6 * conditions
     pipeline.transformer.disable_cache()
     reuse_steps(pipeline, "first-block", threshold=1e9)
     calls.clear()
-    assert not np.array_equal(pipeline(clip, WORDS, settings), plain)
+    assert not np.array_equal(edit(pipeline, clip, WORDS, settings), plain)
     assert len(calls) == 2 * conditions
 
 
 @pytest.mark.parametrize("kind", ["first-block", "magcache", "taylorseer"])
 def test_one_clip_leaves_nothing_to_the_next(pipeline, tiny_tokenizer, kind):
-    settings = EditSettings(8, 2.0, detail=0)
+    settings = EditConfig(8, 2.0, detail=0)
     reuse_steps(pipeline, kind)
-    pipeline(random_clip(5, seed=1), "remove the ball", settings)
-    after = pipeline(random_clip(5, seed=2), WORDS, settings)
+    edit(pipeline, random_clip(5, seed=1), "remove the ball", settings)
+    after = edit(pipeline, random_clip(5, seed=2), WORDS, settings)
     alone = make_pipeline(tiny_tokenizer)
     reuse_steps(alone, kind)
-    assert np.array_equal(after, alone(random_clip(5, seed=2), WORDS, settings))
+    assert np.array_equal(after, edit(alone, random_clip(5, seed=2), WORDS, settings))
 
 
 def test_the_two_conditions_are_kept_apart(pipeline, tiny_tokenizer):
     """With guidance 0 the result is the unconditional one alone: the conditional must not leak into it."""
     reuse_steps(pipeline, "first-block", threshold=1e9)
-    empty = EditSettings(6, 0.0, detail=0)
-    a = pipeline(random_clip(5), WORDS, empty)
-    b = pipeline(random_clip(5), "remove the ball", empty)
+    empty = EditConfig(6, 0.0, detail=0)
+    a = edit(pipeline, random_clip(5), WORDS, empty)
+    b = edit(pipeline, random_clip(5), "remove the ball", empty)
     assert np.array_equal(a, b)
 
 
 def test_taylorseer_skips_attention(pipeline):
-    settings, clip = EditSettings(9, detail=0), random_clip(5)
-    plain = pipeline(clip, WORDS, settings)
+    settings, clip = EditConfig(9, detail=0), random_clip(5)
+    plain = edit(pipeline, clip, WORDS, settings)
     calls = calls_of_the_last_block(pipeline)
-    pipeline(clip, WORDS, settings)
+    edit(pipeline, clip, WORDS, settings)
     whole = len(calls)
     reuse_steps(pipeline, "taylorseer")
     calls.clear()
-    near = pipeline(clip, WORDS, settings)
+    near = edit(pipeline, clip, WORDS, settings)
     assert len(calls) < whole
     error = np.square(near.astype(float) - plain).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > 15
 
 
 def test_attention_kernels_have_names(pipeline):
-    clip, settings = random_clip(5), EditSettings(2, detail=0)
-    plain = pipeline(clip, WORDS, settings)
+    clip, settings = random_clip(5), EditConfig(2, detail=0)
+    plain = edit(pipeline, clip, WORDS, settings)
     choose_attention(pipeline, "_native_math")
-    assert np.abs(pipeline(clip, WORDS, settings).astype(int) - plain).max() <= 1
-    with pytest.raises(UserError, match="--attention quick: choose one of"):
+    assert np.abs(edit(pipeline, clip, WORDS, settings).astype(int) - plain).max() <= 1
+    with pytest.raises(UserError, match="`attention` quick: choose one of"):
         choose_attention(pipeline, "quick")
 
 
@@ -109,21 +109,21 @@ def test_magcache_measures_how_the_blocks_change_grows(pipeline):
 def test_magcache_skips_for_any_number_of_steps(pipeline, steps):
     """By its rule from the measured ratios; what a threshold of 0 allows is nothing."""
     pipeline.register_to_config(default_steps=12)
-    settings, clip = EditSettings(steps, detail=0), random_clip(5)
-    plain = pipeline(clip, WORDS, settings)
+    settings, clip = EditConfig(steps, detail=0), random_clip(5)
+    plain = edit(pipeline, clip, WORDS, settings)
     reuse_steps(pipeline, "magcache", threshold=0.0)
     calls = calls_of_the_last_block(pipeline)
-    assert np.array_equal(pipeline(clip, WORDS, settings), plain)
+    assert np.array_equal(edit(pipeline, clip, WORDS, settings), plain)
     assert len(calls) == steps
     pipeline.transformer.disable_cache()
     reuse_steps(pipeline, "magcache", threshold=1e9)
     calls.clear()
-    assert not np.array_equal(pipeline(clip, WORDS, settings), plain)
+    assert not np.array_equal(edit(pipeline, clip, WORDS, settings), plain)
     whole = round(0.2 * steps)  # the first fifth is never skipped, then one of four is not
     assert len(calls) == whole + (steps - whole) // 4
 
 
 @pytest.mark.parametrize("kind", ["first-block", "magcache"])
 def test_whole_steps_are_skipped_in_rvedits_own_models_alone(kind):
-    with pytest.raises(UserError, match=f"--fast {kind}: is for models that rvedit runs itself"):
+    with pytest.raises(UserError, match=f"`fast` {kind}: is for models that rvedit runs itself"):
         reuse_steps(SimpleNamespace(transformer=None), kind)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvedit.data.manifest import read_manifest, write_manifest
-from rvedit.data.stratify import MixRecipe, draw, load_mix, rank, stratum_of
-from rvedit.errors import UserError
-from rvedit.records import Category, Triplet
-from rvedit.workflows.mix import draw_mix, write_mix
+from rvedit.datasets.mix import draw_mix, write_mix
+from rvedit.datasets.stratify import MixRecipe, load_mix, rank, sample_mix, stratum_of
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import read_manifest, write_manifest
+from rvedit.io.records import Category, Triplet
 
 CATEGORIES = list(Category)
 RECIPE = MixRecipe(sources=("a",), per_category=5)
@@ -54,21 +54,21 @@ def test_the_order_of_rows_does_not_matter(order, seed):
         triplet("x", i, target=f"t{i % 30}.mp4", source=f"s{i % 7}.mp4", instruction=f"e {i % 5}")
         for i in range(40)
     ]
-    assert draw([[rows[i] for i in order]], recipe) == draw([rows], recipe)
+    assert sample_mix([[rows[i] for i in order]], recipe) == sample_mix([rows], recipe)
 
 
 def test_another_data_set_changes_nothing():
-    alone, _ = draw([dataset("x")], RECIPE)
+    alone, _ = sample_mix([dataset("x")], RECIPE)
     for sources in ([dataset("x"), dataset("y")], [dataset("y"), dataset("x")]):
-        both, _ = draw(sources, RECIPE)
+        both, _ = sample_mix(sources, RECIPE)
         assert [key for key in keys(both) if key.startswith("x/")] == keys(alone)
-    split, _ = draw([dataset("x")[:30], dataset("x")[30:]], RECIPE)  # in two manifests
+    split, _ = sample_mix([dataset("x")[:30], dataset("x")[30:]], RECIPE)  # in two manifests
     assert keys(split) == keys(alone)
 
 
 def test_counts_seeds_and_what_fell_short():
     rows = [row for row in dataset("x") if row.category != Category.STYLE][:20]
-    drawn, strata = draw([rows], RECIPE)
+    drawn, strata = sample_mix([rows], RECIPE)
     assert {s.category: (s.available, s.taken, s.short) for s in strata} == {
         "change": (7, 5, 0),
         "remove": (7, 5, 0),
@@ -76,19 +76,19 @@ def test_counts_seeds_and_what_fell_short():
         "style": (0, 0, 5),
     }
     assert len(drawn) == 15
-    assert drawn != draw([rows], RECIPE.model_copy(update={"seed": 1}))[0]
+    assert drawn != sample_mix([rows], RECIPE.model_copy(update={"seed": 1}))[0]
 
 
 def test_a_larger_draw_holds_the_smaller_one():
     small, large = (
-        set(keys(draw([dataset("x", 400)], RECIPE.model_copy(update={"per_category": n}))[0]))
+        set(keys(sample_mix([dataset("x", 400)], RECIPE.model_copy(update={"per_category": n}))[0]))
         for n in (5, 20)
     )
     assert small < large
 
 
 def test_the_draw_is_spread_over_the_data_set():
-    drawn, _ = draw([dataset("x", 4000)], RECIPE.model_copy(update={"per_category": 200}))
+    drawn, _ = sample_mix([dataset("x", 4000)], RECIPE.model_copy(update={"per_category": 200}))
     indices = [int(row.id) for row in drawn]
     assert 1850 < sum(indices) / len(indices) < 2150  # four standard errors of 38 around 2,000
 
@@ -106,7 +106,7 @@ def test_the_draw_is_spread_over_the_data_set():
 def test_duplicates_are_left_out_and_counted(changes, is_duplicate):
     rows = [triplet("x", 0), triplet("x", 4, **changes)]
     for given_rows in (rows, rows[::-1]):
-        drawn, strata = draw([given_rows], RECIPE)
+        drawn, strata = sample_mix([given_rows], RECIPE)
         assert (strata[0].available, strata[0].duplicates) == (2, int(is_duplicate))
         if is_duplicate:
             assert keys(drawn) == [min(rows, key=lambda row: rank(0, row.key)).key]
@@ -115,14 +115,14 @@ def test_duplicates_are_left_out_and_counted(changes, is_duplicate):
 def test_the_first_data_set_keeps_a_clip_that_two_have():
     shared = {"root": "../pool", "target": "t0.mp4", "source": "s0.mp4"}
     x, y = triplet("x", 0, **shared), triplet("y", 0, **shared)
-    assert keys(draw([[x], [y]], RECIPE)[0]) == ["x/0000"]
-    assert keys(draw([[y], [x]], RECIPE)[0]) == ["y/0000"]
+    assert keys(sample_mix([[x], [y]], RECIPE)[0]) == ["x/0000"]
+    assert keys(sample_mix([[y], [x]], RECIPE)[0]) == ["y/0000"]
 
 
 def test_a_data_sets_own_words():
     rows = [*dataset("x", 8), *(triplet("x", i, category=None, dataset_category="camera") for i in (90, 91))]
     recipe = RECIPE.model_copy(update={"categories": ("camera", "add")})
-    drawn, strata = draw([rows, dataset("y", 8)], recipe)
+    drawn, strata = sample_mix([rows, dataset("y", 8)], recipe)
     assert {(s.dataset, s.category): s.taken for s in strata} == {
         ("x", "camera"): 2,
         ("x", "add"): 2,
@@ -130,7 +130,7 @@ def test_a_data_sets_own_words():
     }
     assert {stratum_of(row) for row in drawn} == {"camera", "add"}
     with pytest.raises(UserError, match="no manifest has 'cameras': choose from add, camera, change"):
-        draw([rows], RECIPE.model_copy(update={"categories": ("cameras",)}))
+        sample_mix([rows], RECIPE.model_copy(update={"categories": ("cameras",)}))
 
 
 def test_the_projects_recipe_is_the_papers():

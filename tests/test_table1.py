@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rvedit.checkpoints.find import WAN
-from rvedit.checkpoints.outline import outline
-from rvedit.editors.whole_clip import KNOWN
-from rvedit.workflows.playground import PlaygroundOrder, prepare_playground
+from rvedit.pipelines.baselines import KNOWN
+from rvedit.pipelines.checkpoints.find import WAN
+from rvedit.pipelines.checkpoints.outline import outline
+from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 
 KIWI = "linyq/kiwi-edit-5b-instruct-only-diffusers"
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_rows_of_this_pipeline_are_of_the_size_that_it_edits_720p_in(label, weig
 
 
 def test_the_script_goes_from_clips_to_a_table(tmp_path):
-    list(prepare_playground(PlaygroundOrder(4, 5, "test", 3, 32, 32), tmp_path / "set", workers=1))
+    list(prepare_playground(PlaygroundConfig(4, 5, "test", 3, 32, 32), tmp_path / "set", workers=1))
     words = ["--judge", "reference", "--only", "RVEDiT", "--model", "RVEDiT=nano", "--steps", "1"]
     folders = ["--bench", tmp_path / "set", "--work", tmp_path / "work"]
     command = [sys.executable, ROOT / "benchmarks/table1.py", *folders, *words]

@@ -25,18 +25,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_recipes import OVERLAY, PAPER
 
-from rvedit.editors import load_editor
-from rvedit.errors import UserError
-from rvedit.recipes import AlignmentRecipe, OptimizerRecipe, Recipe, load_recipe
+from rvedit.io.errors import UserError
+from rvedit.io.video import VideoReader
+from rvedit.pipelines.loading import load_pipeline
 from rvedit.training.distributed import Processes
-from rvedit.training.editor import LANGUAGE_LAYERS, EditorTask, merge_adapters
+from rvedit.training.editor import LANGUAGE_LAYERS, EditorTask, merge_lora
 from rvedit.training.loop import rate_fraction
 from rvedit.training.optimizers import Muon, NamedOptimizer
+from rvedit.training.recipe import AlignmentRecipe, OptimizerRecipe, Recipe, load_recipe
+from rvedit.training.run import train
 from rvedit.training.state import latest_checkpoint
-from rvedit.training.step import draw, sample_depth
+from rvedit.training.step import sample_noise_and_times, sample_trace_block
 from rvedit.training.vae import ClipBatch, VAEObjective
-from rvedit.video import VideoReader
-from rvedit.workflows.train import train
 
 GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
 
@@ -109,12 +109,12 @@ def test_the_weight_of_alignment_rises_over_its_warm_up(recipe_of, tmp_path):
 
 
 def test_training_and_its_edits_share_noise_over_frames(recipe_of, tmp_path):
-    _, recipe = recipe_of("shared", "flow.noise_share=0.6", "steps=1")
+    _, recipe = recipe_of("shared", "flow.shared_noise_ratio=0.6", "steps=1")
     list(train(recipe, tmp_path, "cpu"))
-    pipeline = load_editor(str(tmp_path / "shared"), "cpu").pipeline
-    assert pipeline.config.noise_share == 0.6
-    edits = pipeline.window_noise(0).draw((4, 24, 3, 16, 16))
-    _, *trained = draw(0, range(4), (24, 3, 16, 16), 0.6)
+    pipeline = load_pipeline(str(tmp_path / "shared"), "cpu")
+    assert pipeline.config.shared_noise_ratio == 0.6
+    edits = pipeline._draw_noise(torch.Size((4, 24, 3, 16, 16)), torch.Generator().manual_seed(0))
+    _, *trained = sample_noise_and_times(0, range(4), (24, 3, 16, 16), 0.6)
     for noise in (edits, *trained):
         correlation = torch.corrcoef(noise.movedim(2, 0).flatten(1))
         torch.testing.assert_close(
@@ -179,8 +179,8 @@ def test_weights_of_the_5b_are_asked_for_before_anything_is_built(tmp_path):
 
 
 def test_depths_are_uniform_and_known_before_the_forward_pass():
-    depths = [sample_depth(seed=0, step=step, num_layers=4) for step in range(2000)]
-    assert depths == [sample_depth(0, step, 4) for step in range(2000)]
+    depths = [sample_trace_block(seed=0, step=step, num_layers=4) for step in range(2000)]
+    assert depths == [sample_trace_block(0, step, 4) for step in range(2000)]
     counts = np.bincount(depths, minlength=5)
     assert counts[0] == 0
     assert (np.abs(counts[1:] - 500) < 100).all()
@@ -349,7 +349,7 @@ def test_merging_adapters_is_pefts_own_merge(tiny_tokenizer):
     for name, parameter in tower.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter)
-    merged = merge_adapters(dict(tower.state_dict()), adapters)
+    merged = merge_lora(dict(tower.state_dict()), adapters)
     expected = adapters.merge_and_unload().state_dict()
     assert merged.keys() == expected.keys()
     for key, value in expected.items():
@@ -383,8 +383,8 @@ def test_validation_edits_and_logs_are_written(recipe_of, tmp_path):
             assert (reader.info.num_frames, reader.info.width, reader.info.height) == (5, 66, 32)
     assert list((folder / "tensorboard").glob("events.*"))
     assert {"loss_fm", "loss_align", "rate", "clips_per_second", "memory_gb", "waited"} <= steps[0].keys()
-    editor = load_editor(str(folder), "cpu")  # the run's folder edits at once
-    assert editor.pipeline.transformer.config.routing_depth == 4
+    pipeline = load_pipeline(str(folder), "cpu")  # the run's folder edits at once
+    assert pipeline.transformer.config.routing_depth == 4
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -397,8 +397,8 @@ def test_every_recipe_of_the_paper_trains_at_nano_size(path, tmp_path):
     assert len(steps) == 20
     assert all(np.isfinite(s["loss"]) for s in steps)
     assert ("loss_align" in steps[0]) == bool(recipe.alignment.weight)
-    editor = load_editor(str(tmp_path / recipe.name), "cpu")
-    assert editor.pipeline.transformer.config.routing_depth == recipe.model.routing_depth
+    pipeline = load_pipeline(str(tmp_path / recipe.name), "cpu")
+    assert pipeline.transformer.config.routing_depth == recipe.model.routing_depth
 
 
 def test_changes_from_frame_to_frame_count_for_the_vae():
@@ -410,7 +410,7 @@ def test_changes_from_frame_to_frame_count_for_the_vae():
     with torch.no_grad():
         losses = [VAEObjective(vae, recipe)(ClipBatch(clip, [0, 1]), 0) for recipe in (plain, weighted)]
         posterior = vae.encode(clip).latent_dist
-        noise = draw(0, [0, 1], posterior.mean.shape[1:])[1]
+        noise = sample_noise_and_times(0, [0, 1], posterior.mean.shape[1:])[1]
         error = vae.decode(posterior.mean + posterior.std * noise).sample - clip
     expected = 0.5 * (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
     torch.testing.assert_close(losses[1]["loss"] - losses[0]["loss"], expected, atol=1e-5, rtol=1e-4)
@@ -452,7 +452,7 @@ def test_the_decoder_can_be_trained_on_latents_with_noise():
     with torch.no_grad():
         noisy = VAEObjective(vae, Recipe(task="vae", latent_noise=0.5))(ClipBatch(clip, [3, 4]), 0)
         posterior = vae.encode(clip).latent_dist
-        level, noise, other = draw(0, [3, 4], posterior.mean.shape[1:])
+        level, noise, other = sample_noise_and_times(0, [3, 4], posterior.mean.shape[1:])
         scale = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
         latents = posterior.mean + posterior.std * noise + 0.5 * level.view(2, 1, 1, 1, 1) * scale * other
         expected = (vae.decode(latents).sample - clip).abs().mean()

@@ -11,8 +11,8 @@ from conftest import CHANNELS, TEXT_WIDTH, WIDTH, WatchCalls, make_transformer
 from diffusers import WanTransformer3DModel
 from torch.testing import assert_close
 
-from rvedit.model.routing import Conditioning
-from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.models.routing import TokenGroups
+from rvedit.models.transformer import RoutedWanTransformer3DModel
 
 DEPTHS = (1, 2, 3, 4)
 GRID = (3, 4, 6)
@@ -29,10 +29,10 @@ def plain_wan(model: RoutedWanTransformer3DModel) -> WanTransformer3DModel:
     return wan
 
 
-def all_groups(model: RoutedWanTransformer3DModel, seed: int = 1) -> Conditioning:
+def all_groups(model: RoutedWanTransformer3DModel, seed: int = 1) -> TokenGroups:
     """X_e, X_v and X_l of two clips."""
     generator = torch.Generator().manual_seed(seed)
-    return model.condition(
+    return model.embed_tokens(
         torch.randn(2, 5, WIDTH, generator=generator),
         torch.randn(2, CHANNELS, *GRID, generator=generator),
         torch.randn(2, 7, TEXT_WIDTH, generator=generator),
@@ -55,7 +55,7 @@ def test_text_alone_and_routing_depth_0_is_wan(patch: tuple[int, int, int]) -> N
     torch.manual_seed(0)
     model = make_transformer(patch_size=patch, routing_depth=0)
     text_states = torch.randn(2, 7, TEXT_WIDTH)
-    ours = model(noisy_latents(), TIMESTEPS, model.condition(text_states=text_states)).sample
+    ours = model(noisy_latents(), TIMESTEPS, model.embed_tokens(text_states=text_states)).sample
     theirs = plain_wan(model)(noisy_latents(), TIMESTEPS, text_states).sample
     assert ours.shape == (2, CHANNELS, *GRID)
     assert theirs.std() > 0.05, "outputs near zero would agree whatever the model did"
@@ -72,7 +72,7 @@ def test_tokens_stand_frame_by_frame_in_the_order_of_the_noisy_ones(
     twin.source_embedder.load_state_dict(twin.patch_embedding.state_dict())
     latents = noisy_latents()
     noisy = twin.patch_embedding(latents)
-    source = twin.condition(source_latents=latents).source_tokens
+    source = twin.embed_tokens(source_latents=latents).source_tokens
     frame, row, column = 2, 1, 5
     place = (frame * GRID[1] + row) * GRID[2] + column
     assert_close(source[:, place], noisy[:, :, frame, row, column])
@@ -80,7 +80,7 @@ def test_tokens_stand_frame_by_frame_in_the_order_of_the_noisy_ones(
 
 @torch.no_grad()
 def test_positions_tell_every_token_of_a_constant_source_apart(model: RoutedWanTransformer3DModel) -> None:
-    tokens = model.condition(source_latents=torch.ones(1, CHANNELS, *GRID)).visual_tokens[0]
+    tokens = model.embed_tokens(source_latents=torch.ones(1, CHANNELS, *GRID)).visual_tokens[0]
     distances = torch.cdist(tokens, tokens) + torch.eye(len(tokens)) * 1e6
     assert distances.min() > 1e-2
 
@@ -90,11 +90,11 @@ def test_source_enters_scaled_by_the_noise_level(
     model: RoutedWanTransformer3DModel, count_calls: WatchCalls
 ) -> None:
     calls = count_calls(model.blocks[0])
-    conditioning = all_groups(model)
-    model(noisy_latents(), TIMESTEPS, conditioning)
+    groups = all_groups(model)
+    model(noisy_latents(), TIMESTEPS, groups)
     entering = calls[0][0][0]
     noisy = model.patch_embedding(noisy_latents()).flatten(2).transpose(1, 2)
-    expected = noisy + torch.tensor([0.137, 0.9])[:, None, None] * conditioning.source_tokens
+    expected = noisy + torch.tensor([0.137, 0.9])[:, None, None] * groups.source_tokens
     assert_close(entering, expected)
 
 
@@ -204,7 +204,7 @@ def test_bf16_weights_give_bf16_and_the_same_trace_when_stopped() -> None:
     torch.manual_seed(0)
     model = make_transformer().to(torch.bfloat16)
     generator = torch.Generator().manual_seed(1)
-    groups = model.condition(
+    groups = model.embed_tokens(
         torch.randn(2, 5, WIDTH, generator=generator).bfloat16(),
         torch.randn(2, CHANNELS, *GRID, generator=generator).bfloat16(),
         torch.randn(2, 7, TEXT_WIDTH, generator=generator).bfloat16(),

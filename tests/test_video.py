@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvedit.errors import UserError
-from rvedit.video import (
+from rvedit.io.errors import UserError
+from rvedit.io.video import (
     OUTPUT_SUFFIXES,
     VideoInfo,
     VideoReader,

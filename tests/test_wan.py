@@ -14,19 +14,19 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from rvedit.checkpoints import load_pipeline
-from rvedit.checkpoints.wan import original_transformer, original_vae
-from rvedit.errors import UserError
-from rvedit.model.conditioning import condition
-from rvedit.model.latents import encode
-from rvedit.model.presets import WAN22_5B_TRANSFORMER
-from rvedit.model.presets_5b import WAN22_VAE
-from rvedit.model.routing import Conditioning
-from rvedit.model.transformer import RoutedWanTransformer3DModel
-from rvedit.pipeline import EditSettings
-from rvedit.recipes import load_recipe
-from rvedit.video_tensors import to_model_range
-from rvedit.workflows.train import train
+from rvedit.editing.config import EditConfig
+from rvedit.io.errors import UserError
+from rvedit.io.frames import to_model_range
+from rvedit.models.autoencoder import encode
+from rvedit.models.presets import WAN22_5B_TRANSFORMER
+from rvedit.models.presets_5b import WAN22_VAE
+from rvedit.models.routing import TokenGroups
+from rvedit.models.token_groups import encode_tokens
+from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.checkpoints.wan import original_transformer, original_vae
+from rvedit.training.recipe import load_recipe
+from rvedit.training.run import train
 
 INSTRUCTION = "make the fish orange"
 
@@ -34,10 +34,12 @@ INSTRUCTION = "make the fish orange"
 @torch.no_grad()
 def test_a_fresh_model_is_wan_itself(companions):
     """X_e and the source's tokens are zero: shown the text alone, the transformer computes what Wan does."""
-    pipeline = load_pipeline(companions[0])
+    pipeline = load_checkpoint(companions[0])
     clip = random_clip(5, 64, 64)
     source = encode(pipeline.vae, to_model_range(clip)[None])
-    given = condition(pipeline, source, [pipeline.edit_token_encoder.sight(clip)], [INSTRUCTION])
+    given = encode_tokens(
+        pipeline, source, [pipeline.edit_token_encoder.frame_processor(clip)], [INSTRUCTION]
+    )
     assert given.edit_tokens is not None
     assert given.text_tokens is not None
     assert given.edit_tokens.abs().max() == 0
@@ -50,7 +52,7 @@ def test_a_fresh_model_is_wan_itself(companions):
     noisy, time = torch.randn(source.shape, generator=torch.Generator().manual_seed(1)), torch.tensor([500.0])
     ours.register_to_config(routing_depth=0)
     tokens = ours.condition_embedder.text_embedder(states)
-    shown = Conditioning(text_tokens=tokens, source_tokens=given.source_tokens)
+    shown = TokenGroups(text_tokens=tokens, source_tokens=given.source_tokens)
     assert_close(
         ours(noisy, time, shown).sample, wan(noisy, time, states, return_dict=False)[0], rtol=0, atol=1e-5
     )
@@ -58,7 +60,7 @@ def test_a_fresh_model_is_wan_itself(companions):
 
 def test_all_layouts_give_the_same_model(companions, tmp_path):
     """The diffusers folder, one file with Wan's names, one with a user interface's prefix, Wan's shards."""
-    folder = load_pipeline(companions[0])
+    folder = load_checkpoint(companions[0])
     state = foreign.to_original_transformer(foreign.make_wan_transformer().state_dict())
     save_file(state, tmp_path / "wan2.2_ti2v_5B.safetensors")
     save_file({f"model.diffusion_model.{k}": v for k, v in state.items()}, tmp_path / "prefixed.safetensors")
@@ -72,7 +74,7 @@ def test_all_layouts_give_the_same_model(companions, tmp_path):
     index = shards / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     for path in (tmp_path / "wan2.2_ti2v_5B.safetensors", tmp_path / "prefixed.safetensors", shards):
-        loaded = load_pipeline(path)
+        loaded = load_checkpoint(path)
         for name in ("transformer", "connector", "mllm", "text_encoder", "vae"):
             ours, other = (getattr(pipeline, name).state_dict() for pipeline in (folder, loaded))
             assert ours.keys() == other.keys()
@@ -104,26 +106,26 @@ def test_the_published_names_are_all_known():
 
 def test_an_edit_from_a_fresh_start_runs(companions):
     clip = random_clip(5, 256, 256)
-    edited = load_pipeline(companions[0])(clip, INSTRUCTION, EditSettings(2))
+    edited = load_checkpoint(companions[0])(clip, INSTRUCTION, EditConfig(2))
     assert edited.shape == clip.shape
 
 
 def test_weights_that_are_none_of_wan_are_refused(companions, tmp_path):
     save_file({"layer.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other\.safetensors: not the weights of a Wan transformer"):
-        load_pipeline(tmp_path / "other.safetensors")
+        load_checkpoint(tmp_path / "other.safetensors")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     with pytest.raises(UserError, match=r"weights\.pth: weights are read from safetensors"):
-        load_pipeline(tmp_path / "weights.pth")
+        load_checkpoint(tmp_path / "weights.pth")
     model = foreign.make_wan_transformer(channels=16)
     save_file(foreign.to_original_transformer(model.state_dict()), tmp_path / "wan2.1.safetensors")
     with pytest.raises(UserError, match=r"latents with 16 channels: those of the VAE in .* have 4"):
-        load_pipeline(tmp_path / "wan2.1.safetensors")
+        load_checkpoint(tmp_path / "wan2.1.safetensors")
     config = companions[0] / "transformer" / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps({**values, "in_channels": 36}))
     with pytest.raises(UserError, match=r"reads 36 channels and gives 4: RVEDiT starts from Wan2\.2-TI2V-5B"):
-        load_pipeline(companions[0])
+        load_checkpoint(companions[0])
 
 
 @pytest.mark.parametrize("kind", ["wan", "kiwi"])
@@ -137,7 +139,7 @@ def test_training_goes_on_from_them(companions, tiny_tokenizer, tmp_path, kind):
         "alignment: {weight: 0.1}\n"
     )
     list(train(load_recipe(recipe), tmp_path / "runs", "cpu"))
-    trained = load_pipeline(tmp_path / "runs" / "more" / "model")
+    trained = load_checkpoint(tmp_path / "runs" / "more" / "model")
     assert trained.transformer.config.routing_depth == 1
     assert trained.text_encoder is not None
     if kind == "kiwi":  # all blocks read X_e alone: there is no text encoder to freeze
@@ -145,7 +147,7 @@ def test_training_goes_on_from_them(companions, tiny_tokenizer, tmp_path, kind):
             recipe, (), ["name=alone", "model.routing_depth=2", "model.frozen=[text_encoder]"]
         )
         list(train(alone, tmp_path / "runs", "cpu"))
-        assert load_pipeline(tmp_path / "runs" / "alone" / "model").text_encoder is None
+        assert load_checkpoint(tmp_path / "runs" / "alone" / "model").text_encoder is None
     before = load_file(start / "transformer" / "diffusion_pytorch_model.safetensors")
     after = trained.transformer.state_dict()
     assert any(not torch.equal(after[key], tensor) for key, tensor in before.items())

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from rvedit.model.nano_tokenizer import train_tokenizer
+from rvedit.models.nano_tokenizer import train_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"

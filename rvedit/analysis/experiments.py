@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvedit.analysis.observe import observed_attention, observed_traces
-from rvedit.analysis.reading import read
-from rvedit.analysis.traces import Likeness, likeness
-from rvedit.model.conditioning import condition
-from rvedit.model.latents import encode
-from rvedit.objective.flow_matching import interpolate, shift_time
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.records import EditSettings
-from rvedit.video import VideoReader
-from rvedit.video_tensors import Frames, resize_frames, to_model_range
-from rvedit.windows import Window, split
+from rvedit.analysis.reading import attention_statistics
+from rvedit.analysis.traces import TraceSimilarity, trace_similarity
+from rvedit.editing.config import EditConfig
+from rvedit.io.frames import Frames, resize_frames, to_model_range
+from rvedit.io.video import VideoReader
+from rvedit.losses.flow_matching import interpolate, shift_time
+from rvedit.models.autoencoder import encode
+from rvedit.models.token_groups import encode_tokens
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 GROUPS = ("X_e", "X_v", "X_l", "padding")
 """Of tokens; X_l ends with the text, and the zeros behind it are a group of their own."""
@@ -50,12 +51,12 @@ class Triplet:
     caption: str
 
 
-def first_window(path: Path, pipeline: RVEDiTPipeline) -> Window:
-    """The clip's first window at the model's size; a clip that breaks off later will do."""
+def first_window(path: Path, pipeline: RVEDiTPipeline) -> Frames:
+    """Return the frames of a clip's first window at the model's size; the clip may be damaged after it."""
     with VideoReader(path, allow_truncated=True) as reader:
         size = pipeline.model_size(reader.info.height, reader.info.width)
         frames = (resize_frames(timed.frame[None], *size)[0] for timed in reader)
-        return next(split(frames, pipeline.window_plan))
+        return np.stack(list(islice(frames, pipeline.config.window_frames)))
 
 
 def text_length(pipeline: RVEDiTPipeline, instruction: str) -> int:
@@ -84,10 +85,10 @@ def read_edit(
     pipeline: RVEDiTPipeline,
     frames: Frames,
     instruction: str,
-    settings: EditSettings,
+    config: EditConfig,
     report: Callable[[int, int], None] = lambda step, num_steps: None,
 ) -> EditReading:
-    """Edit a window by Algorithm 2 and look on; `settings.guidance_scale` is to be 1, one pass a step."""
+    """Edit a window by Algorithm 2 and look on; `config.guidance_scale` has to be 1, one pass a step."""
     mass: list[list[Values]] = []
     entropy: list[list[float]] = []
     positions = 0
@@ -100,20 +101,46 @@ def read_edit(
             mass.append([])
             entropy.append([])
         groups = context_groups(pipeline, said, len(frames), positions, key.shape[1])
-        reading = read(query, key, groups)
+        reading = attention_statistics(query, key, groups)
         mass[-1].append(reading.mass.cpu().numpy())
         entropy[-1].append(reading.entropy)
 
-    noise = pipeline.window_noise(settings.seed)
     with observed_attention(pipeline.transformer, on_attention):
-        pipeline.edit_window(frames, instruction, settings, noise, report)
+        window_latents(pipeline, frames, instruction, config, report)
     return EditReading(np.array(mass), np.array(entropy), positions)
+
+
+def window_latents(
+    pipeline: RVEDiTPipeline,
+    frames: Frames,
+    instruction: str,
+    config: EditConfig,
+    report: Callable[[int, int], None] = lambda step, num_steps: None,
+) -> Tensor:
+    """Edit one window as `edit_video` edits the first one; return its latents (1, c, f, y, x)."""
+
+    def on_step_end(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        report(step + 1, pipe.num_timesteps)
+        return tensors
+
+    latents: Tensor = pipeline(
+        frames,
+        instruction,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        generator=torch.Generator().manual_seed(config.seed),
+        output_type="latent",
+        callback_on_step_end=on_step_end,
+    ).frames
+    return latents
 
 
 @torch.no_grad()
 def compare_branches(
     pipeline: RVEDiTPipeline, triplet: Triplet, num_times: int, seed: int, temperature: float
-) -> list[list[Likeness]]:
+) -> list[list[TraceSimilarity]]:
     """By time and block: the trace of the editing branch against the reference's, as in Algorithm 1.
 
     Both see the same noisy target; the editing branch is conditioned on source and instruction, the reference
@@ -126,9 +153,9 @@ def compare_branches(
         encode(pipeline.vae, to_model_range(clip)[None].to(device))
         for clip in (triplet.source, triplet.target)
     )
-    sight = pipeline.edit_token_encoder.sight
+    frame_processor = pipeline.edit_token_encoder.frame_processor
     editing, reference = (
-        condition(pipeline, latents.to(transformer.dtype), [sight(clip)], [words])
+        encode_tokens(pipeline, latents.to(transformer.dtype), [frame_processor(clip)], [words])
         for latents, clip, words in (
             (source, triplet.source, triplet.instruction),
             (target, triplet.target, triplet.caption),
@@ -141,12 +168,12 @@ def compare_branches(
         t = time.to(device)[None]
         noisy = interpolate(target, noise, t).to(transformer.dtype)
         traces: dict[int, Tensor] = {}
-        found: dict[int, Likeness] = {}
+        found: dict[int, TraceSimilarity] = {}
         with observed_traces(transformer, lambda block, trace: traces.update({block: trace.cpu()})):  # noqa: B023
             transformer(noisy, 1000 * t, editing)
 
         def against(block: int, trace: Tensor) -> None:
-            found[block] = likeness(traces[block].to(trace.device), trace, temperature)  # noqa: B023
+            found[block] = trace_similarity(traces[block].to(trace.device), trace, temperature)  # noqa: B023
 
         with observed_traces(transformer, against):
             transformer(noisy, 1000 * t, reference)

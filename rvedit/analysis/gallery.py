@@ -1,91 +1,132 @@
-"""Frames x methods, as Figs. 2 and 5 to 12 show them; and the same side by side as a clip."""
+"""`rvedit analyze gallery`: the edits of several methods beside each other, by category."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import re
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
+from rvedit.analysis.gallery_figure import GalleryFigure, plot_gallery, side_by_side
+from rvedit.analysis.naming import split_name
+from rvedit.io.bench import BenchItem, read_bench, resolve_edits
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import prepare_folder
+from rvedit.io.records import CATEGORY_TITLES
+from rvedit.io.video import probe, write_like
 
-from rvedit.analysis.plots import save_figure, style
-from rvedit.analysis.tiles import tiled
-from rvedit.video import TimedFrame, VideoReader
-from rvedit.video_tensors import Frames
-
-_WIDTH = 1.9
-"""Inches of a frame."""
-_LETTERS = 30
-"""Of an instruction, above each frame."""
-_TILE = 320
-"""Pixels of a clip's tiles, at least."""
+SOURCE, TRUE_EDIT = "source", "true edit"
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """An item and its clips: the source, each method's edit, and the true edit where it is known."""
+class GalleryConfig:
+    """Whose edits of what are shown."""
 
-    id: str
-    instruction: str
-    clips: Mapping[str, Path]
-    """By name, in the order of rows."""
-
-
-def sample_frames(path: Path, count: int) -> list[Frames]:
-    """So many frames, evenly spread, first and last among them; fewer of a shorter clip."""
-    with VideoReader(path) as reader:
-        wanted = set(np.linspace(0, reader.info.num_frames - 1, count).round().astype(int).tolist())
-        return [timed.frame for timed in reader.pick(wanted)]
-
-
-def plot_gallery(exhibits: Sequence[Exhibit], path: Path, columns: int, title: str) -> list[Path]:
-    """A grid with a row for each clip and the instruction above each item's rows; writes PNG and PDF."""
-    pictures = [[(name, sample_frames(c, columns)) for name, c in e.clips.items()] for e in exhibits]
-    headings = [textwrap.wrap(f"“{e.instruction}”", _LETTERS * columns) for e in exhibits]
-    ratios: list[float] = []
-    for lines, rows in zip(headings, pictures, strict=True):
-        height, width = rows[0][1][0].shape[:2]
-        ratios += [0.04 + 0.12 * len(lines), *[height / width] * len(rows)]
-    with style():
-        # The label's column is half a frame wide; heights are in frames' widths, with a little air.
-        figure = Figure(figsize=(_WIDTH * (columns + 0.5), _WIDTH * (sum(ratios) * 1.02 + 0.25)))
-        grid = figure.add_gridspec(
-            len(ratios), columns + 1, height_ratios=ratios, width_ratios=[0.5, *[1] * columns],
-            hspace=0.03, wspace=0.03, left=0.005, right=0.995, bottom=0.005,
-            top=1 - 0.25 / (sum(ratios) * 1.02 + 0.25),
-        )  # fmt: skip
-        figure.suptitle(title, x=0.01, y=0.995, ha="left", va="top", fontsize=12, fontweight="bold")
-        place = 0
-        words: dict[str, Any] = {"fontsize": 10, "va": "center", "parse_math": False}  # a dollar is a dollar
-        for lines, rows in zip(headings, pictures, strict=True):
-            heading = figure.add_subplot(grid[place, :])
-            heading.axis("off")
-            heading.text(0, 0.4, "\n".join(lines), style="italic", **words)
-            for offset, (name, frames) in enumerate(rows, start=1):
-                label = figure.add_subplot(grid[place + offset, 0])
-                label.axis("off")
-                label.text(0.96, 0.5, name, ha="right", wrap=True, **words)
-                for column, frame in enumerate(frames, start=1):
-                    axis = figure.add_subplot(grid[place + offset, column])
-                    axis.imshow(frame, interpolation="antialiased", aspect="auto")
-                    axis.axis("off")
-            place += 1 + len(rows)
-        return save_figure(figure, path, (".png", ".pdf"))
+    results: tuple[str, ...]
+    """Folders of edits, or NAME=FOLDER."""
+    out: Path
+    bench: Path | None = None
+    """The list of items; none: what `rvedit edit --batch` left in the first folder."""
+    items: tuple[str, ...] = ()
+    """Ids; none: the first ones of each category."""
+    per_category: int = 2
+    columns: int = 5
+    """Frames of each clip."""
+    video: bool = True
+    """Also write a clip for each item."""
 
 
-def side_by_side(exhibit: Exhibit) -> Iterator[TimedFrame]:
-    """The clips beside each other, frame by frame, at the source's times; a shorter one holds its last."""
-    with ExitStack() as stack:
-        readers = [stack.enter_context(VideoReader(path)) for path in exhibit.clips.values()]
-        width = max(_TILE, 2 * (readers[0].info.width // 2))
-        others = [(timed.frame for timed in reader) for reader in readers[1:]]
-        shown: list[Frames | None] = [None] * len(readers)
-        for timed in readers[0]:
-            following = [next(stream, before) for stream, before in zip(others, shown[1:], strict=True)]
-            shown = [timed.frame, *following]
-            pictures = list(zip(exhibit.clips, shown, strict=True))
-            yield timed._replace(frame=tiled(pictures, width, columns=len(pictures)))
+@dataclass(frozen=True)
+class GalleryReport:
+    """What was written."""
+
+    folder: Path
+    figures: tuple[Path, ...]
+    clips: tuple[Path, ...]
+    items: int
+
+
+def analyze_gallery(
+    config: GalleryConfig, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> GalleryReport:
+    """Draw a figure for each category, of items that all methods have edited, and a clip for each item.
+
+    Raises UserError where there is no such item, or one that was asked for is not there.
+    """
+    methods = _methods(config.results)
+    items = read_bench(config.bench or next(iter(methods.values())))
+    edits = {name: resolve_edits(items, folder) for name, folder in methods.items()}
+    chosen = _choose(config, items, edits)
+    prepare_folder(config.out)
+    figures: list[Path] = []
+    clips: list[Path] = []
+    total = sum(len(group) for group in chosen.values()) * (1 + config.video)
+    done = 0
+    for category, group in chosen.items():
+        exhibits = [_exhibit(item, edits) for item in group]
+        title = CATEGORY_TITLES.get(category, category)
+        figures += plot_gallery(
+            exhibits, config.out / f"gallery_{_file_name(category)}", config.columns, title
+        )
+        done += len(exhibits)
+        on_progress(done, total)
+        for exhibit in exhibits if config.video else ():
+            path = config.out / f"{_file_name(category)}_{_file_name(exhibit.id)}.mp4"
+            write_like(path, probe(exhibit.clips[SOURCE]), side_by_side(exhibit))
+            clips.append(path)
+            done += 1
+            on_progress(done, total)
+    return GalleryReport(
+        config.out, tuple(figures), tuple(clips), sum(len(group) for group in chosen.values())
+    )
+
+
+def _methods(results: tuple[str, ...]) -> dict[str, Path]:
+    """Name -> folder, in the order given."""
+    methods: dict[str, Path] = {}
+    for result in results:
+        given, folder = split_name(result)
+        path = Path(folder)
+        if not path.is_dir():
+            raise UserError(f"{result}: no such folder: name folders of edits, or NAME=FOLDER")
+        name = given or path.name
+        if name in (SOURCE, TRUE_EDIT):
+            raise UserError(f"{result}: a method cannot be called {name}: write NAME=FOLDER")
+        if name in methods:
+            raise UserError(f"{result}: two methods are called {name}: write NAME=FOLDER")
+        methods[name] = path
+    return methods
+
+
+def _choose(
+    config: GalleryConfig, items: list[BenchItem], edits: dict[str, dict[str, Path]]
+) -> dict[str, list[BenchItem]]:
+    shared = [item for item in items if all(item.id in found for found in edits.values())]
+    if not shared:
+        raise UserError(f"no item was edited by all of {', '.join(edits)}: is --bench the right list?")
+    if config.items:
+        by_id = {item.id: item for item in shared}
+        unknown = next((name for name in config.items if name not in by_id), None)
+        if unknown:
+            raise UserError(
+                f"--item {unknown}: no such item that all methods have edited, such as {shared[0].id}"
+            )
+        shared = [by_id[name] for name in config.items]
+    groups: dict[str, list[BenchItem]] = defaultdict(list)
+    for item in shared:
+        group = groups[item.category.value if item.category else item.word or "edits"]
+        if config.items or len(group) < config.per_category:
+            group.append(item)
+    return groups
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def _exhibit(item: BenchItem, edits: dict[str, dict[str, Path]]) -> GalleryFigure:
+    clips = {SOURCE: item.source, **{name: found[item.id] for name, found in edits.items()}}
+    if item.target is not None:
+        clips[TRUE_EDIT] = item.target
+    return GalleryFigure(item.id, item.instruction, clips)

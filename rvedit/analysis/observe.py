@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from rvedit.model.cross_attention import RoutedCrossAttnProcessor
-from rvedit.model.transformer import RoutedWanTransformer3DModel
+from rvedit.models.cross_attention import RoutedCrossAttnProcessor
+from rvedit.models.transformer import RoutedWanTransformer3DModel
 
 OnAttention = Callable[[int, Tensor, Tensor], None]
 """Gets the block (1 ... L), queries (b, s, h, e) and keys (b, n, h, e)."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from rvedit.errors import UserError
-from rvedit.judge.aggregate import overall_of_cells
-from rvedit.judge.scores import AXES
-from rvedit.recipes import AxisScores, load_recipe
-from rvedit.records import TITLES
+from rvedit.evaluation.aggregate import overall_of_cells
+from rvedit.evaluation.scores import AXES
+from rvedit.io.errors import UserError
+from rvedit.io.records import CATEGORY_TITLES
+from rvedit.training.recipe import AxisScores, load_recipe
 
 FULL = "RVEDiT"
 CATEGORIES = ("change", "remove", "add", "style")
@@ -105,7 +105,7 @@ def notes(table: str, recipes: Path) -> list[str]:
             elif name != "overall":
                 compared += 1
                 if difference > ROUNDING:
-                    apart.append(f"{entry.label}, {TITLES[name]}: {of_two:.2f} and {by_three:.2f}")
+                    apart.append(f"{entry.label}, {CATEGORY_TITLES[name]}: {of_two:.2f} and {by_three:.2f}")
     found.append(
         f"Of {compared} category scores that Tables 2 and 3 both give, {len(apart)} differ by more than "
         "rounding" + (f" ({'; '.join(apart)})." if apart else ".")

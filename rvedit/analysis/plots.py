@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rvedit.data.manifest import put_in_place
+from rvedit.io.manifest import put_in_place
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"  # Okabe and Ito's, as the others
 PINK, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"

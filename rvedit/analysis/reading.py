@@ -45,7 +45,7 @@ def attention_rows(
         yield span, logs.exp(), logs
 
 
-def read(
+def attention_statistics(
     query: Float[Tensor, "b s h e"],
     key: Float[Tensor, "b n h e"],
     groups: Sequence[int],

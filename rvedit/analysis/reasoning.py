@@ -13,14 +13,14 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rvedit.analysis.experiments import context_groups, text_length
+from rvedit.analysis.experiments import context_groups, text_length, window_latents
 from rvedit.analysis.observe import observed_attention
 from rvedit.analysis.reading import maps
-from rvedit.model.latents import decode
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.records import EditSettings
-from rvedit.video_tensors import Frames, to_frames
-from rvedit.windows import GROUP, Window
+from rvedit.editing.config import EditConfig
+from rvedit.editing.windows import GROUP, pad_frames
+from rvedit.io.frames import Frames, to_frames
+from rvedit.models.autoencoder import decode
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 EDITING, VISUAL, PADDING, TOKEN = "editing tokens", "visual tokens", "behind the text", "editing token {}"
 SINGLE_TOKENS = 4
@@ -61,18 +61,18 @@ class ReasoningTrace:
 
 def trace_edit(
     pipeline: RVEDiTPipeline,
-    window: Window,
+    frames: Frames,
     instruction: str,
-    settings: EditSettings,
+    config: EditConfig,
     blocks: Sequence[int],
     steps: Sequence[int],
     report: Callable[[int, int], None] = lambda step, num_steps: None,
 ) -> ReasoningTrace:
-    """Edit a window at the model's size and keep what the given blocks (1 ... L) read at the given steps.
+    """Edit a window's frames (t, h, w, 3) at the model's size and keep what blocks read at the given steps.
 
-    Maps are means over heads. Guidance is 1: one pass a step, the conditional one.
+    Blocks count from 1 to L. Maps are means over heads. Guidance is 1: one pass a step, the conditional one.
     """
-    frames = window.frames
+    count, frames = len(frames), pad_frames(frames)
     words = word_tokens(pipeline, instruction)
     said = text_length(pipeline, instruction)
     height, width = frames.shape[1:3]
@@ -96,11 +96,10 @@ def trace_edit(
         }
         readings.append(BlockMaps(block, seen_steps, volumes))
 
-    noise = pipeline.window_noise(settings.seed)
     with observed_attention(pipeline.transformer, on_attention):
-        latents = pipeline.edit_window(frames, instruction, settings, noise, report)
+        latents = window_latents(pipeline, frames, instruction, config, report)
     with torch.no_grad():
-        edit = to_frames(decode(pipeline.vae, latents)[0])[: window.end]
+        edit = to_frames(decode(pipeline.vae, latents)[0])[:count]
     read = tuple(word for word in words if any(word in reading.maps for reading in readings))
     kept = tuple(sorted({reading.step for reading in readings}))
     return ReasoningTrace(edit, read, tuple(readings), kept, seen_steps)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rvedit.analysis.paper import CATEGORIES, MEAN
-from rvedit.analysis.tables import OVERALL, ResultRow
-from rvedit.judge.aggregate import Estimate
-from rvedit.judge.scores import AXES
-from rvedit.records import TITLES
+from rvedit.analysis.table_rows import OVERALL, ResultRow
+from rvedit.evaluation.aggregate import Estimate
+from rvedit.evaluation.scores import AXES
+from rvedit.io.records import CATEGORY_TITLES
 
 NOTHING = "–"
 _TESTS = ("ours less {}", "of single seeds", "p", "paper less {}", "the paper's sign")
@@ -32,7 +32,7 @@ def overview(rows: Sequence[ResultRow], title: str, judge: str, full: str, notes
     """Table 2's shape: overall and by category, ours / the paper's, and what the tests say."""
     headers = (
         "", "runs x items", "Overall, ours", "paper", *(text.format(full) for text in _TESTS),
-        *(f"{TITLES[c]}, ours / paper" for c in CATEGORIES),
+        *(f"{CATEGORY_TITLES[c]}, ours / paper" for c in CATEGORIES),
     )  # fmt: skip
     lines = [
         (

@@ -1,169 +1,167 @@
-"""Tables 1 to 3: ours beside the paper's, with intervals and paired tests."""
+"""`rvedit analyze tables`: judged folders beside the paper's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import yaml
 
-from rvedit.analysis.paper import CATEGORIES, Cells, PaperEntry, row_names
-from rvedit.judge.aggregate import CategoryScores, Estimate, mean_of, table_of
-from rvedit.judge.scores import AXES, Scores
-from rvedit.judge.statistics import Difference, compare
-
-NOISE = 0.05
-"""Above this p-value a difference is not told from noise."""
-OVERALL = ("overall", "score")
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A row less the full model, on the items that both have."""
-
-    cells: dict[tuple[str, str], Difference]
-    """By category and axis."""
-    p_value: float
-    """Of overall: paired permutation over items, corrected over the rows by Benjamini and Hochberg."""
-    by_seed: tuple[float, ...]
-    """Overall, of each training seed: the n-th runs of both; empty unless both have as many, and several."""
-    paper: float | None
-    """The same difference in the paper."""
-    trainings: tuple[int, int] = (1, 1)
-    """Of the full model and of this row."""
-
-    @property
-    def overall(self) -> Difference:
-        """Mean over categories and axes."""
-        return self.cells[OVERALL]
-
-    @property
-    def seed_interval(self) -> tuple[float, float] | None:
-        """95%, by t, of the mean over training seeds; none for a single one."""
-        if len(self.by_seed) < 2:
-            return None
-        from scipy.stats import t
-
-        mean, error = np.mean(self.by_seed), np.std(self.by_seed, ddof=1) / np.sqrt(len(self.by_seed))
-        half = float(t.ppf(0.975, len(self.by_seed) - 1) * error)
-        return float(mean) - half, float(mean) + half
-
-    @property
-    def verdict(self) -> str:
-        """Whether the paper's sign holds. Items and, where there are several, trainings must tell it."""
-        if self.paper is None:
-            return "not in the paper"
-        interval = self.seed_interval
-        across_zero = interval is not None and interval[0] <= 0 <= interval[1]
-        if self.p_value >= NOISE or across_zero:
-            return "not told apart"
-        word = "holds" if np.sign(self.overall.mean.value) == np.sign(self.paper) else "the other way round"
-        if interval:
-            return word
-        return f"{word} ({'one training' if self.trainings == (1, 1) else 'unpaired trainings'})"
+from rvedit.analysis.naming import split_name
+from rvedit.analysis.paper import FULL, MEAN, notes, read_paper, row_names
+from rvedit.analysis.sheets import Sheet, by_axis, overview, to_csv, to_latex, to_markdown
+from rvedit.analysis.table_rows import ResultRow, result_rows
+from rvedit.editing.batch import SETTINGS
+from rvedit.evaluation.aggregate import CategoryScores, pooled
+from rvedit.evaluation.judge import read_judged
+from rvedit.evaluation.judges import PAPER
+from rvedit.io.errors import UserError
+from rvedit.io.manifest import prepare_folder, write_json, write_text
 
 
 @dataclass(frozen=True)
-class ResultRow:
-    """A configuration: ours and the paper's."""
+class TablesConfig:
+    """Which runs, and which table."""
 
-    label: str
-    runs: int
-    """Judged folders, such as one for each training seed."""
-    items: int
-    """That all of them have."""
-    ours: dict[tuple[str, str], Estimate]
-    """As `Cells`; empty where nothing was judged, and without overall where a category is missing."""
-    paper: Cells
-    contrast: Contrast | None
-    """None for the full model, and where one of the two has no overall score."""
-
-
-def pooled(runs: Sequence[CategoryScores]) -> CategoryScores:
-    """Several runs' scores as repeats of the same items, each run's own repeats averaged first: runs count
-    equally, and only items count that all of them have.
-    """
-    merged: dict[str, dict[str, list[Scores]]] = {}
-    for category in runs[0] if runs else ():
-        shared = set.intersection(*(set(run.get(category, {})) for run in runs))
-        items = {item: [mean_of(run[category][item]) for run in runs] for item in sorted(shared)}
-        if items:
-            merged[category] = items
-    return merged
+    runs: tuple[str, ...]
+    """Folders of judged edits, or LABEL=FOLDER; several of one label are its training seeds."""
+    table: str
+    recipes: Path
+    judge: str | None = None
+    """None: the only one that judged all. MEAN: every item's mean over the judges that judged all."""
+    full: str = FULL
+    """The row that others are compared with."""
+    out: Path | None = None
+    """Folder; none: nothing is written."""
 
 
-def result_rows(
-    paper: Sequence[PaperEntry], judged: Mapping[str, Sequence[CategoryScores]], judge: str, full: str
-) -> list[ResultRow]:
-    """The paper's rows in their order, then those that it does not have; `judged` is by label.
+@dataclass(frozen=True)
+class TablesReport:
+    """What came of it."""
 
-    `full` is the row that others are compared with. Intervals and p-values are over items; how much another
-    training would change is told by the seeds alone.
-    """
+    judge: str
+    rows: tuple[ResultRow, ...]
+    sheet: Sheet
+    written: tuple[Path, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; a cell's key is category.axis."""
+        rows = []
+        for row in self.rows:
+            contrast = None
+            if row.contrast:
+                contrast = {
+                    "cells": {".".join(key): asdict(value) for key, value in row.contrast.cells.items()},
+                    "p_value": row.contrast.p_value,
+                    "by_seed": row.contrast.by_seed,
+                    "seed_interval": row.contrast.seed_interval,
+                    "paper": row.contrast.paper,
+                    "verdict": row.contrast.verdict,
+                }
+            rows.append(
+                {
+                    "label": row.label,
+                    "runs": row.runs,
+                    "items": row.items,
+                    "ours": {".".join(key): asdict(value) for key, value in row.ours.items()},
+                    "paper": {".".join(key): value for key, value in row.paper.items()},
+                    "less_full": contrast,
+                }
+            )
+        return {"judge": self.judge, "rows": rows, "notes": list(self.sheet.notes)}
+
+
+def analyze_tables(config: TablesConfig) -> TablesReport:
+    """Compare, and write tableN.md, .tex, .csv and .json. Raises UserError where a run cannot be placed."""
+    paper = read_paper(config.recipes, config.table)
+    found: dict[str, list[dict[str, CategoryScores]]] = {}
+    protocols: set[str] = set()
+    folders: set[Path] = set()
+    for run in config.runs:
+        label, folder = _labelled(run)
+        if label is None:
+            labels = ", ".join(entry.label for entry in paper)
+            raise UserError(
+                f"{folder}: which row it is, is not recorded: write LABEL={folder}, LABEL being one of "
+                f"{labels}, or a name of your own"
+            )
+        protocol, scores = read_judged(folder)
+        protocols.add(protocol)
+        if folder.resolve() in folders:
+            raise UserError(f"{folder}: is given twice: a training counts once")
+        folders.add(folder.resolve())
+        found.setdefault(label, []).append(scores)
+    if protocols != {PAPER}:
+        used = " and ".join(sorted(protocols))
+        raise UserError(f"the runs were judged by the protocol {used}: the tables are of the paper's")
+    judges = _judges(found, config.judge)
+    judged: dict[str, Sequence[CategoryScores]] = {
+        label: [pooled([run[judge] for judge in judges]) for run in runs] for label, runs in found.items()
+    }
+    judge = config.judge or judges[0]
     names = row_names(paper)
-    full = names.get(full, full)
-    runs: dict[str, list[CategoryScores]] = {}
-    for label, scores in judged.items():
-        runs.setdefault(names.get(label, label), []).extend(scores)
-    labels = dict.fromkeys((*(entry.label for entry in paper), *runs))
-    cells = {entry.label: entry.cells.get(judge, entry.cells["qwen"]) for entry in paper}
-    scores_of = {label: pooled(scores) for label, scores in runs.items()}
-    contrasts: dict[str, Contrast] = {}
-    for label in labels:
-        if label != full and label in runs and full in runs:
-            contrast = _contrast(runs[full], runs[label])
-            if contrast:
-                printed = [cells.get(name, {}).get(OVERALL) for name in (label, full)]
-                both = printed[0] is not None and printed[1] is not None
-                contrasts[label] = replace(contrast, paper=printed[0] - printed[1] if both else None)  # type: ignore[operator]
-    corrected = _corrected({label: contrast.p_value for label, contrast in contrasts.items()})
-    rows = []
-    for label in labels:
-        ours, items = _ours(scores_of.get(label, {}))
-        contrast = contrasts.get(label)
-        if contrast is not None:
-            contrast = replace(contrast, p_value=corrected[label])
-        rows.append(ResultRow(label, len(runs.get(label, ())), items, ours, cells.get(label, {}), contrast))
-    return rows
+    full = names.get(config.full, config.full)
+    called = full in (names.get(label, label) for label in judged)
+    if not called and config.full != FULL:
+        raise UserError(f"--full {config.full}: no run is called so: {', '.join(judged)}")
+    rows = result_rows(paper, judged, judge, full)
+    title = f"Table {config.table}, ours beside the paper's ({judge} judge)"
+    footnotes = notes(config.table, config.recipes)
+    if not called:
+        footnotes.append(f"No run is called {FULL}: --full names the one that others are compared with.")
+    shape = overview if config.table == "2" else by_axis
+    sheet = shape(rows, title, judge, full, footnotes)
+    report = TablesReport(judge, tuple(rows), sheet, _paths(config))
+    if config.out:
+        prepare_folder(config.out)
+        texts = [to_markdown(sheet), to_latex(sheet), to_csv(rows, judge)]
+        for path, text in zip(report.written, texts, strict=False):
+            write_text(path, text)
+        write_json(report.written[-1], report.as_json())
+    return report
 
 
-def _ours(scores: CategoryScores) -> tuple[dict[tuple[str, str], Estimate], int]:
-    table = table_of({name: scores[name] for name in CATEGORIES if name in scores})
-    if table is None:
-        return {}, 0
-    cells: dict[tuple[str, str], Estimate] = {}
-    for name in CATEGORIES:
-        if row := table.categories.get(name):
-            cells |= {(name, axis): row.axes[axis] for axis in AXES}
-            cells[name, "score"] = row.score
-    if len(table.categories) == len(CATEGORIES):
-        cells[OVERALL] = table.overall
-    return cells, sum(row.items for row in table.categories.values())
+def _paths(config: TablesConfig) -> tuple[Path, ...]:
+    out = config.out
+    return tuple(out / f"table{config.table}.{end}" for end in ("md", "tex", "csv", "json")) if out else ()
 
 
-def _contrast(full: Sequence[CategoryScores], other: Sequence[CategoryScores]) -> Contrast | None:
-    """None where the two do not share items of all categories."""
-    found = _differences(pooled(full), pooled(other))
-    if OVERALL not in found:
-        return None
-    by_seed: list[float] = []
-    if len(full) == len(other) > 1:
-        pairs = [_differences(a, b) for a, b in zip(full, other, strict=True)]
-        by_seed = [pair[OVERALL].mean.value for pair in pairs if OVERALL in pair]
-    return Contrast(found, found[OVERALL].p_value, tuple(by_seed), None, (len(full), len(other)))
+def _labelled(run: str) -> tuple[str | None, Path]:
+    """LABEL=FOLDER, or what the folder says about itself."""
+    label, folder = split_name(run)
+    if not Path(folder).is_dir():
+        raise UserError(f"{run}: no such folder: name folders of judged edits, or LABEL=FOLDER")
+    return label or _label_of(Path(folder)), Path(folder)
 
 
-def _differences(a: CategoryScores, b: CategoryScores) -> dict[tuple[str, str], Difference]:
-    left, right = ({name: side[name] for name in CATEGORIES if name in side} for side in (a, b))
-    results = compare(left, right)
-    if not set(CATEGORIES) <= set(results):
-        results.pop("overall", None)
-    return {(name, axis): difference for name, axes in results.items() for axis, difference in axes.items()}
+def _label_of(folder: Path) -> str | None:
+    """By the model that made the edits, whose run's recipe names its row of the paper."""
+    for home in (folder, folder.parent):
+        if (home / SETTINGS).is_file():
+            model = Path(str(json.loads((home / SETTINGS).read_text(encoding="utf-8")).get("model")))
+            for record in (model / "recipe.yaml", model.parent / "recipe.yaml"):
+                if record.is_file():
+                    row = (yaml.safe_load(record.read_text(encoding="utf-8")) or {}).get("paper")
+                    return row["label"] if row else None
+    return None
 
 
-def _corrected(p_values: Mapping[str, float]) -> dict[str, float]:
-    if not p_values:
-        return {}
-    from scipy.stats import false_discovery_control
-
-    return dict(zip(p_values, map(float, false_discovery_control(list(p_values.values()))), strict=True))
+def _judges(found: dict[str, list[dict[str, CategoryScores]]], chosen: str | None) -> list[str]:
+    """The chosen judge, the only one that judged all, or for MEAN all who did."""
+    if chosen not in (None, MEAN):
+        for label, runs in found.items():
+            if any(chosen not in run for run in runs):
+                raise UserError(
+                    f"{label}: --judge {chosen} has not judged it: {', '.join(runs[0]) or 'nobody'} has"
+                )
+        return [str(chosen)]
+    common = sorted(set.intersection(*(set(run) for runs in found.values() for run in runs)))
+    said = f"{', '.join(common)} did" if common else "none did"
+    if chosen == MEAN and len(common) < 2:
+        raise UserError(f"--judge {MEAN}: wants two judges that have judged all runs, and {said}")
+    if chosen is None and len(common) != 1:
+        raise UserError(f"which judge has judged all runs is not clear ({said}): choose with --judge")
+    return common

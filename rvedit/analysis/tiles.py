@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rvedit.video_tensors import Frames
+from rvedit.io.frames import Frames
 
 _CAPTION = 24
 """Pixels of the line of text above each picture."""

@@ -15,9 +15,9 @@ from PIL import Image
 
 from rvedit.analysis.reasoning import ReasoningTrace
 from rvedit.analysis.tiles import tiled
-from rvedit.data.manifest import write_text
-from rvedit.video_tensors import Frames
-from rvedit.windows import GROUP
+from rvedit.editing.windows import GROUP
+from rvedit.io.frames import Frames
+from rvedit.io.manifest import write_text
 
 _DATA = "/*DATA*/null"
 _HEAT = np.array(  # from nothing to most: dark violet, red, orange, pale yellow; rises in lightness

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rvedit.objective.alignment import alignment_loss
+from rvedit.losses.alignment import alignment_loss
 
 
 @dataclass(frozen=True)
-class Likeness:
+class TraceSimilarity:
     """Of the editing branch's trace to the reference's, mean over the batch."""
 
     cosine: float
@@ -29,15 +29,15 @@ class Likeness:
     """Of the editing branch's features over positions: 0 (all point the same way) ... 1."""
 
 
-def likeness(
+def trace_similarity(
     trace: Float[Tensor, "b s d"], reference: Float[Tensor, "b s d"], temperature: float
-) -> Likeness:
+) -> TraceSimilarity:
     """Cosine, divergence, the loss of Eq. 5 at this temperature, and the spread."""
-    return Likeness(
+    return TraceSimilarity(
         cosine_similarity(trace, reference),
         js_divergence(trace, reference),
         float(alignment_loss(trace, reference, temperature)),
-        spread(trace),
+        trace_spread(trace),
     )
 
 
@@ -60,7 +60,7 @@ def js_divergence(trace: Float[Tensor, "b s d"], reference: Float[Tensor, "b s d
     return max(0.0, float(bits))
 
 
-def spread(trace: Float[Tensor, "b s d"]) -> float:
+def trace_spread(trace: Float[Tensor, "b s d"]) -> float:
     """1 - |mean of the rows' unit vectors|^2: one less the mean cosine over all pairs of positions."""
     mean = F.normalize(_precise(trace), dim=-1).mean(dim=1)
     return float((1 - mean.square().sum(dim=-1)).mean())

@@ -40,7 +40,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from rvedit.video_tensors import Frames
+from rvedit.io.frames import Frames
 
 
 @dataclass(frozen=True)

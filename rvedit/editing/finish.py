@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rvedit.editing.config import EditConfig
 from rvedit.editing.detail import DetailTransfer, apply_map, has_own_texture
 from rvedit.editing.preserve import PreserveMasks, composite
-from rvedit.records import EditSettings
-from rvedit.video_tensors import Frames, resize_frames
+from rvedit.io.frames import Frames, resize_frames
 
 T = TypeVar("T")
 
@@ -34,17 +34,17 @@ class EditedFrames:
 def finish(
     windows: Iterable[EditedFrames],
     originals: Iterable[Frames],
-    settings: EditSettings,
+    config: EditConfig,
     cell: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Frames]:
     """Give a frame of the source's size for each of `originals` (h, w, 3), the source's frames.
 
     A window's frames are held at the model's size; originals are read one at a time, as they are needed.
-    `cell` and `device` are those of `DetailTransfer`. Settings: `detail`, `preserve`.
+    `cell` and `device` are those of `DetailTransfer`. Of the config: `detail`, `preserve`.
     """
     source = iter(originals)
-    finisher = _Finisher(settings, cell, device)
+    finisher = _Finisher(config, cell, device)
     for window in windows:
         for render in finisher.add(window):
             yield render(next(source))
@@ -68,11 +68,11 @@ _Render = Callable[[Frames], Frames]
 
 
 class _Finisher:
-    def __init__(self, settings: EditSettings, cell: int, device: torch.device | str) -> None:
-        self.settings, self.cell, self.device = settings, cell, device
+    def __init__(self, config: EditConfig, cell: int, device: torch.device | str) -> None:
+        self.config, self.cell, self.device = config, cell, device
         self.transfer: DetailTransfer | None = None
         self.is_first = True
-        self.masks = PreserveMasks() if settings.preserve else None
+        self.masks = PreserveMasks() if config.preserve else None
         self.renders: deque[_Render] = deque()  # of frames whose mask is not known yet
         self.ready: deque[Tensor | None] = deque()  # masks of frames whose colours are not known yet
 
@@ -100,11 +100,11 @@ class _Finisher:
 
     def _choose(self, window: EditedFrames) -> DetailTransfer | None:
         """Whether and how much detail is transferred: as the first window says, for all."""
-        strength = 1.0 if self.settings.detail == "auto" else self.settings.detail
+        strength = 1.0 if self.config.detail == "auto" else self.config.detail
         if not strength:
             return None
         assert window.reconstructed is not None
-        is_auto = self.settings.detail == "auto"
+        is_auto = self.config.detail == "auto"
         if is_auto and has_own_texture(window.edited, window.reconstructed, self.cell):
             return None
         return DetailTransfer(self.cell, strength, device=self.device)

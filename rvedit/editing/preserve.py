@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from rvedit.video_tensors import Frames, to_model_range
+from rvedit.io.frames import Frames, to_model_range
 
 
 @dataclass(frozen=True)

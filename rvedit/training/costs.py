@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from rvedit.errors import UserError
-from rvedit.model.edit_tokens import EditTokenEncoder
-from rvedit.model.flops import (
+from rvedit.io.errors import UserError
+from rvedit.io.records import ClipShape
+from rvedit.models.edit_tokens import EditTokenEncoder
+from rvedit.models.flops import (
     Shape,
     counting_convolutions,
     language_flops,
@@ -19,8 +20,6 @@ from rvedit.model.flops import (
     text_encoder_flops,
     vision_flops,
 )
-from rvedit.recipes import Recipe
-from rvedit.records import ClipShape
 from rvedit.training.loop import freeze
 from rvedit.training.memory import (
     BF16,
@@ -40,6 +39,7 @@ from rvedit.training.memory import (
     vision_bytes,
     work_bytes,
 )
+from rvedit.training.recipe import Recipe
 from rvedit.training.state import KEPT
 
 WORDS = 64
@@ -159,7 +159,7 @@ class EditorCosts:
         shape = self.shape_of(clip)
         mllm, connector = self.models.part("mllm"), self.models.part("connector")
         vision = mllm.config.vision_config
-        size = EditTokenEncoder(mllm, None, connector).sight.size(clip.height, clip.width)
+        size = EditTokenEncoder(mllm, None, connector).frame_processor.size(clip.height, clip.width)
         rows, columns = (length // vision.patch_size for length in size)
         seen = min(clip.num_frames, connector.config.max_frames)
         pairs = -(-seen // vision.temporal_patch_size)

@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rvedit.data.cache import LatentCache, TextCache, fingerprint, texts_of
-from rvedit.data.clips import read_pair
-from rvedit.data.manifest import read_manifest
-from rvedit.data.playground import render, sample_triplet
-from rvedit.errors import UserError
-from rvedit.model.edit_tokens import Sight
-from rvedit.model.text_tokens import pad_texts
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.recipes import DataRecipe, Recipe
-from rvedit.records import ClipShape, Triplet
-from rvedit.training.buckets import BucketOrder, fitting_bucket, is_still
-from rvedit.training.step import Premise, TripletBatch
-from rvedit.video_tensors import Frames, to_model_range
+from rvedit.io.clips import fitting_bucket, read_pair
+from rvedit.io.errors import UserError
+from rvedit.io.frames import Frames, to_model_range
+from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
+from rvedit.io.manifest import read_manifest
+from rvedit.io.records import ClipShape, Triplet
+from rvedit.models.edit_tokens import MLLMFrameProcessor
+from rvedit.models.text_tokens import pad_texts
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.playground.world import render, sample_triplet
+from rvedit.training.buckets import BucketSchedule, is_still
+from rvedit.training.recipe import DataRecipe, Recipe
+from rvedit.training.step import BranchInputs, TripletBatch
 
 Item = TypeVar("Item")
 
@@ -58,11 +58,11 @@ class Sample:
 class _Samples(Dataset[Sample]):
     """Sample n: a triplet as pixels, some without their words."""
 
-    def __init__(self, recipe: Recipe, sight: Sight):
+    def __init__(self, recipe: Recipe, frame_processor: MLLMFrameProcessor):
         self.recipe = recipe
         self.data = recipe.data
-        self.sight = sight
-        self.order = BucketOrder(recipe.data.seed, self.weights())
+        self.frame_processor = frame_processor
+        self.order = BucketSchedule(recipe.data.seed, self.weights())
 
     def weights(self) -> Sequence[float]:
         """How often each bucket's turn comes, relative to the others."""
@@ -89,7 +89,7 @@ class _Samples(Dataset[Sample]):
         raise NotImplementedError
 
     @property
-    def know_texts(self) -> bool:
+    def has_text_embeds(self) -> bool:
         """Whether they bring the states of the text encoder along."""
         return False
 
@@ -110,7 +110,7 @@ class _Samples(Dataset[Sample]):
 
     def as_pixels(self, clips: Iterable[Frames]) -> list[tuple[Tensor, None, Frames]]:
         """The sides of two clips."""
-        return [(to_model_range(clip), None, self.sight(clip)) for clip in clips]
+        return [(to_model_range(clip), None, self.frame_processor(clip)) for clip in clips]
 
 
 class PlaygroundSamples(_Samples):
@@ -133,13 +133,18 @@ class ManifestSamples(_Samples):
     """The triplets of a manifest, in an order drawn anew for each epoch."""
 
     def __init__(
-        self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool, without: Collection[str] = ()
+        self,
+        recipe: Recipe,
+        frame_processor: MLLMFrameProcessor,
+        manifest: Path,
+        captions: bool,
+        without: Collection[str] = (),
     ):
         self.manifest = manifest
         self.triplets = [triplet for triplet in read_manifest(manifest) if triplet.key not in without]
         self.buckets = _sort_into_buckets(manifest, self.triplets, recipe.data)
         self.orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
-        super().__init__(recipe, sight)
+        super().__init__(recipe, frame_processor)
         missing = sum(t.target_caption is None for t in self.triplets)
         if captions and missing:
             raise UserError(
@@ -172,9 +177,15 @@ class CachedSamples(ManifestSamples):
     """The same, with latents from a cache: nothing is decoded or encoded any more."""
 
     def __init__(
-        self, recipe: Recipe, sight: Sight, manifest: Path, captions: bool, cache: LatentCache, vae: str
+        self,
+        recipe: Recipe,
+        frame_processor: MLLMFrameProcessor,
+        manifest: Path,
+        captions: bool,
+        cache: LatentCache,
+        vae: str,
     ):
-        if sight.whole_stills and recipe.data.still_share:
+        if frame_processor.whole_stills and recipe.data.still_share:
             raise UserError(
                 "data.still_share: the cache holds what this model sees of clips, which is less than it sees "
                 "of stills: give those a bucket of their own, num_frames: 1"
@@ -182,7 +193,7 @@ class CachedSamples(ManifestSamples):
         failed = cache.failed
         if failed:
             warnings.warn(f"{len(failed)} triplets that could not be cached are left out", stacklevel=2)
-        super().__init__(recipe, sight, manifest, captions, without=failed)
+        super().__init__(recipe, frame_processor, manifest, captions, without=failed)
         self.cache = cache
         self.texts: TextCache | None = None
         self.cache.require(self.triplets, recipe.data.shapes, vae)
@@ -193,7 +204,7 @@ class CachedSamples(ManifestSamples):
         self.texts = texts
 
     @property
-    def know_texts(self) -> bool:
+    def has_text_embeds(self) -> bool:
         """See `_Samples`."""
         return self.texts is not None
 
@@ -229,24 +240,24 @@ def _sort_into_buckets(manifest: Path, triplets: list[Triplet], data: DataRecipe
 
 def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> _Samples:
     """The samples that a recipe asks for, as the models read them."""
-    sight = models.edit_token_encoder.sight
+    frame_processor = models.edit_token_encoder.frame_processor
     data = recipe.data
     if data.source == "playground":
-        return PlaygroundSamples(recipe, sight)
+        return PlaygroundSamples(recipe, frame_processor)
     if not data.manifest:
         raise UserError("data.manifest is not set: give the manifest that `rvedit prepare` wrote")
     manifest, captions = Path(data.manifest), bool(recipe.alignment.weight)
     if data.cache:
         folder = Path(data.cache)
         vae = fingerprint(models.vae.named_parameters())
-        samples = CachedSamples(recipe, sight, manifest, captions, LatentCache(folder), vae)
+        samples = CachedSamples(recipe, frame_processor, manifest, captions, LatentCache(folder), vae)
         encoder = models.text_encoder
         if encoder is None or not TextCache.is_in(folder):
             return samples
         if not any(p.requires_grad for p in encoder.parameters()):
             samples.read_texts(TextCache(folder), fingerprint(encoder.named_parameters()))
         return samples
-    return ManifestSamples(recipe, sight, manifest, captions)
+    return ManifestSamples(recipe, frame_processor, manifest, captions)
 
 
 def collate(samples: list[Sample], text_length: int) -> TripletBatch:
@@ -257,7 +268,7 @@ def collate(samples: list[Sample], text_length: int) -> TripletBatch:
     return TripletBatch(editing, reference, [sample.number for sample in samples])
 
 
-def _premise(sides: list[Side], length: int) -> Premise:
+def _premise(sides: list[Side], length: int) -> BranchInputs:
     clips, latents = (
         torch.stack(tensors) if tensors else None
         for tensors in (
@@ -267,10 +278,10 @@ def _premise(sides: list[Side], length: int) -> Premise:
     )
     states = [side.text_states for side in sides if side.text_states is not None]
     texts = pad_texts(states, length) if states else None
-    return Premise(clips, [s.seen for s in sides], [s.text for s in sides], latents, texts)
+    return BranchInputs(clips, [s.seen for s in sides], [s.text for s in sides], latents, texts)
 
 
-def load(
+def build_dataloader(
     samples: Dataset[Item], numbers: Iterable[list[int]], workers: int, collate_fn: Any
 ) -> Iterator[Any]:
     """Minibatches of the listed sample numbers, prepared ahead by worker processes."""

@@ -24,8 +24,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rvedit.errors import UserError
-from rvedit.model.cross_attention import block_trace
+from rvedit.io.errors import UserError
+from rvedit.models.cross_attention import block_trace
 
 SHARDED_LAYERS = (
     *("WanTransformerBlock", "UMT5Block"),
@@ -121,7 +121,7 @@ class Processes:
         self.accelerator.wait_for_everyone()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor of a shard; every process has to call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -138,7 +138,7 @@ def whole_state(module: nn.Module, keep: bool = True) -> dict[str, Any]:
     """A module's state with full tensors on the CPU; all processes take part, those with `keep` get it."""
     state: dict[str, Any] = {}
     for name, value in module.state_dict().items():
-        full = whole(value.detach())
+        full = full_tensor(value.detach())
         if keep:
             state[name] = full.cpu()
     return state

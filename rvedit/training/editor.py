@@ -7,37 +7,37 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.attention_dispatch import AttentionBackendName
 from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
 
-from rvedit.checkpoints import (
+from rvedit.io.errors import UserError
+from rvedit.io.frames import Frames, resize_frames
+from rvedit.io.manifest import read_manifest
+from rvedit.io.video import temporary_sibling
+from rvedit.models.causal_convolution import use_single_frame_convolutions
+from rvedit.pipelines.checkpoints import (
     MODULE_CLASSES,
     add_text_encoder,
     build_nano,
     find_checkpoint,
-    load_pipeline,
+    load_checkpoint,
     with_vae,
     with_weights,
 )
-from rvedit.data.manifest import read_manifest
-from rvedit.data.playground import sample_triplet
-from rvedit.errors import UserError
-from rvedit.model.causal_convolution import cheapen_single_frames
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.provenance import PLAYGROUND, Provenance
-from rvedit.recipes import ModelRecipe, Recipe
-from rvedit.records import EditSettings
-from rvedit.training.buckets import check_shapes
-from rvedit.training.data import collate, editor_samples, load
+from rvedit.pipelines.clip_shapes import check_shapes
+from rvedit.pipelines.model_card import PLAYGROUND, Provenance
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.playground.world import sample_triplet
+from rvedit.training.data import build_dataloader, collate, editor_samples
 from rvedit.training.distributed import Processes, whole_state
 from rvedit.training.loop import freeze
+from rvedit.training.recipe import ModelRecipe, Recipe
 from rvedit.training.step import TripletBatch, training_losses
-from rvedit.training.validation import show_edits, validation_clips
-from rvedit.video import temporary_sibling
-from rvedit.video_tensors import Frames
+from rvedit.training.validation import validation_clips, write_validation
 
 CORPUS_SIZE = 3_000
 DATA_SETS = {"openve": "OpenVE-3M", "reco": "ReCo-Data", "ditto": "Ditto-1M"}
@@ -76,10 +76,15 @@ class EditorObjective(nn.Module):
         recipe = self.recipe
         return training_losses(self.pipeline, batch, recipe.flow, recipe.alignment, recipe.seed, step)
 
-    def edit(self, frames: Frames, instruction: str, settings: EditSettings) -> Frames:
-        """An edit with the weights as they are now."""
-        edited: Frames = self.pipeline(frames, instruction, settings)
-        return edited
+    def edit(self, frames: Frames, instruction: str, num_inference_steps: int | None) -> Frames:
+        """Edit a window's frames with the current weights; return as many, at their size."""
+        seen = frames[: self.pipeline.config.window_frames]
+        generator = torch.Generator().manual_seed(0)
+        output = self.pipeline(
+            seen, instruction, num_inference_steps=num_inference_steps, generator=generator
+        ).frames[0]
+        edited = (output * 255).round().astype(np.uint8)
+        return resize_frames(edited, *frames.shape[1:3])
 
 
 class EditorTask:
@@ -97,7 +102,7 @@ class EditorTask:
         transformer = self.pipeline.transformer
         self.objective = EditorObjective(self.pipeline, recipe)
         self.pipeline.vae.requires_grad_(False).to(processes.device)
-        cheapen_single_frames(self.pipeline.vae)
+        use_single_frame_convolutions(self.pipeline.vae)
         # Parts that no block reads get no gradient, and the optimizer need not carry them.
         for part in (
             self.pipeline.text_encoder,
@@ -108,30 +113,30 @@ class EditorTask:
                 part.requires_grad_(transformer.reads_native_tokens)
         absent = {name for name in MODULE_CLASSES if getattr(self.pipeline, name) is None}
         freeze(self.objective, [name for name in recipe.model.frozen if name.split(".")[0] not in absent])
-        self.adapters = _adapt_language(self.pipeline, recipe.model) if recipe.model.lora_rank else None
+        self.adapters = _add_language_lora(self.pipeline, recipe.model) if recipe.model.lora_rank else None
         if recipe.model.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if processes.device.type == "cpu":
             _use_plain_attention(self.pipeline)
         self.samples = editor_samples(recipe, self.pipeline)
-        if self.samples.know_texts:
+        if self.samples.has_text_embeds:
             del self.objective.text_encoder  # need not go to the device: it is large, and not run
         self.shown = validation_clips(recipe) if recipe.validation.every else []
 
     def batches(self, numbers: Iterable[list[int]]) -> Iterator[TripletBatch]:
         """Yield minibatches on the device."""
         collate_fn = partial(collate, text_length=self.pipeline.config.max_text_length)
-        for batch in load(self.samples, numbers, self.recipe.data.workers, collate_fn):
+        for batch in build_dataloader(self.samples, numbers, self.recipe.data.workers, collate_fn):
             yield batch.to(self.processes.device)
 
     def validate(self, step: int, folder: Path) -> None:
         """Write edits of fixed clips, as clips and as a contact sheet."""
         # Of the model alone: what detail transfer adds is not learned.
-        settings = EditSettings(num_inference_steps=self.recipe.validation.num_inference_steps, detail=0)
+        steps = self.recipe.validation.num_inference_steps
         with torch.autocast(self.processes.device.type, enabled=False):
-            edits = [self.objective.edit(clip.source, clip.instruction, settings) for clip in self.shown]
+            edits = [self.objective.edit(clip.source, clip.instruction, steps) for clip in self.shown]
         if self.processes.is_main:
-            show_edits(folder / "validation", step, self.shown, edits)
+            write_validation(folder / "validation", step, self.shown, edits)
 
     def export(self, folder: Path) -> None:
         """Write the pipeline, to edit with or to train on from; adapters are merged into their weights."""
@@ -141,7 +146,7 @@ class EditorTask:
             for name, module in self.objective.named_children():
                 state = whole_state(module, keep=self.processes.is_main)
                 if self.processes.is_main:
-                    parts[name] = with_weights(module, merge_adapters(state, self.adapters))
+                    parts[name] = with_weights(module, merge_lora(state, self.adapters))
             if self.processes.is_main:
                 settings = {k: v for k, v in pipeline.config.items() if k not in pipeline.components}
                 settings = {k: v for k, v in settings.items() if not k.startswith("_")}
@@ -174,7 +179,7 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
             find_checkpoint(model.vae_from, "model.vae_from"), subfolder="vae"
         )
     if model.init_from:
-        pipeline = load_pipeline(find_checkpoint(model.init_from, "model.init_from"))
+        pipeline = load_checkpoint(find_checkpoint(model.init_from, "model.init_from"))
         if vae is not None:
             torch.manual_seed(recipe.seed)
             pipeline = with_vae(pipeline, vae)
@@ -189,7 +194,7 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
             "a pipeline, or train at nano size with --overlay recipes/nano_scale.yaml"
         )
     # Edits begin as trainings do, and in sizes that they were trained in.
-    pipeline.register_to_config(noise_share=recipe.flow.noise_share, round_up=False)
+    pipeline.register_to_config(shared_noise_ratio=recipe.flow.shared_noise_ratio, round_up=False)
     transformer = pipeline.transformer
     blocks = len(transformer.blocks)
     depth = blocks // 2 if model.routing_depth is None else model.routing_depth
@@ -201,7 +206,7 @@ def _starting_point(recipe: Recipe) -> RVEDiTPipeline:
     return pipeline
 
 
-def _adapt_language(pipeline: RVEDiTPipeline, model: ModelRecipe) -> LoraModel:
+def _add_language_lora(pipeline: RVEDiTPipeline, model: ModelRecipe) -> LoraModel:
     """Low-rank adapters in the language tower, whose own weights are frozen (section 5)."""
     tower = pipeline.mllm.model.language_model
     tower.requires_grad_(False)
@@ -209,7 +214,7 @@ def _adapt_language(pipeline: RVEDiTPipeline, model: ModelRecipe) -> LoraModel:
     return LoraModel(tower, config, "default")
 
 
-def merge_adapters(state: dict[str, Tensor], adapters: LoraModel | None) -> dict[str, Tensor]:
+def merge_lora(state: dict[str, Tensor], adapters: LoraModel | None) -> dict[str, Tensor]:
     """W + s B A for every adapted layer of a state, and the names that the layers had before."""
     if adapters is None:
         return state

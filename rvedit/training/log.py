@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from rvedit.video import temporary_sibling
+from rvedit.io.video import temporary_sibling
 
 
 class RunLog:

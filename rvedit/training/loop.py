@@ -20,11 +20,11 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from rvedit.errors import Interrupted, UserError
-from rvedit.recipes import OptimizerRecipe, Recipe
-from rvedit.training.distributed import Processes, whole
+from rvedit.io.errors import Interrupted, UserError
+from rvedit.training.distributed import Processes, full_tensor
 from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
+from rvedit.training.recipe import OptimizerRecipe, Recipe
 from rvedit.training.state import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -104,7 +104,7 @@ def _fit(
                 (scalars["loss"] / recipe.accumulation).backward()
             for name, value in scalars.items():
                 losses[name] = losses.get(name, 0.0) + float(value.detach()) / recipe.accumulation
-        norm = float(whole(nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)))
+        norm = float(full_tensor(nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)))
         losses = processes.mean(losses)
         fraction = rate_fraction(recipe.optimizer, step, recipe.steps)
         sound = math.isfinite(losses["loss"]) and math.isfinite(norm)

@@ -17,10 +17,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.model.causal_convolution import cheapen_single_frames
-from rvedit.model.edit_tokens import EditTokenConnector
-from rvedit.model.flops import Shape, context_lengths
-from rvedit.model.presets import (
+from rvedit.models.causal_convolution import use_single_frame_convolutions
+from rvedit.models.edit_tokens import EditTokenConnector
+from rvedit.models.flops import Shape, context_lengths
+from rvedit.models.presets import (
     NANO_CONNECTOR,
     NANO_PIPELINE,
     NANO_TRANSFORMER,
@@ -30,12 +30,12 @@ from rvedit.model.presets import (
     nano_mllm_config,
     nano_text_config,
 )
-from rvedit.model.presets_5b import MAX_TEXT_LENGTH, WAN22_VAE, qwen25_vl_3b_config, umt5_xxl_config
-from rvedit.model.transformer import RoutedWanTransformer3DModel
-from rvedit.recipes import Recipe
+from rvedit.models.presets_5b import MAX_TEXT_LENGTH, WAN22_VAE, qwen25_vl_3b_config, umt5_xxl_config
+from rvedit.models.transformer import RoutedWanTransformer3DModel
 from rvedit.training.distributed import SHARDED_LAYERS
 from rvedit.training.loop import freeze
 from rvedit.training.optimizers import MATRIX_LAYERS
+from rvedit.training.recipe import Recipe
 
 FP32, BF16 = 4, 2
 """Bytes."""
@@ -138,7 +138,7 @@ def build_vae(recipe: Recipe) -> AutoencoderKLWan:
     """The preset's VAE, not allocated; single frames cost a third, as in training."""
     with torch.device("meta"):
         vae = AutoencoderKLWan(**(NANO_VAE if recipe.model.preset == "nano" else WAN22_VAE))
-    cheapen_single_frames(vae)
+    use_single_frame_convolutions(vae)
     return vae
 
 

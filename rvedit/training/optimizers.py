@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rvedit.errors import UserError
-from rvedit.recipes import OptimizerRecipe
+from rvedit.io.errors import UserError
 from rvedit.training.distributed import place_like
+from rvedit.training.recipe import OptimizerRecipe
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rvedit.recipes import Recipe
 from rvedit.training.costs import Costs, EditorCosts, Tokens, VAECosts, clips_at_once
 from rvedit.training.memory import Group
+from rvedit.training.recipe import Recipe
 
 GPU_MEMORY = 80e9
 """Bytes of a GPU."""
@@ -109,7 +109,7 @@ def plan_training(
     )
 
 
-def why_it_cannot_run(recipe: Recipe, gpus_available: int, memory_bytes: float = GPU_MEMORY) -> str | None:
+def why_not_runnable(recipe: Recipe, gpus_available: int, memory_bytes: float = GPU_MEMORY) -> str | None:
     """Why a recipe cannot be trained here, in one line with the figures and a remedy; none if it can.
 
     `gpus_available` are those of the run, one for each process; `memory_bytes` is one GPU's. Nano trains on a

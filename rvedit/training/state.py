@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rvedit.errors import UserError
-from rvedit.training.distributed import Processes, place_like, whole
+from rvedit.io.errors import UserError
+from rvedit.training.distributed import Processes, full_tensor, place_like
 from rvedit.training.optimizers import NamedOptimizer
 
 KEPT = 2
@@ -106,7 +106,7 @@ def _in_files(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> Iterator[dic
     held: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
-        full = whole(tensor)
+        full = full_tensor(tensor)
         size += full.nbytes
         if keep:
             held[name] = full.cpu().contiguous()

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from rvedit.model.conditioning import condition
-from rvedit.model.latents import encode
-from rvedit.model.routing import Conditioning
-from rvedit.objective.alignment import alignment_loss
-from rvedit.objective.flow_matching import flow_matching_loss, interpolate, shift_time
-from rvedit.pipeline import RVEDiTPipeline
-from rvedit.recipes import AlignmentRecipe, FlowRecipe
-from rvedit.windows import share_over_frames
+from rvedit.losses.alignment import alignment_loss
+from rvedit.losses.flow_matching import flow_matching_loss, interpolate, shift_time
+from rvedit.models.autoencoder import encode
+from rvedit.models.routing import TokenGroups
+from rvedit.models.token_groups import encode_tokens
+from rvedit.pipelines.noise import mix_shared_noise
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.training.recipe import AlignmentRecipe, FlowRecipe
 
 
 @dataclass(frozen=True)
-class Premise:
+class BranchInputs:
     """One side of a triplet, as a branch is conditioned on it: (v, l) or (v*, l*)."""
 
     clips: Float[Tensor, "b 3 t h w"] | None
@@ -34,7 +34,7 @@ class Premise:
     text_states: Float[Tensor, "b m c"] | None = None
     """Of the text encoder, from a cache."""
 
-    def to(self, device: torch.device) -> Premise:
+    def to(self, device: torch.device) -> BranchInputs:
         """The same with its tensors on a device."""
         clips, latents, states = (
             None if x is None else x.to(device) for x in (self.clips, self.latents, self.text_states)
@@ -46,9 +46,9 @@ class Premise:
 class TripletBatch:
     """A minibatch of (v, l, v*, l*)."""
 
-    editing: Premise
+    editing: BranchInputs
     """(v, l): the source and the instruction."""
-    reference: Premise
+    reference: BranchInputs
     """(v*, l*): the true edit and its caption."""
     numbers: Sequence[int] = ()
     """Each sample's number in the run, from which its time and its noise are drawn; none: 0, 1, ..."""
@@ -58,13 +58,13 @@ class TripletBatch:
         return replace(self, editing=self.editing.to(device), reference=self.reference.to(device))
 
 
-def sample_depth(seed: int, step: int, num_layers: int) -> int:
+def sample_trace_block(seed: int, step: int, num_layers: int) -> int:
     """A block 1 ... L, uniformly (Alg. 1, line 9); equal on every rank, and known before the forward pass."""
     return int(np.random.default_rng([seed, step, 9]).integers(1, num_layers + 1))
 
 
-def draw(
-    seed: int, numbers: Sequence[int], shape: Sequence[int], noise_share: float = 0.0
+def sample_noise_and_times(
+    seed: int, numbers: Sequence[int], shape: Sequence[int], shared_noise_ratio: float = 0.0
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c f y x"], Float[Tensor, "b c f y x"]]:
     """A time in [0, 1), the noise, and other noise for a reference branch of its own, of each sample.
 
@@ -79,7 +79,7 @@ def draw(
         time = torch.rand((), generator=generator)
         noises = [torch.randn(tuple(shape), generator=generator) for _ in range(2)]
         common = [torch.randn(one_frame, generator=generator) for _ in noises]
-        mixed = (share_over_frames(*pair, noise_share) for pair in zip(noises, common, strict=True))
+        mixed = (mix_shared_noise(*pair, shared_noise_ratio) for pair in zip(noises, common, strict=True))
         drawn.append((time, *mixed))
     times, noise, other_noise = (torch.stack(column) for column in zip(*drawn, strict=True))
     return times, noise, other_noise
@@ -101,13 +101,13 @@ def training_losses(
     transformer = models.transformer
     source, target = (_latents(models, side) for side in (batch.editing, batch.reference))
     numbers = batch.numbers or range(len(target))
-    drawn = draw(seed, numbers, target.shape[1:], flow.noise_share)
+    drawn = sample_noise_and_times(seed, numbers, target.shape[1:], flow.shared_noise_ratio)
     t, noise, other_noise = (x.to(target.device) for x in drawn)
     t = shift_time(t, flow.shift)
     noisy = interpolate(target, noise, t)
 
-    depth = sample_depth(seed, step, len(transformer.blocks)) if alignment.weight else None
-    output = transformer(noisy, 1000 * t, _condition(models, source, batch.editing), trace_depth=depth)
+    depth = sample_trace_block(seed, step, len(transformer.blocks)) if alignment.weight else None
+    output = transformer(noisy, 1000 * t, _encode_tokens(models, source, batch.editing), trace_depth=depth)
     assert output.sample is not None
     losses = {"loss_fm": flow_matching_loss(output.sample, target, noise)}
     losses["loss"] = losses["loss_fm"]
@@ -115,7 +115,7 @@ def training_losses(
         with torch.no_grad():
             if alignment.own_noise:
                 noisy = interpolate(target, other_noise, t)
-            reference = _condition(models, target, batch.reference)
+            reference = _encode_tokens(models, target, batch.reference)
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
         losses["loss_align"] = alignment_loss(output.trace, anchor, alignment.temperature)
@@ -124,7 +124,7 @@ def training_losses(
 
 
 @torch.no_grad()
-def _latents(models: RVEDiTPipeline, premise: Premise) -> Tensor:
+def _latents(models: RVEDiTPipeline, premise: BranchInputs) -> Tensor:
     """A side's clean latents, given or encoded: in fp32, as a cache's and an edit's are."""
     if premise.latents is not None:
         return premise.latents
@@ -133,5 +133,5 @@ def _latents(models: RVEDiTPipeline, premise: Premise) -> Tensor:
         return encode(models.vae, premise.clips)
 
 
-def _condition(models: RVEDiTPipeline, latents: Tensor, premise: Premise) -> Conditioning:
-    return condition(models, latents, premise.frames, premise.texts, premise.text_states)
+def _encode_tokens(models: RVEDiTPipeline, latents: Tensor, premise: BranchInputs) -> TokenGroups:
+    return encode_tokens(models, latents, premise.frames, premise.texts, premise.text_states)

@@ -15,19 +15,19 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rvedit.checkpoints import find_checkpoint
-from rvedit.data.playground import render, sample_triplet
-from rvedit.errors import UserError
-from rvedit.model.causal_convolution import cheapen_single_frames, start_as_image_autoencoder
-from rvedit.model.presets import NANO_VAE
-from rvedit.recipes import DataRecipe, Recipe
+from rvedit.io.errors import UserError
+from rvedit.io.frames import to_model_range
+from rvedit.io.video import temporary_sibling
+from rvedit.models.causal_convolution import start_as_image_autoencoder, use_single_frame_convolutions
+from rvedit.models.presets import NANO_VAE
+from rvedit.pipelines.checkpoints import find_checkpoint
+from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import is_still
-from rvedit.training.data import load
+from rvedit.training.data import build_dataloader
 from rvedit.training.distributed import Processes
 from rvedit.training.loop import freeze
-from rvedit.training.step import draw
-from rvedit.video import temporary_sibling
-from rvedit.video_tensors import to_model_range
+from rvedit.training.recipe import DataRecipe, Recipe
+from rvedit.training.step import sample_noise_and_times
 
 STATISTICS_BATCHES = 16
 
@@ -82,7 +82,8 @@ class VAEObjective(nn.Module):
         clip = batch.clips
         posterior = self.vae.encode(clip).latent_dist
         level, noise, other_noise = (
-            x.to(clip.device) for x in draw(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
+            x.to(clip.device)
+            for x in sample_noise_and_times(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
         )
         latents = posterior.mean + posterior.std * noise
         if self.recipe.latent_noise:
@@ -136,14 +137,14 @@ class VAETask:
         else:
             vae = AutoencoderKLWan(**NANO_VAE)
             start_as_image_autoencoder(vae)
-        cheapen_single_frames(vae)
+        use_single_frame_convolutions(vae)
         self.objective = VAEObjective(vae, recipe)
         freeze(vae, recipe.model.frozen)
 
     def batches(self, numbers: Iterable[list[int]]) -> Iterator[ClipBatch]:
         """Yield clips (b, 3, t, h, w) on the device."""
         crops = ClipCrops(self.recipe.data, self.recipe.batch_size)
-        for batch in load(crops, numbers, self.recipe.data.workers, ClipBatch.collate):
+        for batch in build_dataloader(crops, numbers, self.recipe.data.workers, ClipBatch.collate):
             yield ClipBatch(batch.clips.to(self.processes.device), batch.numbers)
 
     def validate(self, step: int, folder: Path) -> None:

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rvedit.data.clips import read_pair
-from rvedit.data.manifest import read_manifest
-from rvedit.data.playground import FRAME_RATE, render, sample_triplet
-from rvedit.recipes import Recipe
-from rvedit.training.buckets import fitting_bucket
-from rvedit.video import side_by_side, temporary_sibling, write_clip
-from rvedit.video_tensors import Frames
+from rvedit.io.clips import fitting_bucket, read_pair
+from rvedit.io.frames import Frames
+from rvedit.io.manifest import read_manifest
+from rvedit.io.video import side_by_side, temporary_sibling, write_clip
+from rvedit.playground.world import FRAME_RATE, render, sample_triplet
+from rvedit.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class ShownClip:
+class ValidationClip:
     """A clip to be edited, and the true edit to compare with."""
 
     source: Frames
@@ -29,7 +28,7 @@ class ShownClip:
     fps: int
 
 
-def validation_clips(recipe: Recipe) -> list[ShownClip]:
+def validation_clips(recipe: Recipe) -> list[ValidationClip]:
     """Held-out scenes of the playground, or the first rows of a manifest that fit the first shape."""
     data, count = recipe.data, recipe.validation.count
     shape = data.shapes[0]
@@ -37,7 +36,7 @@ def validation_clips(recipe: Recipe) -> list[ShownClip]:
     if data.source == "playground":
         triplets = [sample_triplet(data.seed, index, "test") for index in range(count)]
         return [
-            ShownClip(render(t.source, *size), render(t.target, *size), t.instruction, FRAME_RATE)
+            ValidationClip(render(t.source, *size), render(t.target, *size), t.instruction, FRAME_RATE)
             for t in triplets
         ]
     manifest = Path(str(data.manifest))
@@ -45,11 +44,13 @@ def validation_clips(recipe: Recipe) -> list[ShownClip]:
     fitting = (t for t in read_manifest(manifest) if fitting_bucket(data.shapes, t) == 0)
     for triplet in islice(fitting, count):
         source, target = read_pair(manifest, triplet, shape)
-        shown.append(ShownClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
+        shown.append(ValidationClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
     return shown
 
 
-def show_edits(folder: Path, step: int, clips: Sequence[ShownClip], edits: Sequence[Frames]) -> None:
+def write_validation(
+    folder: Path, step: int, clips: Sequence[ValidationClip], edits: Sequence[Frames]
+) -> None:
     """Write `step_N/I.mp4`, source and edit side by side, and `step_N.png`.
 
     A row of the picture is a clip: the first and last frame of source, edit and true edit.

@@ -1,0 +1,1 @@
+"""Clips, files, lists and chat endpoints: what every job shares."""

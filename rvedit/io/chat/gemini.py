@@ -1,0 +1,140 @@
+"""Gemini by Google's own client, whose retries are off: ours are counted and bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import Any
+
+from rvedit.io.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg
+from rvedit.io.chat.retries import TRY_AGAIN, retry_after_seconds, safe_reason
+from rvedit.io.errors import UserError
+
+PICTURE_TOKENS = 1120
+"""Of a picture at the default resolution."""
+_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+_ALL = frozenset({401, 403, 404})
+_TRANSPORTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "anyio"})
+
+
+class GeminiChat:
+    """Asks Gemini; the key comes from the environment and is never written down.
+
+    Args:
+        base_url: another address than Google's, such as a proxy's.
+        timeout: seconds until a request without a whole reply is given up.
+    """
+
+    def __init__(self, base_url: str | None = None, timeout: float = 300.0) -> None:
+        self._key = next((os.environ[name].strip() for name in _KEYS if os.environ.get(name, "").strip()), "")
+        if not self._key:
+            raise UserError(f"there is no key for Gemini: set {_KEYS[0]}")
+        try:
+            from google import genai
+            from google.genai import types
+        except ImportError:
+            raise UserError("asking Gemini needs its client: pip install 'rvedit[judge]'") from None
+        self._types = types
+        self._timeout = timeout
+        options = types.HttpOptions(
+            base_url=base_url,
+            timeout=int(timeout * 1000),
+            retry_options=types.HttpRetryOptions(attempts=1),
+        )
+        self._client = genai.Client(api_key=self._key, http_options=options)
+
+    async def check(self, probe: ChatRequest) -> None:
+        """Ask for a few tokens about `probe`. Raises UserError where nobody answers, or refuses."""
+        try:
+            await self.complete(replace(probe, sampling=replace(probe.sampling, max_tokens=16)))
+        except ChatError as error:
+            if error.scope != "again" or "cannot be reached" in str(error):
+                raise UserError(f"Gemini: {probe.model}: {error}") from None
+
+    async def complete(self, request: ChatRequest) -> ChatReply:
+        """One try. Raises ChatError."""
+        from google.genai import errors
+
+        sent = self._client.aio.models.generate_content(
+            model=request.model, contents=self._contents(request), config=self._config(request)
+        )
+        try:
+            reply = await asyncio.wait_for(sent, self._timeout)
+        except errors.APIError as error:
+            raise self._refusal(error) from None
+        except Exception as error:
+            # The client speaks through one of several HTTP libraries, and each has errors of its own.
+            kind = type(error)
+            if "Timeout" in kind.__name__:
+                raise ChatError(f"no reply within {self._timeout:g} s", "again") from None
+            if isinstance(error, OSError) or kind.__module__.partition(".")[0] in _TRANSPORTS:
+                reason = self._safe(
+                    f"it cannot be reached, or the connection broke: {error or kind.__name__}"
+                )
+                raise ChatError(reason, "again") from None
+            if isinstance(error, ValueError):  # pydantic's among them
+                raise ChatError("the reply is cut off or not what the API gives", "again") from None
+            raise
+        return _reply(reply, request)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aio.aclose()
+
+    def _contents(self, request: ChatRequest) -> Any:
+        part = self._types.Part
+        parts = [
+            part.from_text(text=piece)
+            if isinstance(piece, str)
+            else part.from_bytes(
+                data=piece.data, mime_type="image/jpeg" if isinstance(piece, Jpeg) else piece.mime
+            )
+            for piece in request.parts
+        ]
+        return [self._types.Content(role="user", parts=parts)]
+
+    def _config(self, request: ChatRequest) -> Any:
+        sampling = request.sampling
+        return self._types.GenerateContentConfig(
+            system_instruction=request.system,
+            max_output_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            automatic_function_calling=self._types.AutomaticFunctionCallingConfig(disable=True),
+        )
+
+    def _refusal(self, error: Any) -> ChatError:
+        code = int(error.code or 0)
+        reason = self._safe(f"HTTP {code}: {error.message or error.status}")
+        if code == 400 and "API key" in reason:
+            return ChatError(reason, "all")
+        if code in TRY_AGAIN or code >= 500:
+            headers = getattr(error.response, "headers", None) or {}
+            return ChatError(reason, "again", retry_after_seconds(headers.get("retry-after")))
+        return ChatError(reason, "all" if code in _ALL else "request")
+
+    def _safe(self, reason: str) -> str:
+        return safe_reason(reason, self._key)
+
+
+def _reply(reply: Any, request: ChatRequest) -> ChatReply:
+    """Ours; blocked and empty replies are replies that hold no scores."""
+    usage = reply.usage_metadata
+    candidate = (reply.candidates or [None])[0]
+    parts = (candidate.content.parts if candidate and candidate.content else None) or []
+    text = "".join(part.text for part in parts if part.text and not part.thought)
+    finish = candidate.finish_reason if candidate else None
+    if finish is None and reply.prompt_feedback:
+        finish = reply.prompt_feedback.block_reason
+    return ChatReply(
+        text=text,
+        model=reply.model_version or request.model,
+        finish_reason=str(getattr(finish, "value", finish)) if finish else None,
+        response_id=reply.response_id,
+        prompt_tokens=(usage.prompt_token_count or 0) if usage else 0,
+        completion_tokens=((usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0))
+        if usage
+        else 0,
+    )

@@ -1,0 +1,212 @@
+"""Manifests: triplets as a parquet file, with a JSONL export beside it that people can read.
+
+`write_manifest("triplets/manifest.parquet", rows)` writes both; either can be read back, and both hold the
+same rows. What did not become a triplet is in the sibling `manifest.failures.jsonl`, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rvedit.io.errors import UserError
+from rvedit.io.records import Category, Triplet
+from rvedit.io.video import temporary_sibling
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Triplet))
+_REQUIRED = tuple(f.name for f in dataclasses.fields(Triplet) if f.default is dataclasses.MISSING)
+_INTEGERS = ("num_frames", "width", "height")
+_FILE_SYSTEMS_ROOT = os.path.abspath(os.sep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A row of a data set that did not become a triplet, and why."""
+
+    dataset: str
+    reason: str
+    """A few words, the same for all of a kind: they are counted."""
+    detail: str
+    file: str
+    """The metadata file."""
+    row: int
+    """Its row, from 1."""
+    id: str | None = None
+    dataset_category: str | None = None
+    source: str | None = None
+    target: str | None = None
+
+    @property
+    def key(self) -> str:
+        """As that of the triplet it would have become."""
+        return f"{self.dataset}/{self.id}"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder that can be written to; raises UserError where that cannot be."""
+    probe = temporary_sibling(folder / "probe")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
+
+
+@lru_cache(maxsize=1024)
+def relative_root(folder: str | Path, manifest_folder: str | Path) -> str:
+    """`folder` as a manifest in `manifest_folder` names it.
+
+    Relative, so that both can be moved together, unless all that they share is the file system's root.
+    """
+    whole, start = os.path.abspath(folder), os.path.realpath(manifest_folder)
+    try:
+        shared = os.path.commonpath([whole, start])
+    except ValueError:  # on two drives
+        return whole
+    return whole if shared == _FILE_SYSTEMS_ROOT else Path(os.path.relpath(whole, start)).as_posix()
+
+
+def write_failures(path: Path, failures: Iterable[Failure]) -> None:
+    """Write `manifest.failures.jsonl` beside the manifest `path`."""
+    write_rows(failures_path(path), map(dataclasses.asdict, failures))
+
+
+def failures_path(manifest: Path) -> Path:
+    """Where the failures of a manifest are."""
+    return manifest.with_suffix(".failures.jsonl")
+
+
+def write_manifest(path: Path, triplets: Sequence[Triplet]) -> None:
+    """Write `path` (parquet) and its JSONL export, each under a temporary name first."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    rows = [_as_row(triplet) for triplet in triplets]
+    kinds = dict.fromkeys(FIELDS, arrow.string()) | dict.fromkeys(_INTEGERS, arrow.int64())
+    kinds["fps"] = arrow.float64()
+    table = arrow.Table.from_pylist(rows, schema=arrow.schema([(name, kinds[name]) for name in FIELDS]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with put_in_place(path) as part:
+        parquet.write_table(table, part)
+    write_rows(path.with_suffix(".jsonl"), rows)
+
+
+def read_manifest(path: Path) -> list[Triplet]:
+    """Read a parquet manifest or its JSONL export; a folder stands for the manifest in it.
+
+    Raises UserError with the row and the field.
+    """
+    if path.is_dir():
+        path = path / "manifest.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest: make one with `rvedit prepare`")
+    rows = read_rows(path) if path.suffix == ".jsonl" else _read_parquet(path)
+    triplets = [_as_triplet(path, number, row) for number, row in enumerate(rows, start=1)]
+    if not triplets:
+        raise UserError(f"{path}: the manifest is empty: there is nothing to do")
+    return triplets
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines under a temporary name, then rename."""
+    with put_in_place(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
+    """Write one JSON value for people to read, under a temporary name first."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, under a temporary name first."""
+    with put_in_place(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def put_in_place(path: Path) -> Iterator[Path]:
+    """A name to write to, that becomes `path` once all is written; raises UserError, and leaves nothing."""
+    part = temporary_sibling(path)
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path}: cannot be written ({reason}): make room, or choose another folder"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    rows = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON lines in UTF-8: {error}: save it as such") from None
+    # Not splitlines: it also splits at characters that may stand in an instruction.
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object but a {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def clip_path(manifest: Path, triplet: Triplet, side: str) -> Path:
+    """Where the source or the target (`side`) of a manifest's row lies."""
+    folder = manifest if manifest.is_dir() else manifest.parent
+    return folder / triplet.root / str(getattr(triplet, side))
+
+
+def _as_row(triplet: Triplet) -> dict[str, Any]:
+    row = dataclasses.asdict(triplet)
+    row["category"] = triplet.category.value if triplet.category else None
+    return row
+
+
+def _as_triplet(path: Path, number: int, row: dict[str, Any]) -> Triplet:
+    missing = [name for name in _REQUIRED if name not in row]
+    if missing:
+        raise UserError(
+            f"{path}, row {number}: the field {missing[0]} is missing: write it with `rvedit prepare`"
+        )
+    category = row["category"]
+    try:
+        row["category"] = None if category is None else Category(category)
+    except ValueError:
+        known = ", ".join(c.value for c in Category)
+        raise UserError(
+            f"{path}, row {number}: category is {category!r}: choose one of {known}, or null"
+        ) from None
+    if not str(row["instruction"]).strip():
+        raise UserError(
+            f"{path}, row {number} ({row['id']}): the instruction is empty: remove the row or fill it in"
+        )
+    values: dict[str, Any] = {name: row.get(name) for name in FIELDS}
+    return Triplet(**values)
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except (ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None
+    return rows

@@ -1,0 +1,191 @@
+"""Writing clips: the twin of a source, with its size, times, colours and sound."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from av.error import FFmpegError
+from numpy.typing import NDArray
+
+from rvedit.io.errors import UserError
+from rvedit.io.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
+from rvedit.io.video.sinks import CODECS, ContainerSink, PictureSink
+
+_IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+OUTPUT_SUFFIXES = (*CODECS, *_IMAGE_SUFFIXES)
+"""The file name endings that `VideoWriter` knows; those of images hold one frame."""
+
+
+def temporary_sibling(path: str | Path) -> Path:
+    """Make up a hidden name in `path`'s folder, with its suffix, to write to before renaming to `path`.
+
+    Creates nothing. The folder is the same so that the renaming is atomic.
+    """
+    path = Path(path)
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+
+
+class VideoWriter:
+    """Writes the twin of a clip: its times, frame rate, colour tags and sound, put in place only when whole.
+
+    The suffix picks the container: .mp4, .mov and .mkv (H.264), .webm (VP9), .gif, or .png and .jpg for
+    a single frame. `width` and `height` default to the source's. `crf` is the encoder's quality (lower is
+    better; 16 for H.264 and 20 for VP9 by default); `preset` is x264's speed: "veryfast" takes about
+    half of "medium"'s time, and makes larger files. Sound is copied, never re-encoded.
+
+    Times survive exactly in .mp4 and .mov (a start after zero to 0.02 ms), to 1 ms in .mkv and .webm, to
+    5 ms in .gif, which also starts at zero. Sound that starts before zero, as AAC from .mp4 does by about
+    20 ms, moves all of an .mkv later by as much; pictures and sound stay in step.
+
+    Raises UserError on construction for an output that exists (unless `overwrite`), is the input, has no
+    folder to go to, or has an unknown suffix; later for what the encoder or the disk refuses.
+    After any exception in the `with` block nothing is left.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        like: VideoInfo,
+        overwrite: bool = False,
+        width: int | None = None,
+        height: int | None = None,
+        crf: int | None = None,
+        preset: str = "medium",
+    ) -> None:
+        self.path = Path(path)
+        self._like = like
+        self._width, self._height = width or like.width, height or like.height
+        self._crf, self._preset = crf, preset
+        self._last_pts: int | None = None
+        self._sink: ContainerSink | PictureSink | None = None
+        _check_output(self.path, like, overwrite)
+        self._temporary = temporary_sibling(self.path)
+        try:  # to write, since permission bits do not tell: a file system may be read-only
+            self._temporary.touch(exist_ok=False)
+            self._temporary.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot write in {self.path.parent} ({error.strerror}); choose another folder"
+            ) from error
+
+    def __enter__(self) -> VideoWriter:
+        size = (self._width, self._height)
+        try:
+            with self._explained():
+                if self.path.suffix.lower() in _IMAGE_SUFFIXES:
+                    self._sink = PictureSink(self._temporary)
+                else:
+                    self._sink = ContainerSink(self._temporary, self._like, size, self._crf, self._preset)
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
+        return self
+
+    def write(self, frame: Frame, pts: int, duration: int | None = None) -> None:
+        """Append a frame (h w 3, uint8) shown at `pts` for `duration`, in ticks of the source's time base.
+
+        Raises ValueError for a time not after the last one's, for a frame of another size, and outside
+        the `with` block.
+        """
+        if self._sink is None:
+            raise ValueError("VideoWriter.write outside its with block")
+        if frame.shape != (self._height, self._width, 3) or frame.dtype != np.uint8:
+            raise ValueError(f"a {frame.dtype} frame of {frame.shape} for {self._width}x{self._height}")
+        if self._last_pts is not None and pts <= self._last_pts:
+            raise ValueError(f"frame time {pts} does not follow {self._last_pts}")
+        self._last_pts = pts
+        with self._explained():
+            self._sink.write(frame, pts, duration)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sink, self._sink = self._sink, None
+        assert sink is not None
+        try:
+            if error is None:
+                if self._last_pts is None:
+                    raise UserError(f"{self.path}: no frame to write; check the input")
+                with self._explained():
+                    sink.finish()
+                    os.replace(self._temporary, self.path)
+        finally:
+            sink.discard()
+            self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the encoder or the disk refuses into one line that names the output."""
+        try:
+            yield
+        except (FFmpegError, OSError) as error:
+            raise UserError(
+                f"{self.path}: cannot be written at {self._width}x{self._height} "
+                f"({error.strerror or error}); check the disk and the frame size, or choose another container"
+            ) from error
+
+
+def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
+    suffix = path.suffix.lower()
+    if suffix not in OUTPUT_SUFFIXES:
+        raise UserError(f"{path}: unknown kind of output; choose one of {' '.join(OUTPUT_SUFFIXES)}")
+    if suffix in _IMAGE_SUFFIXES and like.num_frames > 1:
+        raise UserError(
+            f"{path}: holds one frame, not {like.path.name}'s {like.num_frames}; "
+            f"choose one of {' '.join(CODECS)}"
+        )
+    if not path.parent.exists():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: {path.parent} is a file, not a folder; choose another output")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the output a file name")
+    if path.exists():
+        if like.path.exists() and path.samefile(like.path):
+            raise UserError(f"{path}: is the input itself; choose another output")
+        if not overwrite:
+            raise UserError(f"{path}: exists already; pass --overwrite or choose another output")
+
+
+def write_clip(path: Path, frames: NDArray[np.uint8], frame_rate: int) -> None:
+    """Write frames (t, h, w, 3) as a clip of constant rate, of high quality, over one that is there."""
+    count, height, width, _ = frames.shape
+    info = VideoInfo(
+        path=Path("frames in memory"),
+        kind="video",
+        width=width,
+        height=height,
+        num_frames=count,
+        frame_rate=Fraction(frame_rate),
+        time_base=Fraction(1, frame_rate),
+        duration=count / frame_rate,
+        color_range=LIMITED,
+        colorspace=BT709,
+        color_primaries=BT709,
+        color_trc=BT709,
+        pix_fmt="yuv420p",
+    )
+    with VideoWriter(path, like=info, crf=10, preset="veryfast", overwrite=True) as writer:
+        for pts, frame in enumerate(frames):
+            writer.write(frame, pts, 1)
+
+
+def write_like(path: Path, like: VideoInfo, frames: Iterable[TimedFrame]) -> None:
+    """Write frames of any one size at the times and with the sound of another clip, over what is there."""
+    stream = iter(frames)
+    first = next(stream, None)
+    if first is None:
+        raise UserError(f"{path}: no frame to write; check the input")
+    height, width = first.frame.shape[:2]
+    with VideoWriter(path, like=like, overwrite=True, width=width, height=height) as writer:
+        for timed in chain([first], stream):
+            writer.write(timed.frame, timed.pts, timed.duration)

@@ -1,0 +1,182 @@
+"""The routed diffusion transformer: Wan's blocks, conditioned by depth (section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers import ModelMixin, WanTransformer3DModel  # noqa: F401 (diffusers looks ModelMixin up here)
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rvedit.models.cross_attention import BlockContext, RoutedCrossAttnProcessor, Trace, block_trace
+from rvedit.models.offloading import onload
+from rvedit.models.routing import TokenGroups, route
+from rvedit.models.visual_tokens import flatten_tokens, position_embedding
+
+
+@dataclass
+class RoutedOutput:
+    """What a forward pass gives."""
+
+    sample: Float[Tensor, "b c f h w"] | None
+    """The velocity eps - x_1; none where the pass stopped at the trace."""
+    trace: Float[Tensor, "b s d"] | None = None
+    """A^(i) at the asked depth."""
+
+
+class RoutedWanTransformer3DModel(WanTransformer3DModel):
+    """`WanTransformer3DModel` whose blocks read what Eq. 3 shows them.
+
+    Beside Wan's configuration:
+        routing_depth: L_s, in blocks; blocks 1 ... L_s read X_e alone.
+        source_position: whether the source's tokens, as they are added to the noisy tokens, carry their place
+            in the frame. Rotary embeddings tell distances alone, so nano, trained from scratch, is told
+            where "the top left" is; pretrained backbones are left as they are.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: Sequence[int] = (1, 2, 2),
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        in_channels: int = 48,
+        out_channels: int = 48,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 14336,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        routing_depth: int = 15,
+        source_position: bool = False,
+    ) -> None:
+        super().__init__(
+            patch_size=patch_size,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=num_layers,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            image_dim=image_dim,
+            added_kv_proj_dim=added_kv_proj_dim,
+            rope_max_seq_len=rope_max_seq_len,
+            pos_embed_seq_len=pos_embed_seq_len,
+        )
+        width = num_attention_heads * attention_head_dim
+        p_t, p_h, p_w = patch_size
+        patch = (p_t, p_h, p_w)
+        self.source_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
+        self.visual_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
+        for block in self.blocks:
+            block.attn2.set_processor(RoutedCrossAttnProcessor())
+
+    @property
+    def reads_native_tokens(self) -> bool:
+        """Whether any block reads X_v and X_l (Eq. 3), which is L_s < L."""
+        return bool(self.config.routing_depth < len(self.blocks))
+
+    def encode_tokens(
+        self,
+        edit_tokens: Float[Tensor, "b k d"] | None = None,
+        source_latents: Float[Tensor, "b c f h w"] | None = None,
+        text_states: Float[Tensor, "b m e"] | None = None,
+    ) -> TokenGroups:
+        """Build X_e, X_v and X_l in the transformer's width, once per clip.
+
+        `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` are
+        the text encoder's hidden states.
+        """
+        onload(self)
+        visual = source = text = None
+        if source_latents is not None:
+            visual_volume = self.visual_embedder(source_latents)
+            source_volume = self.source_embedder(source_latents)
+            visual, source = flatten_tokens(visual_volume), flatten_tokens(source_volume)
+            position = position_embedding(visual_volume).to(visual.dtype)
+            visual = visual + position
+            source = source + position if self.config.source_position else source
+        if text_states is not None:
+            text = self.condition_embedder.text_embedder(text_states)
+        return TokenGroups(
+            edit_tokens=edit_tokens, visual_tokens=visual, text_tokens=text, source_tokens=source
+        )
+
+    def contexts(self, groups: TokenGroups, reuse: bool = False) -> list[BlockContext]:
+        """What each block reads (Eq. 3); made once per clip with `reuse`, it is projected once."""
+        routed = route(groups, len(self.blocks), self.config.routing_depth)
+        return [BlockContext(tokens=tokens, reuse=reuse) for tokens in routed]
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "b c f h w"],
+        timestep: Float[Tensor, " b"],
+        groups: TokenGroups,
+        contexts: list[BlockContext] | None = None,
+        trace_depth: int | None = None,
+        stop_at_trace: bool = False,
+    ) -> RoutedOutput:
+        """Predict the velocity eps - x_1 of noisy latents.
+
+        Args:
+            hidden_states: noisy latents x_t.
+            timestep: 1000 t, one per clip.
+            groups: from `encode_tokens`.
+            contexts: from `contexts`, to reuse keys and values over steps; made anew if absent.
+            trace_depth: block (1 ... L) whose cross-attention output is returned as the trace.
+            stop_at_trace: stop right there, without a sample.
+        """
+        contexts = contexts or self.contexts(groups)
+        rotary_emb = self.rope(hidden_states)
+        volume = self.patch_embedding(hidden_states)
+        grid = volume.shape[2:]
+        tokens = flatten_tokens(volume)
+        if groups.source_tokens is not None:
+            sigma = (timestep / 1000).to(tokens.dtype)[:, None, None]
+            tokens = tokens + groups.source_tokens * sigma
+        temb, timestep_proj = self._embed_time(timestep, tokens.dtype)
+
+        trace = Trace()
+        for depth, (block, context) in enumerate(zip(self.blocks, contexts, strict=True), start=1):
+            if depth == trace_depth and stop_at_trace:
+                # A sharded block brings its own method, which puts its weights together first.
+                run = getattr(block, "trace", None) or partial(block_trace, block)
+                return RoutedOutput(None, run(tokens, context, timestep_proj, rotary_emb))
+            context.trace = trace if depth == trace_depth else None
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, context, timestep_proj, rotary_emb)
+            else:
+                tokens = block(tokens, context, timestep_proj, rotary_emb)
+
+        shift, scale = (self.scale_shift_table + temb[:, None]).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        p_t, p_h, p_w = self.config.patch_size
+        sample = rearrange(
+            self.proj_out(tokens),
+            "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)",
+            f=grid[0], h=grid[1], w=grid[2], pt=p_t, ph=p_h, pw=p_w,
+        )  # fmt: skip
+        return RoutedOutput(sample, trace.value)
+
+    def _embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The time embedding (b, d) and its six modulations (b, 6, d)."""
+        embedder = self.condition_embedder
+        frequencies = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
+        temb = embedder.time_embedder(frequencies).to(dtype)
+        return temb, rearrange(embedder.time_proj(embedder.act_fn(temb)), "b (n d) -> b n d", n=6)

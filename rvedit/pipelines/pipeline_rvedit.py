@@ -1,0 +1,398 @@
+"""Inference (Algorithm 2): edit one window of a clip by an instruction, with no reference branch.
+
+Clips of any length and size are edited by `rvedit.edit_video`, which calls this pipeline window by window.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from jaxtyping import Float
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from rvedit.io.frames import Frames, as_frames, resize_frames, to_model_range
+from rvedit.models.autoencoder import StreamDecoder, encode
+from rvedit.models.cross_attention import BlockContext
+from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.models.routing import TokenGroups
+from rvedit.models.token_groups import encode_tokens
+from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.pipelines.model_card import Provenance
+from rvedit.pipelines.noise import mix_shared_noise
+from rvedit.pipelines.step_cache import reset_step_cache
+
+OUTPUT_TYPES = ("np", "pil", "pt", "latent")
+StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+"""(pipeline, step, timestep, tensors) -> the tensors to go on with, as diffusers' callbacks."""
+
+
+class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
+    """Edit one window of a clip by an instruction.
+
+    Args (beside the modules):
+        max_text_length: tokens of the instruction that the text encoder reads.
+        window_frames, window_stride: frames of a window, and frames from one window's start to the next.
+        min_area, max_area: pixels of a frame inside the model; clips of other sizes are resized.
+        default_steps, default_guidance: `num_inference_steps` and `guidance_scale` where a call has none.
+        sigma_min: the last sigma before the shift; the last step goes to 0 regardless.
+        shared_noise_ratio: share of the initial noise's variance that is common to all frames.
+        round_up: round sizes up to the model's grid, as Kiwi-Edit does, instead of to the nearest multiple.
+
+    `text_encoder` and `tokenizer` may be None if every block reads the editing tokens alone. The VAE always
+    computes in fp32.
+    """
+
+    # The order in which they compute: each sends the one before it back to the CPU.
+    model_cpu_offload_seq = "mllm->connector->text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    reuse_key_values = True
+    """Project the tokens that blocks read to keys and values once per call instead of once per step."""
+
+    def __init__(
+        self,
+        transformer: RoutedWanTransformer3DModel,
+        connector: EditTokenConnector,
+        mllm: Qwen2_5_VLForConditionalGeneration,
+        text_encoder: UMT5EncoderModel | None,
+        vae: AutoencoderKLWan,
+        tokenizer: Any,
+        mllm_tokenizer: Any,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        max_text_length: int = 512,
+        window_frames: int = 81,
+        window_stride: int = 64,
+        min_area: int = 256 * 256,
+        max_area: int = 704 * 1280,
+        default_steps: int = 50,
+        default_guidance: float = 1.0,
+        sigma_min: float = 0.0,
+        shared_noise_ratio: float = 0.0,
+        round_up: bool = False,
+    ) -> None:
+        super().__init__()
+        self.provenance = Provenance()
+        self.register_modules(
+            transformer=transformer,
+            connector=connector,
+            mllm=mllm,
+            text_encoder=text_encoder,
+            vae=vae,
+            tokenizer=tokenizer,
+            mllm_tokenizer=mllm_tokenizer,
+            scheduler=scheduler,
+        )
+        self.register_to_config(
+            max_text_length=max_text_length,
+            window_frames=window_frames,
+            window_stride=window_stride,
+            min_area=min_area,
+            max_area=max_area,
+            default_steps=default_steps,
+            default_guidance=default_guidance,
+            sigma_min=sigma_min,
+            shared_noise_ratio=shared_noise_ratio,
+            round_up=round_up,
+        )
+        self.video_processor = VideoProcessor(vae_scale_factor=vae.config.scale_factor_spatial)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> RVEDiTPipeline:
+        """Load a folder or hub id as diffusers does, in `torch_dtype` or else in fp32; the VAE in fp32."""
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
+        dtypes = {**(dtype if isinstance(dtype, dict) else {"default": dtype}), "vae": torch.float32}
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            kept = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+            options = {name: kwargs[name] for name in kept if name in kwargs}
+            folder = Path(cls.download(pretrained_model_name_or_path, **options))
+        pipeline: RVEDiTPipeline = super().from_pretrained(folder, dtype=dtypes, **kwargs)
+        pipeline.provenance = Provenance.read(folder)
+        return pipeline
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read model_index.json as diffusers does; names of version 0.1 are translated."""
+        found = super().load_config(*args, **kwargs)
+        return (
+            (from_version_0_1(found[0]), *found[1:]) if isinstance(found, tuple) else from_version_0_1(found)
+        )
+
+    @classmethod
+    def setting_names(cls) -> tuple[str, ...]:
+        """Return the names of the config's entries that are not modules."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return tuple(p.name for p in parameters if p.default is not inspect.Parameter.empty)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as diffusers does, and write a model card with the weights' provenance."""
+        folder = Path(save_directory)
+        super().save_pretrained(folder, *args, **{**kwargs, "push_to_hub": False})
+        blocks, depth = len(self.transformer.blocks), self.transformer.config.routing_depth
+        count = sum(
+            p.numel()
+            for part in self.components.values()
+            if hasattr(part, "parameters")
+            for p in part.parameters()
+        )
+        facts = {
+            "parameters": f"{count / 1e9:.3g} billion",
+            "blocks, routing depth": f"{blocks}, {depth}",
+            "editing tokens": self.connector.config.num_queries,
+            "frames at once": self.config.window_frames,
+            "steps, guidance": f"{self.config.default_steps}, {self.config.default_guidance:g}",
+        }
+        self.provenance.write(folder, kwargs.get("repo_id") or folder.resolve().name, facts)
+        if kwargs.get("push_to_hub"):
+            options = {key: kwargs[key] for key in ("private", "token") if key in kwargs}
+            self.push_to_hub(kwargs.get("repo_id") or folder.resolve().name, folder=folder, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        folder: str | Path | None = None,
+    ) -> str:
+        """Upload the pipeline, or the folder that it was saved to; return the repository's address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as temporary:
+            if folder is None:
+                folder = Path(temporary) / repo_id.rpartition("/")[2]
+                self.save_pretrained(folder)
+            api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder))
+        return str(repo)
+
+    @property
+    def edit_token_encoder(self) -> EditTokenEncoder:
+        """g_phi of Algorithm 1."""
+        return EditTokenEncoder(self.mllm, self.mllm_tokenizer, self.connector, self._execution_device)
+
+    @property
+    def grid(self) -> int:
+        """Pixels that height and width are multiples of: one transformer token."""
+        return int(self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1])
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the current call."""
+        return self._num_timesteps
+
+    def model_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the nearest (height, width) on the grid, of an area between `min_area` and `max_area`.
+
+        The aspect ratio is kept as far as the grid allows.
+        """
+        grid = self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
+        ratio = max(height, width) / min(height, width)
+        if ratio > 100:  # a strip, which no size on the grid matches
+            height, width = (100, 10_000) if width > height else (10_000, 100)
+        least, most = self.config.min_area, self.config.max_area
+        if self.config.round_up and height * width >= least:
+            scale = min(1.0, (most / (height * width)) ** 0.5)
+            if scale < 1:
+                height, width = (int(side * scale) // 16 * 16 for side in (height, width))
+            return -(-height // grid) * grid, -(-width // grid) * grid
+        rows, columns = smart_resize(height, width, grid, least, most)
+        return int(rows), int(columns)
+
+    @torch.no_grad()
+    def encode_video(self, frames: Frames) -> Float[Tensor, "1 c f y x"]:
+        """Return the normalised latents of 4k+1 frames (t, h, w, 3) at a size on the model's grid."""
+        return encode(self.vae, to_model_range(frames)[None].to(self._execution_device))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: Any,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Float[Tensor, "b c f y x"] | None = None,
+        source_latents: Float[Tensor, "b c f y x"] | None = None,
+        prefix_latents: Float[Tensor, "b c k y x"] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Edit a clip of at most `window_frames` frames (Eq. 1 by Algorithm 2).
+
+        Args:
+            video: frames as PIL images, arrays (h, w, 3), one array (t, h, w, 3) or tensor (t, 3, h, w):
+                uint8, or floats in [0, 1]. Several clips of one size and length: a list of them, or a fifth,
+                leading axis.
+            prompt: the instruction, or one for each clip.
+            negative_prompt: what guidance moves away from; nothing by default.
+            height, width: size to edit at, in multiples of `grid`; by default `model_size` of the video's.
+            num_inference_steps, guidance_scale: by default the config's; guidance 1 costs one pass a step.
+            generator: draws the initial noise.
+            latents: initial noise, in the place of a generator.
+            source_latents: the video's latents, if they are known already (`encode_video`).
+            prefix_latents: first latents that are known: at each step they are held on their way from the
+                noise, and the others follow them. This is how a window continues the one before it.
+            output_type: `np` (b, t, h, w, 3) in [0, 1], `pil`, `pt` (b, t, 3, h, w) or `latent`.
+            return_dict: return an object with `.frames` instead of a tuple.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: as diffusers'; it may change `latents`.
+
+        Raises ValueError for an argument that does not fit, or that nothing would read.
+        """
+        guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
+        num_steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        clips = as_frames(video)
+        num_frames = clips.shape[1]
+        prompts = [prompt] * len(clips) if isinstance(prompt, str) else list(prompt)
+        negatives = negative_prompt or ""
+        negatives = [negatives] * len(clips) if isinstance(negatives, str) else list(negatives)
+        size = self.model_size(*clips.shape[2:4]) if height is None or width is None else (height, width)
+        self._check(clips, prompts, negatives, height, width, num_steps, guidance, output_type)
+        if negative_prompt is not None and guidance == 1.0:
+            raise ValueError("negative_prompt is read only if guidance_scale is not 1: leave it out")
+        if latents is not None and generator is not None:
+            raise ValueError("latents are the initial noise that generator would draw: give one of them")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown.pop()}: only latents is given")
+
+        device = self._execution_device
+        # Windows are 4k+1 frames long: a shorter clip is padded by its last frame and cut again.
+        padding = (1 - num_frames) % self.vae.config.scale_factor_temporal
+        padded = np.concatenate([clips, clips[:, -1:].repeat(padding, axis=1)], axis=1)
+        frames = [resize_frames(clip, *size) for clip in padded]
+        if source_latents is None:
+            source_latents = torch.cat([self.encode_video(clip) for clip in frames])
+        if latents is None:
+            latents = self._draw_noise(source_latents.shape, generator)
+        if latents.shape != source_latents.shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}, not {tuple(source_latents.shape)}")
+        noise = latents = latents.to(device)
+
+        conditional = self._encode_tokens(source_latents, frames, prompts)
+        unconditional = None
+        if guidance != 1.0:
+            unconditional = self._encode_tokens(source_latents, frames, negatives)
+        # From pure noise to the target; the scheduler shifts the sigmas once and ends at 0.
+        sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
+        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+        self._num_timesteps = num_steps
+        reset_step_cache(self.transformer, num_steps)
+        with self.progress_bar(total=num_steps) as progress_bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                velocity = self._velocity(latents, timestep, *conditional, "conditional")
+                if unconditional is not None:
+                    baseline = self._velocity(latents, timestep, *unconditional, "unconditional")
+                    velocity = baseline + guidance * (velocity - baseline)
+                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                if prefix_latents is not None:
+                    sigma = self.scheduler.sigmas[step + 1]
+                    known = prefix_latents.shape[2]
+                    latents[:, :, :known] = (1 - sigma) * prefix_latents + sigma * noise[:, :, :known]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    changed = callback_on_step_end(self, step, timestep, tensors) or {}
+                    latents = changed.get("latents", latents)
+                progress_bar.update()
+
+        output: Any = latents
+        if output_type != "latent":
+            pixels = torch.cat(list(StreamDecoder(self.vae)(latents)), dim=2)[:, :, :num_frames]
+            output = self.video_processor.postprocess_video(pixels.float(), output_type)
+        self.maybe_free_model_hooks()
+        return WanPipelineOutput(frames=output) if return_dict else (output,)
+
+    def _check(
+        self,
+        clips: Frames,
+        prompts: list[str],
+        negatives: list[str],
+        height: int | None,
+        width: int | None,
+        num_steps: int,
+        guidance: float,
+        output_type: str,
+    ) -> None:
+        if clips.shape[1] > self.config.window_frames:
+            raise ValueError(
+                f"video has {clips.shape[1]} frames, more than a window of {self.config.window_frames}: edit "
+                "it with rvedit.edit_video"
+            )
+        for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
+            if len(texts) != len(clips):
+                raise ValueError(f"{name} has {len(texts)} texts for {len(clips)} clips: give one for each")
+        if (height is None) != (width is None):
+            raise ValueError("height and width: give both or neither")
+        if height is not None and width is not None and (height % self.grid or width % self.grid):
+            raise ValueError(f"height and width are {height} and {width}: give multiples of {self.grid}")
+        if num_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_steps}: give at least 1")
+        if guidance < 0:
+            raise ValueError(f"guidance_scale is {guidance}: give 0 or more, 1 for none")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type}: choose one of {', '.join(OUTPUT_TYPES)}")
+
+    def _draw_noise(
+        self, shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None
+    ) -> Float[Tensor, "b c f y x"]:
+        """Draw the initial noise in fp32, on the generator's device: equal seeds are equal noise anywhere."""
+        noise = randn_tensor(shape, generator, self._execution_device)
+        ratio = self.config.shared_noise_ratio
+        if not ratio:
+            return noise
+        shared = randn_tensor((*shape[:2], 1, *shape[3:]), generator, self._execution_device)
+        return mix_shared_noise(noise, shared, ratio)
+
+    def _encode_tokens(
+        self, source_latents: Tensor, frames: Sequence[Frames], prompts: Sequence[str]
+    ) -> tuple[TokenGroups, list[BlockContext] | None]:
+        """Return X_e, X_v and X_l (Alg. 2, lines 1-2), and the blocks' keys and values of them."""
+        seen = [self.edit_token_encoder.frame_processor(clip) for clip in frames]
+        tokens = encode_tokens(self, source_latents.to(self.transformer.dtype), seen, prompts)
+        contexts = self.transformer.contexts(tokens, reuse=True) if self.reuse_key_values else None
+        return tokens, contexts
+
+    def _velocity(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        tokens: TokenGroups,
+        contexts: list[BlockContext] | None,
+        name: str,
+    ) -> Tensor:
+        """Return the model's velocity; `name` keeps apart what step caches remember of the two conditions."""
+        model = self.transformer
+        with model.cache_context(name) if model.is_cache_enabled else nullcontext():
+            output = model(latents.to(model.dtype), timestep.expand(len(latents)), tokens, contexts)
+        return output.sample.float()
+
+
+def from_version_0_1(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model_index.json with the names of today's modules and settings."""
+    renamed = {"noise_share": "shared_noise_ratio"}
+    translated = {}
+    for name, value in index.items():
+        if isinstance(value, list | tuple) and isinstance(value[0], str):
+            module = value[0].replace("rvedit.model.", "rvedit.models.")
+            value = [module, *value[1:]]
+        translated[renamed.get(name, name)] = value
+    return translated

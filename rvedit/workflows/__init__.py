@@ -1,1 +1,0 @@
-"""One file per command: the Python API of what the command line does."""
