@@ -1,4 +1,4 @@
-"""Sizes to measure at, and inputs of random numbers. What they should cost is in `rvedit.models.flops`."""
+"""Model sizes and random inputs for the benchmarks; their FLOPs are in `rvedit.models.flops`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
-from rvedit.models.flops import (  # noqa: F401 (for the benchmarks beside)
+from rvedit.models.flops import (  # noqa: F401 (imported by other benchmarks)
     Shape,
-    alignment_flops,
     context_lengths,
     forward_flops,
-    training_flops,
+    step_flops,
 )
 from rvedit.models.presets import WAN22_5B_TRANSFORMER
 from rvedit.models.routing import TokenGroups
@@ -29,8 +28,18 @@ FULL = Shape(WAN22_5B_TRANSFORMER, grid=(21, 44, 80), edit_tokens=512, text_toke
 """81 x 704 x 1280 in the 5B: S = 18,480."""
 
 
+def alignment_flops(sequence: int, width: int) -> float:
+    """Return the FLOPs of Eq. 5 and its gradient."""
+    return 6.0 * sequence**2 * width
+
+
+def training_flops(shape: Shape, depths: Any = (), checkpointing: bool = True) -> float:
+    """Return the FLOPs of a training step of the transformer for one clip."""
+    return sum(step_flops(shape, depths, checkpointing).values())
+
+
 def scaled_down(width: int, blocks: int, grid: tuple[int, int, int], tokens: int) -> Shape:
-    """The 5B's proportions at another size; `tokens` of X_e and of X_l, heads of 64."""
+    """Return a model with the 5B's proportions; `tokens` of X_e and of X_l, head dimension 64."""
     config = {
         **WAN22_5B_TRANSFORMER,
         "num_attention_heads": width // 64,
@@ -48,34 +57,31 @@ SMALL = scaled_down(256, 8, (4, 24, 32), 32)
 
 
 def sample_of_depths(blocks: int, number: int) -> list[int]:
-    """Depths in the middle of equal parts of 1 ... L: their mean cost is that of a uniform depth."""
+    """Return the centers of equal parts of 1 ... L, whose mean cost is that of a uniformly drawn depth."""
     return [round((part + 0.5) * blocks / number + 0.5) for part in range(number)]
 
 
 def step_with_depth(depth: int, blocks: int) -> int:
-    """The first training step that draws this depth."""
+    """Return the first training step that samples this depth."""
     return next(step for step in count() if sample_trace_block(SEED, step, blocks) == depth)
-
-
-# What is measured.
 
 
 def build_transformer(
     shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> RoutedWanTransformer3DModel:
-    """A transformer of random weights, made on the device; what Wan keeps in fp32 stays so."""
+    """Return a transformer with random weights on the device; the parts that Wan keeps in fp32 are fp32."""
     torch.manual_seed(SEED)
     with torch.device(device):
         transformer = RoutedWanTransformer3DModel(**shape.config)
-    kept = set(transformer._keep_in_fp32_modules)
+    fp32_modules = set(transformer._keep_in_fp32_modules)
     for name, parameter in transformer.named_parameters():
-        if kept.isdisjoint(name.split(".")):
+        if fp32_modules.isdisjoint(name.split(".")):
             parameter.data = parameter.data.to(dtype)
     return transformer
 
 
 def build_token_groups(transformer: RoutedWanTransformer3DModel, shape: Shape, context: str) -> TokenGroups:
-    """Random tokens of a context, and the routing depth that goes with it."""
+    """Return random tokens of a context, and set the routing depth for it."""
     like = transformer.patch_embedding.weight
 
     def random(*size: int) -> Tensor:
@@ -88,8 +94,8 @@ def build_token_groups(transformer: RoutedWanTransformer3DModel, shape: Shape, c
     return transformer.embed_tokens(random(1, shape.edit_tokens, shape.width), random(*shape.latents), text)
 
 
-class StandIns(nn.Module):
-    """What `training_losses` needs around a transformer, at no cost: ready latents, X_e and text states."""
+class StubPipeline(nn.Module):
+    """A pipeline for `training_losses` around a transformer, with fixed latents, X_e and text states."""
 
     def __init__(self, transformer: RoutedWanTransformer3DModel, shape: Shape):
         super().__init__()
@@ -108,7 +114,7 @@ class StandIns(nn.Module):
         self.edit_tokens = nn.Parameter(torch.randn(1, shape.edit_tokens, shape.width, **like))
 
     def edit_token_encoder(self, frames: Any, texts: Any) -> Tensor:
-        """X_e; it takes a gradient, as the connector's output does."""
+        """Return X_e, which needs a gradient like the connector's output."""
         return self.edit_tokens
 
 
@@ -122,6 +128,6 @@ class _Table(nn.Module):
 
 
 def random_batch(shape: Shape, device: torch.device) -> TripletBatch:
-    """A triplet whose clips are latents already (see `StandIns`)."""
+    """Return a triplet whose clips are latents (see `StubPipeline`)."""
     source, target = (BranchInputs(torch.randn(shape.latents, device=device), [], []) for _ in range(2))
     return TripletBatch(source, target)

@@ -1,12 +1,12 @@
-"""How much memory Eq. 5 takes at full size: streamed, against the whole S x S matrix (bar: 0.5 GB streamed).
+"""Memory of Eq. 5 at full size: streamed (limit: 0.5 GB), and with the whole S x S matrix.
 
     python benchmarks/alignment_memory.py
 
-Counted is all that the loss and its backward pass hold at once beyond the two traces: the gradient that they
-return, copies of the traces, chunks of similarities, the libraries' work space. Each variant runs in a fresh
-process, after a small call that loads the libraries; on the CPU the process's high-water mark is read, on
-CUDA the allocator's peak. Both variants see the same traces, so their losses and gradients must agree. Traces
-are in bf16, as under autocast, and in fp32. 1 GB is 10^9 bytes.
+Measured is the peak of the loss and its backward pass in addition to the two traces: the returned gradient,
+copies of the traces, chunks of similarities and the libraries' workspace. Each variant runs in a fresh
+process after a small call that loads the libraries. On the CPU the process's high-water mark is used, on CUDA
+the allocator's peak. Both variants get the same traces, so their losses and gradients must agree. Traces are
+in bf16, as with autocast, and in fp32. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch import Tensor
 from rvedit.losses.alignment import alignment_loss
 
 BAR_GB = 0.5
-KEPT_ROWS = 64  # of the gradient, to compare
+GRADIENT_ROWS = 64  # compared between the variants
 TEMPERATURE = 0.07
 
 
-def materialised_loss(trace: Tensor, reference: Tensor) -> Tensor:
-    """Eq. 5 by autograd over the whole matrix of similarities."""
+def materialized_loss(trace: Tensor, reference: Tensor) -> Tensor:
+    """Return Eq. 5 by autograd over the whole matrix of similarities."""
     rows, columns = (F.normalize(x.float(), dim=-1)[0] for x in (trace, reference))
     logits = rows @ columns.T / TEMPERATURE
     diagonal = torch.arange(len(logits), device=logits.device)
@@ -37,7 +37,7 @@ def materialised_loss(trace: Tensor, reference: Tensor) -> Tensor:
 def random_traces(
     sequence: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Two traces that resemble each other, the first one trainable."""
+    """Return two similar traces, of which the first requires a gradient."""
     torch.manual_seed(0)
     reference = torch.randn(1, sequence, width, device=device, dtype=dtype)
     trace = torch.randn(1, sequence, width, device=device, dtype=dtype).mul_(4).add_(reference)
@@ -45,14 +45,14 @@ def random_traces(
 
 
 def measure(kind: str, sequence: int, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Extra bytes at the peak, the loss, and some of its gradient."""
-    loss_of = materialised_loss if kind == "materialised" else alignment_loss
+    """Return the additional bytes at the peak, the loss and rows of its gradient."""
+    loss_of = materialized_loss if kind == "materialised" else alignment_loss
     result: dict[str, Any] = {}
 
     def run(trace: Tensor, reference: Tensor) -> None:
         loss = loss_of(trace, reference)
         loss.backward()
-        result.update(loss=loss.item(), gradient=trace.grad[0, :KEPT_ROWS].float().cpu())
+        result.update(loss=loss.item(), gradient=trace.grad[0, :GRADIENT_ROWS].float().cpu())
 
     run(*random_traces(64, width, dtype, device))  # loads the libraries
     traces = random_traces(sequence, width, dtype, device)
@@ -62,11 +62,11 @@ def measure(kind: str, sequence: int, width: int, dtype: torch.dtype, device: to
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark."""
     parser = arguments(__doc__)
     parser.add_argument("--sequence", type=int, default=18_480, help="S")
     parser.add_argument("--width", type=int, default=3072, help="d")
-    parser.add_argument("--materialised-sequence", type=int, help="S of the whole matrix; none: the same")
+    parser.add_argument("--materialised-sequence", type=int, help="S of the whole matrix; default: S")
     args = parser.parse_args()
     at_most = args.materialised_sequence or args.sequence
 
@@ -96,7 +96,7 @@ def main() -> None:
         )
     print_table(("Eq. 5 and its gradient", "traces", "S", "extra GB", "in S x S fp32"), table)
     worst = max(r["extra_gb"] for r in rows if r["kind"] == "streamed" and r["sequence"] == args.sequence)
-    print(f"{'within' if worst <= BAR_GB else 'ABOVE'} the bar of {BAR_GB} GB: {worst:.2f} GB")
+    print(f"{'within' if worst <= BAR_GB else 'ABOVE'} the limit of {BAR_GB} GB: {worst:.2f} GB")
     write_json(args, {"bar_gb": BAR_GB, "streamed_extra_gb": worst, "rows": rows})
 
 

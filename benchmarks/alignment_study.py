@@ -1,11 +1,11 @@
-"""When alignment helps, at nano size.
+"""The effect of alignment at nano size.
 
     python benchmarks/alignment_study.py --first-stage runs/nano_first_stage
 
-From one first stage, on the same batches, times and noise, routed at half of the depth: alignment at its
-full weight, rising over the whole training, and at the weight of Appendix D.1, against none. From scratch,
-on stills: none against D.1's weight, by the training loss alone, since so few steps teach no edit. What is
-trained, edited or judged is kept.
+From one first stage, with the same batches, timesteps and noise, routed at half of the depth: no alignment is
+compared with full weight, with a weight that rises over the whole training, and with the weight of Appendix
+D.1. From scratch, on stills: no alignment is compared with D.1's weight by the training loss alone, since so
+few steps are not enough to learn edits. Existing runs, edits and scores are reused.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lambda = 0.75, rising over all steps": ("rvedit", ("alignment.warmup_steps={steps}",)),
     "lambda = 0.1": ("rvedit", ("alignment.weight=0.1",)),
 }
-"""Labels; each a recipe at nano's size, and what differs from it."""
+"""By label: a recipe, run at nano size, and its changed settings."""
 SCRATCH_WEIGHTS = (0.0, 0.1)
 SCRATCH_STEPS = 150
 
 
 def run_name(label: str) -> str:
-    """A label as the name of a folder."""
+    """Return a run folder's name for a label."""
     return "study_" + "".join(c if c.isalnum() or c in "._" else "" for c in label.replace(" ", "_"))
 
 
 def from_scratch(weight: float, seed: int, args: argparse.Namespace) -> Path:
-    """A fresh nano, routed at half of its depth, on stills."""
+    """Train nano from scratch on stills, routed at half of its depth; return the run folder."""
     run = args.work / f"scratch_{weight:g}_{seed}"
     settings = [
         "model.init_from=null", f"model.vae_from={args.vae}", "model.routing_depth=4", "batch_size=24",
@@ -66,7 +66,7 @@ def from_scratch(weight: float, seed: int, args: argparse.Namespace) -> Path:
 
 
 def study(seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the variants of one first stage; differences are from no alignment, over clips."""
+    """Return the results of the variants; differences are to no alignment, over clips."""
     runs = {label: args.work / f"{run_name(label)}_{seed}" for label in VARIANTS}
 
     def one(label: str) -> None:
@@ -97,10 +97,10 @@ def study(seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, edit, judge, compare."""
+    """Run the study."""
     parser = options(__doc__, ROOT / "benchmarks" / "results" / "alignment_study.json")
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--vae", default="nano", help="whose VAE the trainings from scratch stand on")
+    parser.add_argument("--vae", default="nano", help="model whose VAE the runs from scratch use")
     args = parser.parse_args(arguments)
     require_first_stage(args)
     prepare_held_out(args)

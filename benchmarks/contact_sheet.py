@@ -1,4 +1,4 @@
-"""A picture of clips, a row each: `python benchmarks/contact_sheet.py OUT.png CLIP...`"""
+"""An image with a row of frames for each clip: `python benchmarks/contact_sheet.py OUT.png CLIP...`"""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GAP = 14
 
 
 def sheet(clips: list[Path], columns: int = 3, width: int = 512) -> Image.Image:
-    """Frames of each clip, resized to one width; a row of a shorter clip ends earlier."""
+    """Return an image of the clips' frames, resized to one width; a short clip's row has fewer frames."""
     rows = [[_resized(frame, width) for frame in sample_frames(path, columns)] for path in clips]
     heights = [row[0].height for row in rows]
-    picture = Image.new("RGB", (columns * (width + GAP) - GAP, sum(heights)), "white")
+    image = Image.new("RGB", (columns * (width + GAP) - GAP, sum(heights)), "white")
     for number, row in enumerate(rows):
         for column, tile in enumerate(row):
-            picture.paste(tile, (column * (width + GAP), sum(heights[:number])))
-    return picture
+            image.paste(tile, (column * (width + GAP), sum(heights[:number])))
+    return image
 
 
 def _resized(frame: Frames, width: int) -> Image.Image:

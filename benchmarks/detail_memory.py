@@ -1,9 +1,9 @@
-"""Peak memory and time of editing 4K footage, by the number of frames: detail transfer beside the plain edit.
+"""Peak memory and time of 4K edits of several lengths, with and without detail transfer.
 
     python benchmarks/detail_memory.py --out benchmarks/results/detail_memory.json
 
-A clip of noise over moving bands is written, and edited as `rvedit edit` does, from file to file, each edit
-in a fresh process. What memory a longer clip takes more than a shorter one is what is not streamed.
+A synthetic clip of noise over moving bands is edited from file to file as by `rvedit edit`, each edit in a
+fresh process. A longer clip needs more memory only if something is not streamed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write(path: Path, count: int, height: int, width: int) -> None:
 
 
 def edit(clip: str, model: str, steps: int | None, detail: float | str, threads: int) -> dict[str, float]:
-    """Bytes at the most, and seconds a frame, of one edit."""
+    """Return the peak bytes and the seconds per frame of one edit."""
     torch.set_num_threads(threads)
     editor = load_pipeline(model, "cpu")
     started = time.perf_counter()
@@ -80,13 +80,13 @@ def main() -> None:
         (name, f"{row['peak_bytes'] / 1e6:.0f}", f"{row['seconds_a_frame']:.2f}")
         for name, row in results.items()
     ]
-    print_table(("", "peak MB", "seconds a frame"), cells)
+    print_table(("", "peak MB", "seconds per frame"), cells)
     least, most = min(args.frames), max(args.frames)
     for name in ("plain", "detail"):
         ratio = (
             results[f"{most} frames/{name}"]["peak_bytes"] / results[f"{least} frames/{name}"]["peak_bytes"]
         )
-        print(f"{name}: {most} frames take {ratio:.3f} x the memory of {least}")
+        print(f"{name}: {most} frames need {ratio:.3f} x the memory of {least}")
     write_json(args, {"edits": results})
 
 

@@ -1,11 +1,11 @@
-"""Styles whose exact targets are known, on real clips at their full size: detail transfer beside plain edits.
+"""Style edits with known targets, on real clips at full size, with and without detail transfer.
 
     python benchmarks/footage.py FOLDER --out benchmarks/results/footage.json --sheet sheet.png
 
-FOLDER holds clips; none comes with the project. A style of the playground is a function of the pixels, so
+FOLDER has clips, which are not part of the project. A style of the playground is a function of the pixels, so
 the exact target of "make it sepia" is known for any clip. For each style: PSNR and SSIM to the target;
-flicker (the change from frame to frame against the target's: 1 is right); seconds a frame. The picture shows
-for each clip and style a frame of source, plain edit, edit and target.
+flicker (change from frame to frame relative to the target's, ideally 1); seconds per frame. Each row of the
+sheet has, for a clip and style, a frame of source, plain edit, edit with detail transfer, and target.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from _common import arguments, print_table, write_json
+from _common import arguments, edit_clip, print_table, write_json
 from PIL import Image
 from rvedit.data import grammar
 from tqdm import tqdm
@@ -33,7 +33,7 @@ SHOWN = ("psnr", "ssim", "flicker", "worst_flicker", "seconds_a_frame")
 def measure(editor, source, style, settings):
     target = stylize(source, style)
     started = time.perf_counter()
-    edit = np.stack(list(editor.edit(source, f"make it {style}", settings)))
+    edit = edit_clip(editor, source, f"make it {style}", settings)
     seconds = time.perf_counter() - started
     row = {
         "psnr": psnr(edit, target),
@@ -53,9 +53,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--frames", type=int, default=17, help="of each clip")
+    parser.add_argument("--frames", type=int, default=17, help="frames per clip")
     parser.add_argument("--styles", nargs="+", choices=grammar.STYLES, default=list(grammar.STYLES))
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--sheet", type=Path, help="image of all edits")
     args = parser.parse_args()
     editor = load_pipeline(args.model, args.device.type)
     paths = sorted(path for path in args.folder.iterdir() if path.is_file())
@@ -67,15 +67,15 @@ def main() -> None:
             source = np.stack([timed.frame for timed in islice(reader, args.frames)])
         clips[path.stem] = {"frames": len(source), "height": source.shape[1], "width": source.shape[2]}
         for style in args.styles:
-            pictures = [source[-1]]
+            images = [source[-1]]
             for variant, settings in VARIANTS.items():
                 row, edit, target = measure(editor, source, style, settings)
                 rows[style, variant].append(row)
                 clips[path.stem][f"{style}/{variant}"] = row
-                pictures.append(edit[-1])
-            shown.append(np.concatenate([*pictures, target[-1]], axis=1))
+                images.append(edit[-1])
+            shown.append(np.concatenate([*images, target[-1]], axis=1))
     table = {f"{style}/{variant}": summarize(r) for (style, variant), r in rows.items()}
-    # Pixel art has a texture of its own, which the source's would spoil; it is not counted with the others.
+    # Pixel art has its own texture, which the source's detail would spoil, so it is not in the mean.
     colors = [style for style in args.styles if style != "pixel art"]
     for variant in VARIANTS:
         table[f"mean of color styles/{variant}"] = summarize([r for s in colors for r in rows[s, variant]])
@@ -83,7 +83,7 @@ def main() -> None:
     print_table((f"{len(paths)} clips", *SHOWN), cells)
     write_json(args, {"table": table, "clips": clips})
     if args.sheet:
-        width = max(picture.shape[1] for picture in shown)
+        width = max(image.shape[1] for image in shown)
         padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in shown]
         sheet = Image.fromarray(np.concatenate(padded))
         sheet.thumbnail((2560, 2**16))

@@ -1,12 +1,12 @@
-"""The judge's wall time on as many items as the paper's benchmark has, against the server's latency.
+"""Wall-clock time of `rvedit judge` on 249 items, the size of the paper's benchmark.
 
     python benchmarks/judge_throughput.py --out benchmarks/results/judge_throughput.json
 
-249 items of five and five frames, asked by the command itself of a stand-in server on this machine that
-takes 200 ms a reply, with 16 requests in flight; then the same command again, which should send nothing.
-Start-up is measured apart: the same command on a single item, less the one reply that it waits for. It holds
-connecting, and the request for one token that finds out whether the model takes pictures. Each is the best of
-three runs in folders of their own.
+The command judges 249 items, with five frames of source and edit, on a local test server that takes 200 ms
+per reply, with 16 requests in flight. The same command then runs again, which should send no requests.
+Startup is measured separately, as the time on a single item minus its one reply; it includes the connection
+and the request for one token that tests whether the model accepts images. All times are the best of three
+runs in new folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RUNS = 3
 
 
 def make_bench(folder: Path, count: int) -> None:
-    """Clips that differ, their edits, and the list."""
+    """Write different clips, edits and the benchmark's CSV."""
     from rvedit.io.video import write_clip
 
     rows = [("edited_type", "prompt", "original_video")]
@@ -45,7 +45,7 @@ def make_bench(folder: Path, count: int) -> None:
 
 
 def judge(folder: Path, url: str, out: str, *options: str) -> float:
-    """Seconds of the command."""
+    """Return the seconds that the command takes."""
     command = [sys.executable, "-m", "rvedit_cli", "judge", "edits", "--bench", "bench.csv", "--out", out]
     command += ["--base-url", url, "--concurrency", str(CONCURRENCY), *options]
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def judge(folder: Path, url: str, out: str, *options: str) -> float:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark."""
     from chat_server import ChatServer
 
     from rvedit.evaluation.judges import QWEN
@@ -77,11 +77,11 @@ def main() -> None:
             most = server.most_in_flight
     bound = args.count * LATENCY / CONCURRENCY
     flight = f"{CONCURRENCY} in flight (most seen: {most})"
-    print(f"{device_name(args.device)}: {args.count} items, {LATENCY} s a reply, {flight}")
+    print(f"{device_name(args.device)}: {args.count} items, {LATENCY} s per reply, {flight}")
     share = (first - start_up) / bound
     rows = [
         ("start-up", f"{start_up:.2f}", ""),
-        ("first run", f"{first:.2f}", f"{share:.2f} of what the latency takes, {bound:.2f} s"),
+        ("first run", f"{first:.2f}", f"{share:.2f} x the time of the latency alone, {bound:.2f} s"),
         ("second run", f"{second:.2f}", f"{sent} requests sent"),
     ]
     print_table(("", "seconds", ""), rows)

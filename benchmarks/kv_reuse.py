@@ -1,10 +1,10 @@
-"""What keeping cross-attention's keys and values over the steps of an edit gives.
+"""The effect of reusing cross-attention's keys and values in all denoising steps of an edit.
 
     python benchmarks/kv_reuse.py
 
-One window of nano (random weights; the result does not depend on them) is edited with and without reuse.
-Times are of steps from the second on: the first fills what later ones reuse. Counted: calls of `to_k` and
-`to_v` in all cross-attentions. The edits must be equal.
+One window of nano (with random weights, which do not affect the result) is edited with and without reuse. The
+step time excludes the first step, which fills the cache. Calls of `to_k` and `to_v` in all cross-attention
+layers are counted. The two edits must be equal.
 """
 
 from __future__ import annotations
@@ -12,37 +12,47 @@ from __future__ import annotations
 import time
 from collections import Counter
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from _common import arguments, device_name, print_table, synchronize, write_json
 from diffusers import AutoencoderKLWan
 
-from rvedit.editing.windows import WindowNoise
+from rvedit.models.model_spec import model_spec
 from rvedit.models.presets import NANO_VAE
-from rvedit.pipelines.checkpoints import build_nano
-from rvedit.pipelines.pipeline_rvedit import EditConfig, RVEDiTPipeline
+from rvedit.pipelines.checkpoints import build_from_scratch
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 INSTRUCTION = "replace the dog with a corgi"
 
 
 def edit(
-    pipeline: RVEDiTPipeline, frames: np.ndarray, settings: EditConfig, device: torch.device
+    pipeline: RVEDiTPipeline, frames: np.ndarray, steps: int, guidance: float, device: torch.device
 ) -> tuple[torch.Tensor, list[float]]:
-    """The edited latents of one window, and the seconds of its steps from the second on."""
+    """Return the edited latents of one window, and the seconds of each step from the second on."""
     marks: list[float] = []
 
-    def mark(step: int, num_steps: int) -> None:
+    def mark(*_: Any) -> None:
         synchronize(device)
         marks.append(time.perf_counter())
 
-    noise = WindowNoise(pipeline.window_plan, settings.seed)
-    latents = pipeline.edit_window(frames, INSTRUCTION, settings, noise, mark)
+    latents = pipeline(
+        frames,
+        INSTRUCTION,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        callback_on_step_end=mark,
+    ).frames
     return latents, np.diff(marks).tolist()
 
 
 def count_projections(pipeline: RVEDiTPipeline, calls: Counter[str]) -> None:
-    """Count from now on how often keys and values are projected."""
+    """Count every later projection of keys and values in `calls`."""
     for block in pipeline.transformer.blocks:
         for name in ("to_k", "to_v"):
             layer = getattr(block.attn2, name)
@@ -50,14 +60,17 @@ def count_projections(pipeline: RVEDiTPipeline, calls: Counter[str]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark."""
     parser = arguments(__doc__, repeats=5)
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=1.0, help="other than 1: a second pass a step")
+    parser.add_argument("--guidance", type=float, default=1.0, help="other than 1: two passes per step")
     args = parser.parse_args()
 
     vae = AutoencoderKLWan(**NANO_VAE)
-    pipeline = build_nano([INSTRUCTION], vae, routing_depth=None, shift=5.0, seed=0).to(args.device)
+    pipeline = build_from_scratch(
+        model_spec("nano"), [INSTRUCTION], vae, routing_depth=None, shift=5.0, seed=0
+    ).to(args.device)
+    pipeline.set_progress_bar_config(disable=True)
     calls: Counter[str] = Counter()
     count_projections(pipeline, calls)
     frames = np.random.default_rng(0).integers(0, 256, (9, 112, 128, 3), dtype=np.uint8)
@@ -67,8 +80,8 @@ def main() -> None:
     for repeat in range(1 + args.repeats):
         for reuse in (False, True):
             calls.clear()
-            settings = EditConfig(args.steps, args.guidance, reuse_key_values=reuse, detail=0)
-            outputs[reuse], times = edit(pipeline, frames, settings, args.device)
+            pipeline.reuse_key_values = reuse
+            outputs[reuse], times = edit(pipeline, frames, args.steps, args.guidance, args.device)
             projections[reuse] = dict(calls)
             seconds[reuse] += times if repeat else []
 

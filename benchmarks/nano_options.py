@@ -1,11 +1,10 @@
-"""What the options of `rvedit edit` do to nano's edits of held-out clips, each against the plain edit.
+"""The effect of options of `rvedit edit` on nano's edits of held-out clips, compared with plain edits.
 
     python benchmarks/nano_options.py --out benchmarks/results/nano_options.json
 
-Four tables: `--preserve` (gain, preservation, flicker); `--fast` and `--compile` (time of the same edits
-side by side, gain, decibels against the plain edit); words outside its world; seams (frame-to-frame change
-across the borders of windows against that inside them, on clips of several windows, and the same of the
-true edits and of the VAE's picture of them).
+Four tables: --preserve (gain, preservation, flicker); --fast and --compile (time, gain, PSNR to the plain
+edit); unknown instructions; seams (change from frame to frame across the borders of windows relative to that
+inside, on clips of several windows, for edits, targets and the VAE's reconstructions of the targets).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from _common import arguments, device_name, print_table, write_json
+from _common import arguments, device_name, edit_clip, print_table, write_json
 from nano_quality import held_out, measure, summarize
 
 from rvedit.editing.config import EditConfig
@@ -23,10 +22,10 @@ from rvedit.evaluation.measures import edit_gain
 from rvedit.io.frames import to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.pipelines.loading import load_pipeline
-from rvedit.pipelines.speed import FASTS, reuse_steps
+from rvedit.pipelines.speed import FAST_MODES, enable_step_cache
 
 SIZE = 128
-PLAIN = EditConfig(detail=0)  # what the model itself does
+PLAIN = EditConfig(detail=0)  # the model alone
 
 
 def preserve_table(pipeline, count):
@@ -39,7 +38,7 @@ def preserve_table(pipeline, count):
     rows = {name: [] for name in variants}
     for triplet, source, target, mask in held_out(count, 9, SIZE):
         for name, settings in variants.items():
-            edit = pipeline(source, triplet.instruction, settings)
+            edit = edit_clip(pipeline, source, triplet.instruction, settings)
             rows[name].append(measure(source, edit, target, mask))
     table = {name: summarize(measured) for name, measured in rows.items()}
     keys = ("gain", "preservation", "flicker")
@@ -53,19 +52,20 @@ def preserve_table(pipeline, count):
 
 def fast_table(pipeline, compiled, count):
     transformer = pipeline.transformer
-    variants = ["plain", *FASTS, "compile"]
+    variants = ["plain", *FAST_MODES, "compile"]
     first = next(held_out(1, 9, SIZE))
-    compiled(first[1], first[0].instruction, PLAIN)  # this one compiles
+    edit_clip(compiled, first[1], first[0].instruction, PLAIN)  # compiles the model
     seconds, gains, near = (defaultdict(list) for _ in range(3))
     for triplet, source, target, mask in held_out(count, 9, SIZE):
         edits = {}
         for name in variants:
-            if name in FASTS:
-                reuse_steps(pipeline, name)
+            if name in FAST_MODES:
+                enable_step_cache(pipeline, name)
             started = time.perf_counter()
-            edits[name] = (compiled if name == "compile" else pipeline)(source, triplet.instruction, PLAIN)
+            pipe = compiled if name == "compile" else pipeline
+            edits[name] = edit_clip(pipe, source, triplet.instruction, PLAIN)
             seconds[name].append(time.perf_counter() - started)
-            if name in FASTS:
+            if name in FAST_MODES:
                 transformer.disable_cache()
             gains[name].append(edit_gain(source, edits[name], target, mask))
             error = np.square(edits[name].astype(float) - edits["plain"]).mean()
@@ -94,13 +94,13 @@ UNKNOWN = (
 
 
 def unknown_table(pipeline, count):
-    """Words outside nano's world, on held-out clips: how near the edit is to its source."""
+    """Measure how close edits by unknown instructions are to the source, on held-out clips."""
     decibels = []
     for index, (_, source, _, _) in enumerate(held_out(count, 9, SIZE)):
-        edit = pipeline(source, UNKNOWN[index % len(UNKNOWN)], PLAIN)
+        edit = edit_clip(pipeline, source, UNKNOWN[index % len(UNKNOWN)], PLAIN)
         decibels.append(10 * np.log10(255**2 / np.square(edit.astype(float) - source).mean()))
     table = {"median": float(np.median(decibels)), "least": float(min(decibels)), "clips": count}
-    print_table(("unknown words: dB to the source", "median", "least"),
+    print_table(("unknown instructions: dB to the source", "median", "least"),
                 [(f"{count} clips", f"{table['median']:.1f}", f"{table['least']:.1f}")])  # fmt: skip
     return table
 
@@ -109,20 +109,20 @@ def seam_table(pipeline, count, num_frames=33):
     stride = pipeline.config.window_stride
     across, inside, groups = (defaultdict(list) for _ in range(3))
     for triplet, source, target, _ in held_out(count, num_frames, SIZE):
-        edit = pipeline(source, triplet.instruction, PLAIN)
+        edit = edit_clip(pipeline, source, triplet.instruction, PLAIN)
         with torch.no_grad():
             latents = encode(pipeline.vae, to_model_range(target)[None].to(pipeline.device))
-            picture = StreamDecoder(pipeline.vae).frames(latents)
-        for name, clip in (("edit", edit), ("VAE alone", picture), ("true edit", target)):
+            reconstruction = StreamDecoder(pipeline.vae).frames(latents)
+        for name, clip in (("edit", edit), ("VAE alone", reconstruction), ("true edit", target)):
             change = np.abs(np.diff(clip.astype(float), axis=0)).mean(axis=(1, 2, 3))
-            # The first window gives its whole length, each other one a stride more: here as many frames as
-            # one latent covers, so that seams are where the VAE's groups of frames meet. Hence the VAE alone
-            # beside it, and the change where groups meet within the first window.
-            meets = np.arange(num_frames - 1) % stride == 0
-            is_border = meets & (np.arange(num_frames - 1) >= pipeline.config.window_frames - 1)
+            # The first window adds all its frames, each later one a stride: the frames of one latent frame.
+            # Seams are thus also borders between the VAE's groups of frames, so the VAE alone and the borders
+            # between groups within the first window are measured for comparison.
+            is_group_border = np.arange(num_frames - 1) % stride == 0
+            is_border = is_group_border & (np.arange(num_frames - 1) >= pipeline.config.window_frames - 1)
             across[name].append(change[is_border].mean())
             inside[name].append(change[~is_border].mean())
-            groups[name].append(change[meets & ~is_border].mean())
+            groups[name].append(change[is_group_border & ~is_border].mean())
     table = {
         name: {
             "across": float(np.mean(across[name])),
@@ -135,8 +135,8 @@ def seam_table(pipeline, count, num_frames=33):
     for name, r in table.items():
         ratios = (r["across"] / r["inside"], r["across"] / r["groups_inside"])
         rows.append((name, f"{r['across']:.2f}", f"{r['inside']:.2f}", *(f"{ratio:.2f}" for ratio in ratios)))
-    title = f"seams, {count} clips of {num_frames} frames, grey levels"
-    print_table((title, "across", "inside", "ratio", "ratio to where groups meet inside"), rows)
+    title = f"seams, {count} clips of {num_frames} frames, gray levels"
+    print_table((title, "across", "inside", "ratio", "ratio to group borders inside"), rows)
     return table
 
 
@@ -144,11 +144,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument(
-        "--count", type=int, default=60, help="clips of the first two tables; a third of it for seams"
+        "--count", type=int, default=60, help="clips for the first two tables; for seams a third of them"
     )
     args = parser.parse_args()
-    pipeline = load_pipeline(args.model, args.device.type).pipeline
-    compiled = load_pipeline(args.model, args.device.type, compiled=True).pipeline
+    pipeline = load_pipeline(args.model, args.device.type)
+    compiled = load_pipeline(args.model, args.device.type, compile=True)
     print(device_name(args.device))
     write_json(
         args,

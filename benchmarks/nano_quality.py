@@ -1,8 +1,8 @@
-"""How well a model edits held-out playground clips, against copying the source and the VAE's ceiling.
+"""Edit quality on held-out playground clips, compared with the copied source and the VAE's reconstruction.
 
-The model alone: what detail transfer adds is in nano_detail.py.
+Edits are without detail transfer, which nano_detail.py measures.
 
-python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
+    python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import arguments, write_json
+from _common import arguments, edit_clip, write_json
 from PIL import Image
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from rvedit.models.autoencoder import decode, encode
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.playground.world import Split, edit_mask, render, sample_triplet
 
-SEED = 1_000_003  # of the evaluation; training uses other seeds and another split
+SEED = 1_000_003  # for evaluation; training uses other seeds and another split
 
 
 def measure(source, output, target, mask):
@@ -45,31 +45,31 @@ def summarize(rows):
         "clips": len(rows),
         "success": success,
         **{k: mean(k) for k in ("gain", "preservation")},
-        # A ratio of means: some targets hardly move, and a mean of ratios would be about them alone.
+        # A ratio of means, as targets with hardly any motion would dominate a mean of ratios.
         "flicker": mean("flicker") / mean("target_flicker"),
     }
 
 
 def held_out(count: int, num_frames: int, size: int, split: Split = "test"):
-    """(triplet, source, target, mask of what the edit changes): as many clips of each category."""
-    left = defaultdict(lambda: -(-count // (2 if split == "test_pair" else 4)))
+    """Yield (triplet, source, target, mask of the changed region), with equally many clips per category."""
+    remaining = defaultdict(lambda: -(-count // (2 if split == "test_pair" else 4)))
     index = 0
     for _ in tqdm(range(count), desc=split):
-        while not left[(triplet := sample_triplet(SEED, index, split)).category]:
+        while not remaining[(triplet := sample_triplet(SEED, index, split)).category]:
             index += 1
         index += 1
-        left[triplet.category] -= 1
+        remaining[triplet.category] -= 1
         source, target = (render(scene, num_frames, size, size) for scene in (triplet.source, triplet.target))
-        whole = triplet.category.value == "style"
-        yield triplet, source, target, np.ones(source.shape[:3], bool) if whole else edit_mask(source, target)
+        mask = edit_mask(source, target)
+        yield triplet, source, target, mask | (triplet.category.value == "style")
 
 
 def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditConfig):
-    vae, device = editor.pipeline.vae, editor.pipeline.device
+    vae, device = editor.vae, editor.device
     rows, shown = defaultdict(list), defaultdict(list)
     for triplet, source, target, mask in held_out(count, num_frames, size, split):
         category = triplet.category.value
-        output = editor.pipeline(source, triplet.instruction, settings)
+        output = edit_clip(editor, source, triplet.instruction, settings)
         with torch.no_grad():
             latents = encode(vae, to_model_range(target)[None].to(device))
             ceiling = to_frames(decode(vae, latents)[0])[:num_frames]
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--sheet", type=Path, help="a picture: source, first and last edited frame, target")
+    parser.add_argument("--sheet", type=Path, help="image of source, first and last edited frame, target")
     args = parser.parse_args()
     editor = load_pipeline(args.model, args.device.type)
     settings = EditConfig(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=0)

@@ -1,10 +1,10 @@
-"""What `rvedit analyze attention` holds while it reads a block's cross-attention: linear in S, not of S x N.
+"""Memory of `rvedit analyze attention` for the cross-attention of a block: linear in S instead of S x N.
 
     python benchmarks/reading_memory.py --out benchmarks/results/reading_memory.json
 
-A deep block's context has S visual tokens, K editing tokens and the text's, so its matrix P grows with S².
-Counted is all that `read` holds at once beyond queries and keys, at S and at 4 S, each in a fresh process
-after a small call that loads the libraries. 1 GB is 10^9 bytes.
+The context of a deep block has S visual tokens, K editing tokens and the text tokens, so its matrix P grows
+with S². Measured is the peak of `attention_statistics` in addition to queries and keys, at S and at 4 S, each
+in a fresh process after a small call that loads the libraries. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def measure(sequence: int, heads: int, width: int, device: torch.device) -> dict
         query, key = (torch.randn(shape, device=device) for shape in shapes)
         return query, key
 
-    read(*inputs(64), [512, 64, 512])  # loads the libraries
+    attention_statistics(*inputs(64), [512, 64, 512])  # loads the libraries
     query, key = inputs(sequence)
     gc.collect()
     before, peak = peak_bytes(lambda: attention_statistics(query, key, [512, sequence, 512]), device)
@@ -38,7 +38,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sequence", type=int, default=18_480, help="4 S")
     parser.add_argument("--heads", type=int, default=24)
-    parser.add_argument("--width", type=int, default=128, help="of a head")
+    parser.add_argument("--width", type=int, default=128, help="head dimension")
     args = parser.parse_args()
     sizes = (args.sequence // 4, args.sequence)
     rows = [in_fresh_process(measure, n, args.heads, args.width, args.device) for n in sizes]

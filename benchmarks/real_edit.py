@@ -1,9 +1,9 @@
-"""Whole edits at the 5B's real size with random weights, beside what `rvedit edit --plan` says of them.
+"""Edits at the 5B's real size with random weights, compared with the plans of `rvedit edit --plan`.
 
     python benchmarks/real_edit.py --out benchmarks/results/real_edit_h100.json
 
-The pipeline of a published model is built on the device with random weights, and edits a clip of noise in a
-few steps, with one option after the other. Peak memory is the allocator's. 1 GB is 10^9 bytes.
+For each option, the pipeline of a published model is built on the device with random weights and edits a clip
+of noise in a few steps. Peak memory is the allocator's. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def build(model: str, device: torch.device, dtype: torch.dtype) -> RVEDiTPipeline:
-    """The pipeline of a model with random weights, made on the device; words go through nano's tokenizers."""
-    plan, nano = outline(model), load_pipeline("nano", "cpu").pipeline
+    """Return the pipeline of a model with random weights on the device, and nano's tokenizers."""
+    plan, nano = outline(model), load_pipeline("nano", "cpu")
     special = nano.mllm_tokenizer.convert_tokens_to_ids
     modules: dict[str, Any] = {}
     for name in MODULE_CLASSES:
@@ -53,9 +53,9 @@ def build(model: str, device: torch.device, dtype: torch.dtype) -> RVEDiTPipelin
             made = cls.from_config(module.config) if is_diffusers else cls(module.config)
         torch.set_default_dtype(torch.float32)
         modules[name] = nn.Module.to(made, kind).eval()
-    kept = set(modules["transformer"]._keep_in_fp32_modules or ())
+    fp32_modules = set(modules["transformer"]._keep_in_fp32_modules or ())
     for name, parameter in modules["transformer"].named_parameters():
-        if not kept.isdisjoint(name.split(".")):
+        if not fp32_modules.isdisjoint(name.split(".")):
             parameter.data = parameter.data.float()
     config = modules["mllm"].config
     for kind in ("image", "video"):
@@ -73,7 +73,7 @@ def build(model: str, device: torch.device, dtype: torch.dtype) -> RVEDiTPipelin
 
 
 def edit(pipeline: RVEDiTPipeline, clip: ClipShape, steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds a step and in all, and the allocator's peak."""
+    """Return the seconds per step and in total, and the allocator's peak."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (clip.num_frames, clip.height, clip.width, 3), np.uint8)
     times = []
@@ -87,7 +87,7 @@ def edit(pipeline: RVEDiTPipeline, clip: ClipShape, steps: int, device: torch.de
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
-    count = sum(1 for _ in pipeline.stream(frames, "make it snow", EditConfig(steps), note))
+    count = sum(1 for _ in edit_video(pipeline, frames, "make it snow", EditConfig(steps), on_progress=note))
     ended = time.perf_counter()
     assert count == clip.num_frames
     cuda = device.type == "cuda"
@@ -102,7 +102,7 @@ def edit(pipeline: RVEDiTPipeline, clip: ClipShape, steps: int, device: torch.de
 
 
 def main() -> None:
-    """Plan, edit, compare."""
+    """Run the benchmark."""
     parser = arguments(__doc__)
     parser.add_argument("--model", default="Wan-AI/Wan2.2-TI2V-5B-Diffusers")
     parser.add_argument("--frames", type=int, default=81)
@@ -121,7 +121,7 @@ def main() -> None:
     for words in args.options:
         options = EditPlanOptions(dtype, steps=args.steps, **OPTIONS[words])
         plan = planner(options)
-        pipeline = build(args.model, device, dtype)  # anew: hooks and casts are not easily taken off
+        pipeline = build(args.model, device, dtype)  # built again, since hooks and casts are hard to remove
         if options.quantization:
             quantize(pipeline, options.quantization, device)
         if options.vae_tiling:
@@ -149,10 +149,10 @@ def main() -> None:
         pairs = [("device_bytes", "peak_bytes"), ("seconds_a_step", "seconds_a_step"), ("seconds", "seconds")]
         cells.append([words])
         for (guess, found), unit in zip(pairs, (1e9, 1, 1), strict=True):
-            said = f"{measured[found] / unit:.2f}" if measured else "out of memory"
-            cells[-1] += [f"{planned[guess] / unit:.2f}", said]
+            cell = f"{measured[found] / unit:.2f}" if measured else "out of memory"
+            cells[-1] += [f"{planned[guess] / unit:.2f}", cell]
     print()
-    headers = ("option", "planned GB", "peak", "planned s/step", "s/step", "planned s in all", "in all")
+    headers = ("option", "planned GB", "peak", "planned s/step", "s/step", "planned s", "s")
     print_table(headers, cells)
 
 

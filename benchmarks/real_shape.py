@@ -1,16 +1,16 @@
-"""Editing, training and Eq. 5 at the 5B's real size, with random weights: what routing and reuse give there.
+"""Denoising steps, training steps and Eq. 5 at the 5B's real size, with random weights.
 
     python benchmarks/real_shape.py --out benchmarks/results/real_shape_h100.json
 
-`--scale full` is 81 x 704 x 1280 in the 5B (S = 18,480; bf16; the default on CUDA), `small` the same code at
-S = 768, width 256, fp32 (the default elsewhere). Three tables: a denoising step for each context, with and
-without reuse of keys and values; a routed training step (`training_losses` and its backward pass with
-gradient checkpointing, optimizer left out unless `--optimizer`) with alignment at some depths and without;
-Eq. 5 alone. Latents, X_e and text states are given. Ratios are to the first row of a table that could be
-measured; `by formula` says what matrix products alone would make them; `of matmul` is the share of the
-device's rate at a large matrix product, in bf16 for the transformer (fp32 at small scale) and in fp32 for
-Eq. 5. Peak memory is the allocator's, weights included, with nothing else alive, on CUDA only; Eq. 5's is
-what it takes beyond its inputs (see alignment_memory.py). What does not fit says so. 1 GB is 10^9 bytes.
+`--scale full` is 81 x 704 x 1280 in the 5B (S = 18,480, bf16, the default on CUDA), `small` is the same code
+at S = 768, width 256, fp32 (the default elsewhere). There are three tables: a denoising step for each
+context, with and without reuse of keys and values; a routed training step (`training_losses` and its backward
+pass with gradient checkpointing, with the optimizer only if `--optimizer`) without alignment and with
+alignment at some depths; Eq. 5 alone. Latents, X_e and text states are fixed. Ratios are relative to the
+first row that fits; `by formula` is the ratio of FLOPs in matrix products; `of matmul` is the share of the
+FLOP/s of a large matrix product, in bf16 for the transformer (fp32 at small scale) and in fp32 for Eq. 5.
+Peak memory is the allocator's, on CUDA only, with weights and nothing else in memory; that of Eq. 5 excludes
+its inputs (see alignment_memory.py). Variants that run out of memory are marked. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from _shapes import (
     FULL,
     SMALL,
     Shape,
-    StandIns,
+    StubPipeline,
     alignment_flops,
     build_token_groups,
     build_transformer,
@@ -58,7 +58,7 @@ HEADERS = ("", "ratio", "by formula", "TFLOP", "of matmul", "peak GB")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of a table: how to set it up, and what a call should cost."""
+    """A row of a table: a function that builds the call, and the call's FLOPs."""
 
     build: Callable[[], Step]
     flops: float
@@ -67,14 +67,14 @@ class Variant:
 def measure_table(
     variants: Mapping[str, Variant], device: torch.device, repeats: int, rate: float
 ) -> dict[str, dict[str, Any]]:
-    """Memory of each variant alone, then interleaved times of those that fit."""
+    """Return the memory of each variant on its own, and interleaved times of those that fit."""
     peaks: dict[str, int | None] = {}
     failed = set()
     for name, variant in variants.items():
         peaks[name] = None
         try:
             step = variant.build()
-            step()  # fills what is reused
+            step()  # fills the caches
             peaks[name] = peak_bytes(step, device)[1] if device.type == "cuda" else None
         except torch.OutOfMemoryError:
             failed.add(name)
@@ -120,7 +120,7 @@ def show(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def edit_variants(transformer: RoutedWanTransformer3DModel, shape: Shape) -> dict[str, Variant]:
-    """A denoising step for each context, with and without reuse of keys and values."""
+    """Return a denoising step for each context, with and without reuse of keys and values."""
     like = transformer.patch_embedding.weight
     latents = torch.randn(shape.latents, device=like.device, dtype=like.dtype)
     timestep = torch.full((1,), 500.0, device=like.device)
@@ -132,7 +132,7 @@ def edit_variants(transformer: RoutedWanTransformer3DModel, shape: Shape) -> dic
 
         with torch.no_grad():
             groups = build_token_groups(transformer, shape, context)
-        # What each block reads is settled here; the transformer's routing depth plays no further part.
+        # This fixes what each block reads, so the transformer's routing depth may change later.
         contexts = transformer.contexts(groups, reuse)
         return step
 
@@ -149,10 +149,10 @@ def edit_variants(transformer: RoutedWanTransformer3DModel, shape: Shape) -> dic
 def training_variants(
     transformer: RoutedWanTransformer3DModel, shape: Shape, depths: list[int], bf16: bool, optimizer: bool
 ) -> dict[str, Variant]:
-    """Training steps without alignment and aligned at each depth."""
+    """Return training steps without alignment and with alignment at each depth."""
     transformer.register_to_config(routing_depth=shape.config["routing_depth"])
     transformer.enable_gradient_checkpointing()
-    steps = build_steps(StandIns(transformer, shape), shape, depths, bf16, optimizer)
+    steps = build_steps(StubPipeline(transformer, shape), shape, depths, bf16, optimizer)
     timed: list[list[int]] = [[], *([depth] for depth in depths)]
     return {
         name: Variant(lambda step=step: step, training_flops(shape, depth))
@@ -161,7 +161,7 @@ def training_variants(
 
 
 def average_aligned(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What alignment costs at a uniformly drawn depth: the mean of the aligned rows that fit."""
+    """Return the mean of the aligned rows that fit: the cost at a uniformly drawn depth."""
     aligned = [row for name, row in list(rows.items())[1:] if "ratio" in row]
     if not aligned:
         return {}
@@ -170,7 +170,7 @@ def average_aligned(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def alignment_variant(sequence: int, width: int, dtype: torch.dtype, device: torch.device) -> Variant:
-    """Eq. 5 and its gradient."""
+    """Return a variant of Eq. 5 with its gradient."""
 
     def build() -> Step:
         trace, reference = random_traces(sequence, width, dtype, device)
@@ -185,13 +185,13 @@ def alignment_variant(sequence: int, width: int, dtype: torch.dtype, device: tor
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark."""
     parser = arguments(__doc__, repeats=3)
     default = "full" if torch.cuda.is_available() else "small"
     parser.add_argument("--scale", choices=("small", "full"), default=default)
-    parser.add_argument("--depths", type=int, default=4, help="depths of alignment that are timed")
-    parser.add_argument("--parts", nargs="+", choices=("edit", "train", "alignment"), help="none: all")
-    parser.add_argument("--optimizer", action="store_true", help="AdamW's update belongs to a training step")
+    parser.add_argument("--depths", type=int, default=4, help="number of alignment depths to time")
+    parser.add_argument("--parts", nargs="+", choices=("edit", "train", "alignment"), help="default: all")
+    parser.add_argument("--optimizer", action="store_true", help="include AdamW's update in a training step")
     args = parser.parse_args()
     parts = args.parts or ("edit", "train", "alignment")
     full, device = args.scale == "full", args.device

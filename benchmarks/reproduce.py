@@ -1,12 +1,12 @@
-"""The paper's ablations at nano size: train, edit, judge, compare. `make reproduce`.
+"""The paper's ablations at nano size: train, edit, judge and compare (`make reproduce`).
 
     python benchmarks/reproduce.py --first-stage runs/nano_first_stage --seeds 1
 
 The nine configurations of Tables 2 and 3 start from the same first stage (Kiwi-Edit's conditioning, no
-alignment) and see the same batches, times and noise for as many steps (`recipes/nano_scale.yaml`). They edit
-held-out clips, the reference judge scores those, `rvedit analyze` lays them beside the paper's tables and
-draws Fig. 4 of the full model. All goes on where it was: what is trained, edited or judged is kept, so more
-seeds can be added later.
+alignment) and are trained with the same batches, timesteps and noise for the same number of steps
+(`recipes/nano_scale.yaml`). They edit held-out clips, the reference judge scores the edits, and `rvedit
+analyze` compares the scores with the paper's tables and draws Fig. 4 for the full model. Existing runs, edits
+and scores are reused, so an interrupted run resumes and more seeds can be added later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 from _common import print_table
 from nano_quality import SEED
 
-from rvedit.analysis.plots import save_figure, style
+from rvedit.analysis.plots import STYLE, save_figure
 from rvedit.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -41,28 +41,28 @@ LAST_STEPS = 50
 
 
 def rvedit(*arguments: str | Path | int, at_once: int = 1) -> None:
-    """Run a command of rvedit, with the CPU's cores shared among as many; stop where it fails."""
+    """Run an rvedit command with its share of the CPU cores among `at_once` commands; exit if it fails."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
-    words = [sys.executable, "-m", "rvedit_cli", *map(str, arguments)]
-    if subprocess.run(words, env={**os.environ, **threads}).returncode:
-        sys.exit(f"{Path(sys.argv[0]).stem}: a command failed; mend it and run this again")
+    command = [sys.executable, "-m", "rvedit_cli", *map(str, arguments)]
+    if subprocess.run(command, env={**os.environ, **threads}).returncode:
+        sys.exit(f"{Path(sys.argv[0]).stem}: a command failed: fix the error above and run this again")
 
 
 def each(work: Callable[[Any], None], jobs: Sequence[Any], args: argparse.Namespace) -> None:
-    """Do the work of all jobs, as many at once as was asked for."""
+    """Do the work of all jobs, --at-once at a time."""
     with ThreadPoolExecutor(args.at_once) as pool:
         list(pool.map(work, jobs))
 
 
 def train(run: Path, recipe: Path, overlays: Sequence[Path], settings: Sequence[str], at_once: int) -> None:
-    """A training, if it is not there yet; one that was made otherwise is refused."""
+    """Train a recipe unless the run exists; exit if it exists with another recipe."""
     settings = (f"name={run.name}", *settings)
     if (run / "model" / "model_index.json").is_file():
-        made = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        wanted = load_recipe(recipe, overlays, settings).model_dump(mode="json")
-        if made != wanted:
-            keys = ", ".join(key for key in wanted if made.get(key) != wanted[key])
-            sys.exit(f"{run}: was made by another recipe ({keys}): choose another --work")
+        existing = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        requested = load_recipe(recipe, overlays, settings).model_dump(mode="json")
+        if existing != requested:
+            keys = ", ".join(key for key in requested if existing.get(key) != requested[key])
+            sys.exit(f"{run}: was trained with another recipe ({keys}): choose another --work")
         return
     over = [word for overlay in overlays for word in ("--overlay", overlay)]
     sets = [word for setting in settings for word in ("--set", setting)]
@@ -70,7 +70,7 @@ def train(run: Path, recipe: Path, overlays: Sequence[Path], settings: Sequence[
 
 
 def from_first_stage(name: str, seed: int, args: argparse.Namespace, *settings: str, run: str = "") -> Path:
-    """A configuration, trained from the first stage at nano's size."""
+    """Train a configuration from the first stage at nano size; return the run folder."""
     folder = args.work / f"{run or name}_{seed}"
     sets = [f"model.init_from={args.first_stage}", f"seed={seed}", f"data.seed={seed}", *settings]
     if args.steps:
@@ -80,7 +80,7 @@ def from_first_stage(name: str, seed: int, args: argparse.Namespace, *settings: 
 
 
 def prepare_held_out(args: argparse.Namespace) -> Path:
-    """The clips that all edit."""
+    """Write the held-out clips; return their folder."""
     held_out = args.work / "held_out"
     world = ("--split", "test", "--seed", SEED, "--num-frames", 9)
     rvedit("prepare", "playground", "--out", held_out, "--count", args.count, *world)
@@ -88,10 +88,10 @@ def prepare_held_out(args: argparse.Namespace) -> Path:
 
 
 def edit_and_judge(model: Path, args: argparse.Namespace) -> Path:
-    """Edit the held-out clips and score the edits; returns their folder."""
+    """Edit the held-out clips and score the edits; return their folder."""
     edits = args.work / "edits" / model.name
     batch = ("--batch", args.work / "held_out", "--limit", args.count, "--out-dir", edits)
-    # The models alone are compared.
+    # The models are compared without detail transfer.
     options = ("--detail", "off", "--together", args.together)
     rvedit("edit", *batch, "--model", model, *options, at_once=args.at_once)
     rvedit("judge", edits, "--judge", "reference", at_once=args.at_once)
@@ -99,28 +99,29 @@ def edit_and_judge(model: Path, args: argparse.Namespace) -> Path:
 
 
 def label_of(name: str) -> str:
-    """A configuration's name in the paper."""
+    """Return a configuration's name in the paper."""
     row = load_recipe(RECIPES / f"{name}.yaml").paper
     assert row is not None
     return row.label
 
 
 def logged(run: Path, key: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """A loss of every step."""
+    """Return a loss of every step."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return np.array([row[key] for row in map(json.loads, lines) if key in row])
 
 
 def losses(run: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The flow-matching loss of every step."""
+    """Return the flow-matching loss of every step."""
     return logged(run, "loss_fm")
 
 
 def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The last steps' loss, and less the full model's: batches, times and noise are the same.
+    """Return the mean loss of the last steps, and its difference to the full model's.
 
-    The error is over trainings, since steps of one training are no independent samples of it. By how much
-    the loss still fell from as many steps before says whether there were enough of them.
+    Batches, timesteps and noise are the same in all runs. The standard error is over runs, since the steps of
+    one run are not independent. `fell` is the decrease from the same number of steps before, which shows
+    whether the run was long enough.
     """
 
     def mean(name: str, steps: slice, key: str = "loss_fm") -> np.ndarray[Any, Any]:
@@ -148,10 +149,11 @@ def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> None:
-    """Learning curves by label, averaged over seeds and smoothed over 25 steps: both losses of Eq. 6."""
+    """Plot both losses of Eq. 6 by label, averaged over seeds and smoothed over 25 steps."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with style():
+    with rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         titles = {"loss_fm": "flow-matching loss", "loss_align": "loss of Eq. 5, nats"}
         for axis, (key, name) in zip(figure.subplots(1, 2), titles.items(), strict=True):
@@ -159,66 +161,66 @@ def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> N
             for number, (label, folders) in enumerate(runs.items()):
                 curves = [logged(folder, key) for folder in folders]
                 if not len(curves[0]):
-                    continue  # without alignment there is no such loss
+                    continue  # there is no alignment
                 mean = np.mean(curves, axis=0)
                 width = min(25, len(mean))
                 smooth = np.convolve(mean, np.ones(width) / width, mode="valid")
                 steps, dash = np.arange(len(smooth)) + width, ("-", "--", ":", "-.")[number // 3 % 4]
-                axis.plot(steps, smooth, linestyle=dash, color=f"C{number}")  # the same in both
+                axis.plot(steps, smooth, linestyle=dash, color=f"C{number}")  # the same in both plots
                 ends.append((smooth[-1], label, f"C{number}"))
             axis.set_title(f"{name}, mean of 25 steps")
             axis.set_xlabel("step")
             low, high = axis.get_ylim()
-            place = -np.inf
-            for value, label, color in sorted(ends):  # at the curves' ends, and not on each other
-                place = max(value, place + (high - low) / 22)
-                words = label.replace("lambda", r"$\lambda$").replace("L_s", "$L_s$")
-                axis.annotate(words, (1.01, place), xycoords=("axes fraction", "data"), color=color,
+            height = -np.inf
+            for value, label, color in sorted(ends):  # labels at the curves' ends, without overlap
+                height = max(value, height + (high - low) / 22)
+                text = label.replace("lambda", r"$\lambda$").replace("L_s", "$L_s$")
+                axis.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), color=color,
                               fontsize=8, va="center", annotation_clip=False)  # fmt: skip
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         save_figure(figure, path, (".png",))
 
 
 def compare(folders: dict[str, list[Path]], first: Path, args: argparse.Namespace) -> None:
-    """Tables 2 and 3."""
+    """Write Tables 2 and 3."""
     runs = [f"{label_of(name)}={folder}" for name, seeds in folders.items() for folder in seeds]
     runs.append(f"first stage={first}")
     for table in ("2", "3"):
         tables = ("analyze", "tables", *runs, "--table", table, "--recipes", RECIPES)
         rvedit(*tables, "--out", args.out)
-        without = label_of("ablation_wo_raaa")  # what routing does alone
+        without = label_of("ablation_wo_raaa")  # to see the effect of routing alone
         rvedit(*tables, "--full", without, "--out", args.out / "less_wo_raaa")
 
 
 def options(description: str | None, out: Path) -> argparse.ArgumentParser:
-    """What the experiments have in common."""
+    """Return a parser with the common options of the experiments."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--first-stage", type=Path, default=Path("runs/nano_first_stage"))
     parser.add_argument("--count", type=int, default=200, help="held-out clips")
-    parser.add_argument("--steps", type=int, help="training steps; by default the overlay's")
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
+    parser.add_argument("--steps", type=int, help="training steps; default: those of the overlay")
+    parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), help="folder for the runs")
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument(
         "--at-once",
         type=int,
         default=1 if torch.cuda.is_available() else os.cpu_count(),
-        help="trainings and edits at a time; by default one on a GPU, and one for each core of a CPU",
+        help="number of runs and edits at a time; default: one on a GPU, one per core on a CPU",
     )
     together = 50 if torch.cuda.is_available() else 1
-    parser.add_argument("--together", type=int, default=together, help="clips edited in one pass")
+    parser.add_argument("--together", type=int, default=together, help="clips per forward pass of an edit")
     return parser
 
 
 def require_first_stage(args: argparse.Namespace) -> None:
-    """Train it, on the embedded VAE, if it is not there."""
+    """Train the first stage on the embedded VAE, unless it exists."""
     if not (args.first_stage / "model" / "model_index.json").is_file():
         train(args.first_stage, RECIPES / "nano_first_stage.yaml", (), ["model.vae_from=nano"], 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, edit, judge, compare."""
+    """Run the experiment."""
     parser = options(__doc__, ROOT / "benchmarks" / "results" / "reproduce")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""What the alignment costs: a training step with it over the same step without (bar: 1.25).
+"""The cost of alignment: time of a training step with it relative to one without (limit: 1.25).
 
     python benchmarks/training_step.py
 
-The step is `rvedit.training.step.training_losses` and its backward pass, at a middle size (12 blocks, width
-512, S = 768, K = 32, routed). Latents, X_e and text states are given. The optimizer is left out unless
-`--optimizer`: it is the same on both sides, and would lower the ratio. Depths from the middle of equal parts
-of 1 ... L are timed, so that their mean stands for a uniformly drawn depth.
+The step is `rvedit.training.step.training_losses` and its backward pass, at a medium size (12 blocks, width
+512, S = 768, K = 32, routed). Latents, X_e and text states are fixed. The optimizer runs only with
+`--optimizer`, as it is the same in both and would lower the ratio. The timed depths are the centers of equal
+parts of 1 ... L, so that their mean is that of a uniformly drawn depth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from _common import Step, arguments, device_name, interleaved_medians, print_tab
 from _shapes import (
     SEED,
     Shape,
-    StandIns,
+    StubPipeline,
     build_transformer,
     random_batch,
     sample_of_depths,
@@ -33,15 +33,15 @@ BAR = 1.25
 
 
 def build_steps(
-    models: StandIns, shape: Shape, depths: list[int], bf16: bool, optimizer: bool = False
+    models: StubPipeline, shape: Shape, depths: list[int], bf16: bool, optimizer: bool = False
 ) -> dict[str, Step]:
-    """Training steps without alignment and aligned at each depth; gradients are dropped afterwards."""
+    """Return training steps without alignment and with alignment at each depth."""
     device = models.edit_tokens.device
     batch = random_batch(shape, device)
     adamw = torch.optim.AdamW(models.parameters(), lr=1e-6) if optimizer else None
 
     def step(weight: float, number: int) -> None:
-        models.zero_grad(set_to_none=True)  # what a step that ran out of memory has left
+        models.zero_grad(set_to_none=True)  # left by a step that ran out of memory
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             alignment = AlignmentRecipe(weight=weight)
             losses = training_losses(models, batch, FlowRecipe(), alignment, SEED, number)
@@ -56,23 +56,23 @@ def build_steps(
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark."""
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--width", type=int, default=512, help="d, a multiple of 64")
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--grid", type=int, nargs=3, default=(3, 32, 32), help="latent frames, rows, columns")
-    parser.add_argument("--tokens", type=int, default=32, help="of X_e and of X_l")
-    parser.add_argument("--depths", type=int, default=4, help="depths that are timed")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bf16")
-    parser.add_argument("--checkpointing", action="store_true", help="checkpoint each block's activations")
-    parser.add_argument("--optimizer", action="store_true", help="AdamW's update belongs to the step")
+    parser.add_argument("--tokens", type=int, default=32, help="number of tokens of X_e and of X_l")
+    parser.add_argument("--depths", type=int, default=4, help="number of depths to time")
+    parser.add_argument("--bf16", action="store_true", help="use bf16 autocast")
+    parser.add_argument("--checkpointing", action="store_true", help="use gradient checkpointing")
+    parser.add_argument("--optimizer", action="store_true", help="include AdamW's update in the step")
     args = parser.parse_args()
 
     shape = scaled_down(args.width, args.blocks, tuple(args.grid), args.tokens)
     transformer = build_transformer(shape, args.device)
     if args.checkpointing:
         transformer.enable_gradient_checkpointing()
-    models = StandIns(transformer, shape)
+    models = StubPipeline(transformer, shape)
     depths = sample_of_depths(shape.blocks, args.depths)
     steps = build_steps(models, shape, depths, args.bf16, args.optimizer)
     seconds = interleaved_medians(steps, args.device, args.repeats)
@@ -97,7 +97,7 @@ def main() -> None:
     )
     ratio = rows["mean of these depths"]["ratio"]
     print(f"any depth, uniformly, by formula: {uniform:.3f}")
-    print(f"{'within' if ratio <= BAR else 'ABOVE'} the bar of {BAR}: {ratio:.3f}")
+    print(f"{'within' if ratio <= BAR else 'ABOVE'} the limit of {BAR}: {ratio:.3f}")
     write_json(args, {"bar": BAR, "ratio": ratio, "uniform_by_formula": uniform, "rows": rows})
 
 

@@ -1,10 +1,10 @@
-"""Clips per second of a nano run, and the share of its time that is spent waiting for data.
+"""Clips per second of a nano run, and the share of time spent waiting for data.
 
     python benchmarks/training_throughput.py --out benchmarks/results/training_throughput.json
 
-The same steps three times: clips rendered on the spot, decoded from a manifest's files, and read from a cache
-of latents. Each run's first steps are not counted. A run is a whole one, in its own process, so the worker
-that prepares batches shares the cores with training, as it does for users.
+The same steps run with three sources of data: rendered clips, clips decoded from a manifest's files, and
+cached latents. The first steps are not counted. Each run is a complete one in its own process, so that
+training and the dataloader worker share the cores, as in normal use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNCOUNTED = 2
 
 
 def measure(folder: Path, name: str, steps: int, batch_size: int, settings: list[str]) -> dict[str, float]:
-    """Train on nano's own size; seconds and waiting of the counted steps."""
+    """Train at nano's size; return the clips per second and the share of time waiting for data."""
     from rvedit.training.recipe import load_recipe
     from rvedit.training.run import train
 
@@ -35,7 +35,7 @@ def measure(folder: Path, name: str, steps: int, batch_size: int, settings: list
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark."""
     from rvedit.datasets.cache_job import CacheConfig, cache_manifest
     from rvedit.io.records import ClipShape
     from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
@@ -43,7 +43,7 @@ def main() -> None:
     parser = arguments(__doc__, chooses_device=False)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--count", type=int, default=32, help="triplets of the manifest")
+    parser.add_argument("--count", type=int, default=32, help="number of triplets in the manifest")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 NANO = Path(__file__).parent / "nano"
 """The folder of the embedded weights, for `RVEDiTPipeline.from_pretrained`."""
@@ -21,15 +21,7 @@ _HOMES = {
     "edit_video": "rvedit.editing.long_video",
     "load_pipeline": "rvedit.pipelines.loading",
 }
-__all__ = [
-    "NANO",
-    "EditConfig",
-    "EditTokenConnector",
-    "RVEDiTPipeline",
-    "RoutedWanTransformer3DModel",
-    "edit_video",
-    "load_pipeline",
-]
+__all__ = ["NANO", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

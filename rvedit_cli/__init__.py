@@ -1,1 +1,1 @@
-"""The command line: one file per command; parse, call a workflow, print."""
+"""The command line: each file parses the options of one command, runs it and prints the result."""

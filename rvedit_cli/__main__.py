@@ -1,4 +1,4 @@
-"""`python -m rvedit_cli`, for launchers such as torchrun that start a module."""
+"""`python -m rvedit_cli`, for launchers such as torchrun that run a module."""
 
 from rvedit_cli.main import main
 

@@ -1,16 +1,22 @@
-"""What people see: lines and progress bars go to stderr, results to stdout."""
+"""Shared options, `--help` and printing: results go to stdout, notes and progress bars to stderr."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from rvedit.io.errors import UserError
+
+JSON_HELP = "Print the result as JSON."
+DEVICE_HELP = "Device, such as cpu or cuda:1. Default: a GPU if there is one."
 
 
 class PanelCommand(TyperCommand):
@@ -32,31 +38,74 @@ class PanelCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
+def option(panel: str, help: str, *flags: str, **settings: Any) -> Any:
+    """Return a `typer.Option` that is listed under the title `panel`."""
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **settings)
+
+
+FILES, SAMPLING, MEMORY = "Input and output", "Sampling", "Memory and speed"
+
+# Options of several commands.
+Json = Annotated[bool, option(FILES, JSON_HELP, "--json")]
+Overwrite = Annotated[bool, option(FILES, "Overwrite existing output files.", "--overwrite")]
+Steps = Annotated[int | None, option(SAMPLING, "Number of denoising steps. Default: the model's own.", min=1)]
+Seed = Annotated[int, option(SAMPLING, "Seed of the initial noise.")]
+Device = Annotated[str | None, option(MEMORY, DEVICE_HELP)]
+_DTYPE_HELP = "Dtype of the weights. Default: fp32 on a CPU, otherwise bf16."
+Dtype = Annotated[str | None, option(MEMORY, _DTYPE_HELP, metavar="fp32|bf16|fp16")]
+Concurrency = Annotated[int, option("Requests", "Maximum number of concurrent requests.", min=1)]
+Timeout = Annotated[float, option("Requests", "Seconds that one request may take.", min=0.1)]
+LocalDevice = Annotated[
+    str | None, option("Model", "With --local: device, such as cuda:1. Default: a GPU if there is one.")
+]
+DryRun = Annotated[
+    bool, option("Requests", "Print the number of requests and tokens without sending any.", "--dry-run")
+]
+
+
+def check_local(local: str | None, endpoint: str | None, device: str | None) -> None:
+    """Raise UserError if --local is given with the options of an endpoint, or --device without --local."""
+    if local and endpoint:
+        raise UserError("--local: runs on this machine: leave out --base-url and --model")
+    if device and not local:
+        raise UserError("--device: needs --local")
+
+
+def print_json(result: Any) -> None:
+    """Print a result as one line of JSON. Dataclasses become objects, paths become strings."""
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else dataclasses.asdict(value)
+
+    typer.echo(json.dumps(result, default=plain))
+
+
+def print_result(as_json: bool, result: Any, text: str) -> None:
+    """Print a result as JSON, or else the text that describes it."""
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(text)
+
+
 def say(line: str) -> None:
-    """A line for people."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr)
 
 
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Our own warnings as one line; those of libraries are for their developers."""
+def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Print rvedit's own warnings as one line each; drop those of libraries, which address developers."""
     if category is UserWarning and "/rvedit" in filename.replace("\\", "/"):
         say(f"rvedit: {message}")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Told by its name: torch may not have been imported."""
+    """Return whether a GPU ran out of memory. Compares names, as torch may not have been imported."""
     return type(error).__name__ == "OutOfMemoryError"
 
 
 def quiet_libraries() -> None:
-    """No progress bars of their own from the libraries that read weights."""
+    """Disable the progress bars that diffusers and transformers show while they load weights."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -65,8 +114,8 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr, silent where that is no terminal."""
+def progress_bar(*names: str, total: int = 1) -> Iterator[Callable[..., None]]:
+    """Show progress bars on stderr if that is a terminal; yield a function that updates one of them."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -79,4 +128,11 @@ def progress_bar() -> Iterator[Progress]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield progress
+        tasks = {name: progress.add_task(name, total=total, note="") for name in names}
+
+        def show(
+            done: float, total: int | None = None, note: str = "", name: str = names[0], visible: bool = True
+        ) -> None:
+            progress.update(tasks[name], completed=done, total=total, note=note, visible=visible)
+
+        yield show

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,286 +20,174 @@ if TYPE_CHECKING:
     from rvedit.editing.config import EditConfig, Progress
     from rvedit.io.video import VideoInfo
 
-INOUT, MODEL, SAMPLING = "Input and output", "Model and edit", "Sampling"
-MEMORY, BATCH = "Memory and speed", "Batch (instead of INPUT and INSTRUCTION)"
 NANO_NOTE = (
-    "note: nano, the embedded model, knows a toy world only; for real footage name real weights with --model "
-    "DIR|HUB_ID or RVEDIT_MODEL"
+    "note: the default model, nano, was trained on simple drawings only: for real footage choose other "
+    "weights with --model DIR|HUB_ID or RVEDIT_MODEL"
 )
+
+_files = partial(console.option, console.FILES)
+_model = partial(console.option, "Model and edit")
+_sampling = partial(console.option, console.SAMPLING)
+_memory = partial(console.option, console.MEMORY)
+_batch = partial(console.option, "Batch (instead of INPUT and INSTRUCTION)")
+_MODELS, _DETAIL, _OFFLOAD = "nano|DIR|HUB_ID|lucy|vace|ditto", "auto|off|0-1", "auto|none|model|group"
+_FAST = "first-block|magcache|taylorseer"
+_Input = typer.Argument(metavar="INPUT", help="Video, image, or folder of frames.")
+_Instruction = typer.Argument(
+    metavar="INSTRUCTION", help='What to change, such as "replace the dog with a corgi".'
+)
+_DETAIL_HELP = (
+    "Strength of detail transfer from source to edit. auto: 1, or 0 for edits with a texture of their own, "
+    "such as pixel art."
+)
+_OFFLOAD_HELP = (
+    "Keep weights in host memory until they are needed: components (model) or groups of layers (group). "
+    "auto: model if GPU memory is short, otherwise none."
+)
+_TOGETHER_HELP = "With --batch: number of short clips of equal size and length to edit in one pass."
 
 
 def edit(
-    source: Annotated[
-        Path | None, typer.Argument(metavar="INPUT", help="A clip, a still image, or a folder of frames.")
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Argument(metavar="INSTRUCTION", help='What to do, such as "replace the dog with a corgi".'),
-    ] = None,
+    source: Annotated[Path | None, _Input] = None,
+    instruction: Annotated[str | None, _Instruction] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Where to; by default INPUT_edited here.", rich_help_panel=INOUT),
+        Path | None, _files("Output file. Default: INPUT_edited in the working directory.", "-o", "--output")
     ] = None,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Also write source and edit side by side.", rich_help_panel=INOUT),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output that exists.", rich_help_panel=INOUT)
-    ] = False,
+    compare: Annotated[bool, _files("Also write source and edit side by side.", "--compare")] = False,
+    overwrite: console.Overwrite = False,
     allow_truncated: Annotated[
-        bool,
-        typer.Option("--allow-truncated", help="Edit what decodes of a damaged clip.", rich_help_panel=INOUT),
+        bool, _files("Edit the decodable part of a damaged video.", "--allow-truncated")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=INOUT)
-    ] = False,
+    as_json: console.Json = False,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="nano|DIR|HUB_ID|lucy|vace|ditto",
-            envvar="RVEDIT_MODEL",
-            help="Which weights, or another editor. [default: nano]",
-            rich_help_panel=MODEL,
-        ),
+        str | None, _model("Model to edit with. Default: nano.", metavar=_MODELS, envvar="RVEDIT_MODEL")
     ] = None,
     preserve: Annotated[
-        bool,
-        typer.Option(
-            "--preserve",
-            help="Keep the source's own pixels where nothing was changed; not in styles.",
-            rich_help_panel=MODEL,
-        ),
+        bool, _model("Keep the source's pixels where the edit changes nothing.", "--preserve")
     ] = False,
-    detail: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|off|0-1",
-            help="How much of the source's own detail is given back in the edit's colours; auto: all, but "
-            "none where the texture is the edit, such as pixel art.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "auto",
+    detail: Annotated[str, _model(_DETAIL_HELP, metavar=_DETAIL)] = "auto",
     description: Annotated[
-        str | None,
-        typer.Option(
-            help="Words for the result, for editors that read those, such as vace.", rich_help_panel=MODEL
-        ),
+        str | None, _model("With vace: description of the edited video, used instead of INSTRUCTION.")
     ] = None,
     mask: Annotated[
-        Path | None,
-        typer.Option(
-            help="For vace: a clip or picture, white where it may change something.", rich_help_panel=MODEL
-        ),
+        Path | None, _model("With vace or ditto: video or image that is white where edits are allowed.")
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Denoising steps; by default the model's own.", rich_help_panel=SAMPLING),
-    ] = None,
+    steps: console.Steps = None,
     guidance: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Guidance scale, 1 for none; by default the model's own.", rich_help_panel=SAMPLING
-        ),
+        float | None, _sampling("Guidance scale; 1 turns guidance off. Default: the model's own.", min=0)
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of the noise: equal seeds give equal edits.", rich_help_panel=SAMPLING)
-    ] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; by default what is there.", rich_help_panel=MEMORY),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fp32|bf16|fp16", help="By default fp32 on a CPU, else bf16.", rich_help_panel=MEMORY
-        ),
-    ] = None,
-    offload: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|model|group",
-            help="What waits on the CPU: nothing, components that do not compute, or all layers but a few; "
-            "auto: components where the card has little usable_bytes beside them.",
-            rich_help_panel=MEMORY,
-        ),
-    ] = "auto",
+    seed: console.Seed = 0,
+    device: console.Device = None,
+    dtype: console.Dtype = None,
+    offload: Annotated[str, _memory(_OFFLOAD_HELP, metavar=_OFFLOAD)] = "auto",
     quantization: Annotated[
         str | None,
-        typer.Option(
-            "--quantize",
-            metavar="int8|fp8|nf4",
-            help="Store the large matrices in fewer bits.",
-            rich_help_panel=MEMORY,
-        ),
+        _memory("Store large weight matrices in fewer bits.", "--quantize", metavar="int8|fp8|nf4"),
     ] = None,
     vae_tiling: Annotated[
-        bool,
-        typer.Option(
-            "--vae-tiling",
-            help="Encode and decode by tiles: slower, for small cards.",
-            rich_help_panel=MEMORY,
-        ),
+        bool, _memory("Encode and decode in tiles. Slower, but needs less memory.", "--vae-tiling")
     ] = False,
     fast: Annotated[
-        str | None,
-        typer.Option(
-            metavar="first-block|magcache|taylorseer",
-            help="Let steps reuse what earlier ones computed: less exact.",
-            rich_help_panel=MEMORY,
-        ),
+        str | None, _memory("Reuse results of earlier denoising steps. Faster, less exact.", metavar=_FAST)
     ] = None,
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Compile the blocks: pays off over many windows.", rich_help_panel=MEMORY
-        ),
+        bool, _memory("Compile the transformer blocks. Pays off for long videos.", "--compile")
     ] = False,
     attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Attention kernels by diffusers' names, such as flash.",
-            rich_help_panel=MEMORY,
-        ),
+        str | None, _memory("Attention backend, by its name in diffusers, such as flash.", metavar="NAME")
     ] = None,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan", help="Say what memory and time it takes, and load nothing.", rich_help_panel=MEMORY
-        ),
-    ] = False,
+    plan: Annotated[bool, _memory("Estimate memory and time without loading weights.", "--plan")] = False,
     card: Annotated[
-        float | None,
-        typer.Option(
-            min=1, help="Of --plan: what to switch on for a card of so many GB.", rich_help_panel=MEMORY
-        ),
+        float | None, _memory("With --plan: suggest options for a GPU with so many GB of memory.", min=1)
     ] = None,
     batch: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV|MANIFEST",
-            help="Edit all items of a benchmark or manifest, instead of one clip.",
-            rich_help_panel=BATCH,
-        ),
+        Path | None, _batch("Edit all items of a benchmark's CSV or a manifest.", metavar="CSV|MANIFEST")
     ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Of --batch: the folder of edits.", rich_help_panel=BATCH)
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="I/N", help="Of --batch: this process's share, such as 1/4.", rich_help_panel=BATCH
-        ),
-    ] = "1/1",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Of --batch: the first items only.", rich_help_panel=BATCH)
-    ] = None,
-    together: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Of --batch: clips of one size and window in one pass, for GPUs that one won't fill.",
-            rich_help_panel=BATCH,
-        ),
-    ] = 1,
+    out_dir: Annotated[Path | None, _batch("With --batch: output folder.")] = None,
+    shard: Annotated[str, _batch("With --batch: edit part I of N, such as 1/4.", metavar="I/N")] = "1/1",
+    limit: Annotated[int | None, _batch("With --batch: edit only the first items.", min=1)] = None,
+    together: Annotated[int, _batch(_TOGETHER_HELP, min=1)] = 1,
 ) -> None:
-    """Edit a clip by an instruction; the result has the same length, size, timing and sound."""
+    """Edit a video by an instruction. The output has the source's length, size, timing and sound."""
     from rvedit.editing.batch import BatchConfig, read_shard
     from rvedit.editing.config import EditConfig
-    from rvedit.editing.edit_file import (
-        checked_instruction,
-        comparison_output,
-        default_output,
-        edit_file,
-    )
+    from rvedit.editing.edit_file import checked_instruction, comparison_output, default_output, edit_file
     from rvedit.io.video import VideoReader, VideoWriter
 
-    chosen = EditConfig(
-        steps,
-        guidance,
-        seed,
-        preserve=preserve,
-        detail=_detail(detail),
-        description=description,
-        mask=mask,
-    )
-
-    placing = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
+    config = EditConfig(steps, guidance, seed, preserve, _parse_detail(detail), description, mask)
+    model_name = model or "nano"
+    placement: dict[str, Any] = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
 
     def load() -> Any:
-        speed = {"fast": fast, "compile": compiled, "attention": attention}
-        return _load(model, as_json, device=device, dtype=dtype, **placing, **speed)
+        from rvedit.pipelines.loading import load_pipeline
+
+        console.quiet_libraries()
+        if model is None and not as_json:
+            console.say(NANO_NOTE)
+        speed: dict[str, Any] = {"fast": fast, "compile": compiled, "attention": attention}
+        pipe = load_pipeline(model_name, device=device, dtype=dtype, **placement, **speed)
+        pipe.set_progress_bar_config(disable=True)  # the command has its own
+        return pipe
 
     if batch:
         if source or output or compare or allow_truncated:
             raise UserError(
-                "--batch edits a list: leave out INPUT, --output, --compare and --allow-truncated, and give "
-                "--out-dir"
+                "--batch: leave out INPUT, --output, --compare and --allow-truncated, and give --out-dir"
             )
         if plan or card:
-            raise UserError("--batch: --plan and --card are for a single clip: give one of the list's")
+            raise UserError("--plan and --card: cannot be combined with --batch: give a single clip")
         if not out_dir:
-            raise UserError("--batch: name the folder of edits with --out-dir")
-        _check_settings(model, chosen, listed=True)
+            raise UserError("--batch: give the output folder with --out-dir")
+        _check_settings(model, config, is_batch=True)
         loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
-        part = read_shard(shard)
-        config = BatchConfig(batch, out_dir, model or "nano", part, limit, overwrite, together, loading)
-        _edit_batch(config, load, chosen, as_json)
+        batch_config = BatchConfig(
+            batch, out_dir, model_name, read_shard(shard), limit, overwrite, together, loading
+        )
+        _edit_batch(batch_config, load, config, as_json)
         return
     if out_dir or limit or shard != "1/1" or together > 1:
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")
     if source is None or instruction is None:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
-    sampling = {"steps": steps, "guidance": guidance, "reconstruct": chosen.needs_reconstruction}
-    options = {**placing, **sampling}
+    options = {"steps": steps, "guidance": guidance, "reconstruct": config.needs_reconstruction, **placement}
     if plan or card:
-        _print_plan(source, model or "nano", device, dtype, options, card, as_json)
+        from rvedit_cli.plan import print_edit_plan
+
+        print_edit_plan(source, model_name, device, dtype, options, card, as_json)
         return
-    # What can be wrong with the files is said before torch is imported, the rest before a model is loaded.
+    # Files are checked before torch is imported, settings before a model is loaded.
     instruction = checked_instruction(instruction)
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
         output = output or default_output(source)
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
-        _check_settings(model, chosen)
-        with _saying_what_fits(reader.info, model or "nano", device, dtype, options):
+        _check_settings(model, config)
+        with _suggestions_if_out_of_memory(reader.info, model_name, device, dtype, options):
             pipe = load()
             from rvedit.editing.long_video import count_windows
 
             windows = count_windows(pipe, reader.info.num_frames, float(reader.info.frame_rate))
-            with console.progress_bar() as bar:
-                task = bar.add_task("editing", total=windows, note="")
+            with console.progress_bar("editing", total=windows) as show:
 
-                def show(progress: Progress) -> None:
+                def on_progress(progress: Progress) -> None:
                     done = progress.window - 1 + progress.step / progress.num_steps
                     note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
-                    bar.update(task, completed=done, total=windows, note=note)
+                    show(done, windows, note)
 
-                report = edit_file(reader, instruction, output, pipe, chosen, compare, overwrite, show)
-    if as_json:
-        fields = {
-            "output": os.fspath(report.output),
-            "comparison": os.fspath(report.comparison) if report.comparison else None,
-            "num_frames": report.num_frames,
-            "width": report.width,
-            "height": report.height,
-            "seconds": round(report.seconds, 3),
-            "model": model or "nano",
-        }
-        typer.echo(json.dumps(fields))
-        return
+                report = edit_file(reader, instruction, output, pipe, config, compare, overwrite, on_progress)
     size = f"{report.width}x{report.height}"
-    typer.echo(f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s")
+    text = f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s"
     if report.comparison:
-        typer.echo(f"{report.comparison}: source and edit side by side")
+        text += f"\n{report.comparison}: source and edit side by side"
+    result = {**asdict(report), "seconds": round(report.seconds, 3), "model": model_name}
+    console.print_result(as_json, result, text)
 
 
 @contextmanager
-def _saying_what_fits(
+def _suggestions_if_out_of_memory(
     info: VideoInfo, model: str, device: str | None, dtype: str | None, options: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Where a device's memory is full, the error says what would fit it."""
+    """Raise UserError with the options that would fit if a device runs out of memory."""
     try:
         yield
     except Exception as error:
@@ -313,56 +200,12 @@ def _saying_what_fits(
 
         place = pick_device(device)
         clip = ClipShape(info.num_frames, info.height, info.width)
-        advice = suggest_options(
-            clip, model, EditPlanOptions(pick_dtype(dtype, place), **options), usable_bytes(place)
-        )
-        raise UserError(f"{model}: the memory of {place} is full: {advice}") from error
+        plan_options = EditPlanOptions(pick_dtype(dtype, place), **options)
+        advice = suggest_options(clip, model, plan_options, usable_bytes(place))
+        raise UserError(f"{model}: out of memory on {place}: {advice}") from error
 
 
-def _print_plan(
-    source: Path,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    options: Mapping[str, Any],
-    card: float | None,
-    as_json: bool,
-) -> None:
-    from rvedit.editing.memory_plan import EditPlanOptions, Planner, find_fitting_plan, matrix_rate
-    from rvedit.io.records import ClipShape
-    from rvedit.io.video import probe
-    from rvedit.pipelines.loading import DTYPES, pick_device, pick_dtype
-    from rvedit.pipelines.memory import choose_offload, free_bytes
-    from rvedit_cli.plan import CARD_RATE, print_edit_plan
-
-    info = probe(source)
-    place = pick_device(device)
-    # For a card that is not here: what is computed with there.
-    kind = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
-    planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
-    chosen = EditPlanOptions(kind, **options)
-    plan = planner(chosen)
-    if chosen.offload == "auto":
-        # For another card than this one, the plain edit beside what fits there.
-        usable_bytes = float("inf") if card else free_bytes(place)
-        chosen = replace(chosen, offload=choose_offload(sum(plan.weights.values()), usable_bytes))
-        plan = planner(chosen)
-    fitting = find_fitting_plan(planner, chosen, card * 1e9) if card else None
-    rate, machine = (CARD_RATE, "") if card else (matrix_rate(place, kind), str(place))
-    seconds = plan.seconds(rate)
-    if as_json:
-        found = {
-            "plan": plan.as_json(),
-            "seconds": seconds,
-            "matrix_flops_per_second": rate,
-            "fits": fitting and fitting.as_json(),
-        }
-        typer.echo(json.dumps(found))
-    else:
-        print_edit_plan(plan, seconds, machine, fitting, card)
-
-
-def _detail(text: str) -> float | Literal["auto"]:
+def _parse_detail(text: str) -> float | Literal["auto"]:
     if text == "auto":
         return "auto"
     with suppress(ValueError):
@@ -371,8 +214,8 @@ def _detail(text: str) -> float | Literal["auto"]:
     raise UserError(f"--detail {text}: give auto, off, or a number from 0 to 1")
 
 
-def _check_settings(model: str | None, config: EditConfig, listed: bool = False) -> None:
-    """Check what models differ in before one is loaded; a list's items may have their own descriptions."""
+def _check_settings(model: str | None, config: EditConfig, is_batch: bool = False) -> None:
+    """Check `mask` and `description` before a model is loaded; items of a batch may have descriptions."""
     if not (config.mask or config.description or model):
         return  # nano reads neither
     from rvedit.io.video import probe
@@ -383,45 +226,23 @@ def _check_settings(model: str | None, config: EditConfig, listed: bool = False)
     console.quiet_libraries()
     capabilities = capabilities_of(model or "nano")
     if capabilities is not None:
-        with_items = (
-            replace(config, description="its item's") if listed and capabilities.description else config
-        )
-        capabilities.check(with_items)
-
-
-def _load(model: str | None, as_json: bool, **options: Any) -> Any:
-    from rvedit.pipelines.loading import load_pipeline
-
-    console.quiet_libraries()
-    if model is None and not as_json:
-        console.say(NANO_NOTE)
-    pipe = load_pipeline(model or "nano", **options)
-    pipe.set_progress_bar_config(disable=True)  # the command has its own
-    return pipe
+        if is_batch and capabilities.description:
+            config = replace(config, description="from the item")
+        capabilities.check(config)
 
 
 def _edit_batch(batch: BatchConfig, load: Callable[[], Any], config: EditConfig, as_json: bool) -> None:
-    """Edit a list; ends with 1 where some items failed."""
+    """Edit a batch. Exit with code 1 if some items failed."""
     from rvedit.editing.batch import edit_batch, failures_path, plan_batch
 
     items = plan_batch(batch)
-    with console.progress_bar() as bar:
-        task = bar.add_task("editing", total=len(items), note="")
-        report = edit_batch(
-            batch,
-            items,
-            load,
-            config,
-            lambda done, total, name: bar.update(task, completed=done, total=total, note=name),
-        )
-    if as_json:
-        counts = {"edited": report.edited, "there": report.there, "failures": report.failures}
-        typer.echo(json.dumps({"folder": os.fspath(report.folder), **counts}))
-    else:
-        line = f"{report.folder}: {report.edited} edited, {report.there} there already"
-        if report.failures:
-            name, reason = next(iter(report.failures.items()))
-            line += f", {len(report.failures)} failed, see {failures_path(batch)}: {name}: {reason}"
-        typer.echo(line)
+    with console.progress_bar("editing", total=len(items)) as show:
+        report = edit_batch(batch, items, load, config, show)
+    line = f"{report.folder}: {report.edited} edited, {report.skipped} skipped (already edited)"
+    if report.failures:
+        name, reason = next(iter(report.failures.items()))
+        line += f", {len(report.failures)} failed, see {failures_path(batch)}: {name}: {reason}"
+    counts = {"edited": report.edited, "there": report.skipped, "failures": report.failures}
+    console.print_result(as_json, {"folder": report.folder, **counts}, line)
     if report.failures:
         raise typer.Exit(1)

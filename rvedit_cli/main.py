@@ -1,4 +1,4 @@
-"""`rvedit`: the app, and how errors reach the user."""
+"""`rvedit`: the Typer app, and how its errors are printed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from rvedit_cli.judge import judge
 from rvedit_cli.prepare import prepare
 from rvedit_cli.train import train
 
-NO_ROOM = (
-    "in `rvedit edit` try --offload model or group, --vae-tiling or --quantize nf4: --plan --card GB says "
-    "what fits; in a recipe gradient_checkpointing, accumulation or parallel: fsdp2"
+OUT_OF_MEMORY = (
+    "out of GPU memory: for `rvedit edit` try --offload model or group, --vae-tiling or --quantize nf4 "
+    "(--plan --card GB shows what fits); in a recipe set gradient_checkpointing, accumulation or "
+    "parallel: fsdp2"
 )
 
 PARAMETERS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", "quantization": "--quantize"}
-"""Flags of parameters that the library calls by another name."""
+"""Flags of library parameters that have another name on the command line."""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-app.command(cls=console.PanelCommand)(edit)
-app.command()(caption)
-app.command()(train)
-app.command()(judge)
+for _command in (edit, caption, train, judge):
+    app.command(cls=console.PanelCommand)(_command)
 app.add_typer(prepare, name="prepare")
 app.add_typer(analyze, name="analyze")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_set: bool) -> None:
+    if is_set:
         from rvedit import __version__
 
         typer.echo(f"rvedit {__version__}")
@@ -49,16 +48,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Edit video by instruction, with a diffusion transformer that reasons inside its backbone."""
+    """Edit video by instruction with a routed video diffusion transformer."""
     if debug:
         os.environ["RVEDIT_DEBUG"] = "1"
 
 
 def with_flags(message: str) -> str:
-    """Write the parameters that a message of the library names in backticks as flags: `dtype` -> --dtype."""
+    """Replace parameter names in backticks by their flags: `dtype` -> --dtype."""
     flags = dict(PARAMETERS)
     commands: list[Any] = [typer.main.get_command(app)]
     for command in commands:
@@ -69,11 +70,11 @@ def with_flags(message: str) -> str:
 
 
 def main() -> None:
-    """Run the app: what a user can mend is one line and exit code 2, an interruption is 130."""
+    """Run the app. A user error prints one line and exits with code 2, an interruption exits with 130."""
     warnings.showwarning = console.show_warning
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # diffusers imports torchao wherever that is installed, which complains of kernels for other GPUs.
+    # diffusers imports torchao if it is installed, which warns of missing kernels for other GPUs.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -86,14 +87,14 @@ def main() -> None:
         console.say(f"rvedit: {with_flags(str(error))}")
         sys.exit(2)
     except Interrupted as stop:
-        console.say(f"rvedit: {stop}")
+        console.say(f"rvedit: {with_flags(str(stop))}")
         sys.exit(stop.code)
     except Exception as error:
         if not console.is_out_of_memory(error) or os.environ.get("RVEDIT_DEBUG"):
             raise
-        console.say(f"rvedit: the device's memory is full: {NO_ROOM}")
+        console.say(f"rvedit: {OUT_OF_MEMORY}")
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code == 130:  # how typer ends on Ctrl-C
-            console.say("rvedit: interrupted; nothing half-written is left")
+        if stop.code == 130:  # Typer's exit code for Ctrl-C
+            console.say("rvedit: interrupted; no partial output was left")
         raise

@@ -1,65 +1,101 @@
-"""How a dry run of `rvedit train` is printed."""
+"""Tables of `rvedit edit --plan` and `rvedit train --dry-run`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from rvedit.io.records import ClipShape
+from rvedit.io.video import probe
+from rvedit_cli import console
+from rvedit_cli.main import with_flags
 
 if TYPE_CHECKING:
-    from rvedit.editing.memory_plan import EditPlan
     from rvedit.training.plan import TrainingPlan
 
-
 CARD_RATE = 1e14
-"""Multiplications and additions a second of a card that is not here, for its guess of the time."""
+"""Assumed FLOP/s of matrix products on the GPU of --card, for the estimate of the time."""
 
 
 def print_edit_plan(
-    plan: EditPlan,
-    seconds: tuple[float, float],
-    device: str,
-    fitting: EditPlan | None,
+    source: Path,
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    options: Mapping[str, Any],
     card: float | None,
+    as_json: bool,
 ) -> None:
-    """What an edit takes, and what to switch on for a card of so many GB; `device` is empty for that card."""
+    """Plan an edit of `source`, and print its memory and time on `device`, or as one JSON object.
+
+    With `card`, the GB of a GPU's memory, print the time on such a GPU and the options that fit it.
+    """
+    from rvedit.editing.memory_plan import EditPlanOptions, Planner, find_fitting_plan, matrix_rate
+    from rvedit.pipelines.loading import DTYPES, pick_device, pick_dtype
+    from rvedit.pipelines.memory import choose_offload, free_bytes
+
+    info = probe(source)
+    place = pick_device(device)
+    # With --card the dtype is the default of a GPU, even if this machine has none.
+    torch_dtype = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
+    planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
+    plan_options = EditPlanOptions(torch_dtype, **options)
+    plan = planner(plan_options)
+    if plan_options.offload == "auto":
+        # With --card the plan without options is shown next to the one that fits.
+        memory = float("inf") if card else free_bytes(place)
+        plan_options = replace(plan_options, offload=choose_offload(sum(plan.weights.values()), memory))
+        plan = planner(plan_options)
+    fitting = find_fitting_plan(planner, plan_options, card * 1e9) if card else None
+    rate = CARD_RATE if card else matrix_rate(place, torch_dtype)
+    seconds = plan.seconds(rate)
+    if as_json:
+        console.print_json(
+            {
+                "plan": plan.as_json(),
+                "seconds": seconds,
+                "matrix_flops_per_second": rate,
+                "fits": fitting and fitting.as_json(),
+            }
+        )
+        return
     rows, columns = plan.size
     windows = f"{plan.windows} window{'s' * (plan.windows > 1)} of {plan.steps} steps"
     typer.echo(f"{windows} at {columns}x{rows} with {plan.options.words}; nothing was loaded")
-    weights = [(name, size(value)) for name, value in plan.weights.items()]
-    _table("weights", ("", "size"), [*weights, ("total", size(sum(plan.weights.values())))])
-    stages = [(stage.name, size(stage.work)) for stage in plan.stages]
-    _table("held beside them while", ("", "size"), stages)
-    host = "" if device == "cpu" and card is None else f", {size(plan.host_bytes)} of the host's memory"
+    _size_table("weights", plan.weights, sum(plan.weights.values()))
+    _size_table("additional memory by stage", {stage.name: stage.work for stage in plan.stages})
+    host = "" if str(place) == "cpu" and not card else f", {size(plan.host_bytes)} of host memory"
     typer.echo(f"peak: {size(plan.device_bytes)} on the device{host}")
-    machine = device or f"a card that multiplies {flops(CARD_RATE)}/s"
-    typer.echo(f"time on {machine}, roughly: {seconds[0]:.3g} s a step, {seconds[1]:.3g} s in all")
-    if card is None:
-        return
-    if fitting is None:
-        typer.echo(f"no combination fits a card of {card:g} GB: edit a smaller clip, or on a larger card")
-    else:
-        typer.echo(f"a card of {card:g} GB: {fitting.options.words} ({size(fitting.device_bytes)})")
+    machine = f"a GPU of {flops(CARD_RATE)}/s" if card else str(place)
+    typer.echo(f"estimated time on {machine}: {seconds[0]:.3g} s per step, {seconds[1]:.3g} s in total")
+    if fitting:
+        typer.echo(f"a GPU of {card:g} GB: {fitting.options.words} ({size(fitting.device_bytes)})")
+    elif card:
+        typer.echo(f"no options fit a GPU of {card:g} GB: use a smaller clip or a larger GPU")
 
 
 def print_plan(plan: TrainingPlan, as_json: bool = False) -> None:
-    """Tables on stdout, plain text in a pipe; or one JSON object."""
+    """Print the tables of a training plan, or one JSON object."""
     if as_json:
-        typer.echo(json.dumps(plan.as_json()))
+        console.print_json(plan.as_json())
         return
     gpus = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}"
-    at_once = f"{plan.clips_at_once} clip{'s' * (plan.clips_at_once > 1)} at once on each"
-    together = f", {plan.parallel}" if plan.gpus > 1 else ""
+    batch = f"{plan.clips_at_once} clip{'s' * (plan.clips_at_once > 1)} per GPU"
+    parallel = f", {plan.parallel}" if plan.gpus > 1 else ""
     typer.echo(
-        f"{plan.recipe}: {plan.task} of {plan.preset} on {gpus}{together}, {at_once}; nothing was started"
+        f"{plan.recipe}: {plan.task} of {plan.preset} on {gpus}{parallel}, {batch}; nothing was started"
     )
     _print_parameters(plan)
     _print_tokens(plan)
     _print_compute(plan)
     _print_memory(plan)
-    _table("disk", ("", "size"), [(name, size(value)) for name, value in plan.disk.items()])
+    _size_table("disk", plan.disk)
     for note in plan.notes:
         typer.echo(note)
 
@@ -80,11 +116,11 @@ def _print_tokens(plan: TrainingPlan) -> None:
         "editing tokens X_e (K)": tokens.edit,
         "visual tokens X_v": tokens.visual,
         "text tokens X_l": tokens.text,
-        "frames that the MLLM sees": tokens.seen_frames,
-        f"their patches, {pairs} x {rows} x {columns}": pairs * rows * columns,
+        "frames in the MLLM": tokens.seen_frames,
+        f"patches of those frames, {pairs} x {rows} x {columns}": pairs * rows * columns,
         "positions in the language tower": tokens.language,
     }
-    _table("tokens of a clip", ("", "number"), [(name, f"{count:,}") for name, count in counts.items()])
+    _table("tokens per clip", ("", "number"), [(name, f"{count:,}") for name, count in counts.items()])
 
 
 def _print_compute(plan: TrainingPlan) -> None:
@@ -92,15 +128,15 @@ def _print_compute(plan: TrainingPlan) -> None:
     total = sum(compute.per_clip.values())
     parts = {name: value for name, value in compute.per_clip.items() if value}
     rows = [(name, flops(value), f"{value / total:.1%}") for name, value in parts.items()]
-    rows += [("a clip", flops(total), ""), ("an optimizer step", flops(compute.per_step), "")]
-    rows += [("the run", flops(compute.per_run), f"{compute.hours:,.3g} h")]
+    rows += [("per clip", flops(total), ""), ("per optimizer step", flops(compute.per_step), "")]
+    rows += [("whole run", flops(compute.per_run), f"{compute.hours:,.3g} h")]
     _table("compute", ("", "FLOP", "share"), rows)
 
 
 def _print_memory(plan: TrainingPlan) -> None:
     memory = plan.memory
-    rows = _rows({name: value for name, value in memory.parts.items() if value})
-    _table("memory of a GPU", ("", "size"), [*rows, ("total", size(memory.total))])
+    parts = {name: value for name, value in memory.parts.items() if value}
+    _size_table("memory per GPU", parts, memory.total)
     if memory.with_checkpointing != memory.without_checkpointing:
         typer.echo(
             f"with gradient checkpointing {size(memory.with_checkpointing)}, "
@@ -110,36 +146,32 @@ def _print_memory(plan: TrainingPlan) -> None:
     if memory.fits:
         typer.echo(f"fits: {size(memory.total)} of {budget}")
         return
-    typer.echo(f"DOES NOT FIT: {size(memory.total)} of {budget}; what would:")
+    typer.echo(f"DOES NOT FIT: {size(memory.total)} of {budget}; these would fit:")
     for remedy in memory.remedies:
-        typer.echo(f"  {remedy}")
+        typer.echo(f"  {with_flags(remedy)}")
 
 
-def _rows(values: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(name, size(value)) for name, value in values.items()]
+def _size_table(title: str, sizes: Mapping[str, float], total: float | None = None) -> None:
+    rows = [(name, size(value)) for name, value in sizes.items()]
+    _table(title, ("", "size"), rows if total is None else [*rows, ("total", size(total))])
 
 
 def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, header in enumerate(headers):
-        table.add_column(header, justify="right" if number else "left", no_wrap=True)
+    first, *others = headers
+    columns = [Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others)]
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print()
-    console.print(table)
+    Console().print("", table, sep="\n")
 
 
 def size(count: float) -> str:
-    """Bytes as people say them: 1 GB is 10^9."""
+    """Format a number of bytes; 1 GB is 10^9."""
     return _scaled(count, ("bytes", "kB", "MB", "GB", "TB", "PB"))
 
 
 def flops(count: float) -> str:
-    """FLOPs as people say them."""
+    """Format a number of FLOPs."""
     return _scaled(count, ("", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,116 +13,106 @@ from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.datasets.mix import Mix
-    from rvedit.datasets.prepare import Report, Survey
+    from rvedit.datasets.prepare import Survey
     from rvedit.io.records import ClipShape
 
-prepare = typer.Typer(
-    no_args_is_help=True, help="Prepare triplets for training and evaluation.", rich_markup_mode=None
+prepare = typer.Typer(no_args_is_help=True, help="Prepare triplets for training and evaluation.")
+
+_files = partial(console.option, "Output")
+_clips = partial(console.option, "Clips")
+_run = partial(console.option, "Run")
+
+_DryRun = Annotated[bool, _run("Print counts and the disk space needed without writing.", "--dry-run")]
+_Json = Annotated[bool, _run(console.JSON_HELP, "--json")]
+_Workers = Annotated[int | None, _run("Number of processes. Default: one per CPU core.")]
+_SPLIT_HELP = "test_phrasing: unseen phrasings; test_pair: unseen pairs of noun and color."
+_BUCKET_HELP = "Use this shape of data.buckets instead of --num-frames, --height and --width. Repeatable."
+_PROBE_HELP = (
+    "How much of each clip to decode: its first frame (header), also the last one (decode), or all (full)."
 )
 
-_AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print counts and the disk needed; write nothing.")]
-_Workers = Annotated[int | None, typer.Option(help="Processes; by default one per core.")]
 
-
-@prepare.callback()
-def _group() -> None:
-    """Prepare triplets for training and evaluation."""
-
-
-@prepare.command()
+@prepare.command(cls=console.PanelCommand)
 def playground(
-    out: Annotated[Path, typer.Option(help="Folder for the clips and the manifest.")],
-    count: Annotated[int, typer.Option(help="Number of triplets.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the world; equal seeds give equal triplets.")] = 0,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="train, test, test_phrasing (unseen wordings) or test_pair (unseen noun and colour)."
-        ),
-    ] = "train",
-    num_frames: Annotated[int, typer.Option(help="Frames of each clip.")] = 33,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 128,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 128,
+    out: Annotated[Path, _files("Folder for the clips and the manifest.")],
+    count: Annotated[int, _clips("Number of triplets.")] = 100,
+    seed: Annotated[int, _clips("Seed of the triplets.")] = 0,
+    split: Annotated[str, _clips(_SPLIT_HELP, metavar="train|test|test_phrasing|test_pair")] = "train",
+    num_frames: Annotated[int, _clips("Frames of each clip.")] = 33,
+    height: Annotated[int, _clips("Height of the clips in pixels.")] = 128,
+    width: Annotated[int, _clips("Width of the clips in pixels.")] = 128,
     workers: _Workers = None,
-    as_json: _AsJson = False,
+    as_json: _Json = False,
 ) -> None:
-    """Render triplets of the procedural world."""
+    """Render playground triplets. The playground is a procedural world of simple drawings."""
     from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 
     config = PlaygroundConfig(count, seed, split, num_frames, height, width)  # type: ignore[arg-type]
-    with console.progress_bar() as bar:
-        task = bar.add_task("rendering", total=count, note="")
+    with console.progress_bar("rendering", total=count) as show:
         for done in prepare_playground(config, out, workers):
-            bar.update(task, completed=done)
+            show(done)
     manifest = out / "manifest.parquet"
-    typer.echo(
-        json.dumps({"manifest": str(manifest), "count": count})
-        if as_json
-        else f"{manifest}: {count} triplets"
-    )
+    result = {"manifest": manifest, "count": count}
+    console.print_result(as_json, result, f"{manifest}: {count} triplets")
 
 
 def _add_dataset(name: str, title: str) -> None:
-    """A command for one training set; all take the same options."""
+    """Add the command for one training set; all of these have the same options."""
 
-    @prepare.command(name, help=f"Read {title} as its authors publish it, probe its clips, write a manifest.")
+    @prepare.command(
+        name,
+        cls=console.PanelCommand,
+        help=f"Write a manifest of {title}. Reads its published form and probes its clips.",
+    )
     def dataset(
         folders: Annotated[
             list[Path],
-            typer.Argument(metavar="SOURCE_DIR...", help="Folders with its metadata, its clips, or both."),
+            typer.Argument(metavar="SOURCE_DIR", help="Folders with the metadata, the clips, or both."),
         ],
-        out: Annotated[Path, typer.Option(help="Folder for manifest.parquet, .jsonl and .failures.jsonl.")],
+        out: Annotated[
+            Path, _files("Folder for manifest.parquet, manifest.jsonl and manifest.failures.jsonl.")
+        ],
         category: Annotated[
             list[str] | None,
-            typer.Option(help="Only these: change, remove, add, style, or the set's own words; repeatable."),
+            _clips("Only this category: change, remove, add, style, or one of the data set's. Repeatable."),
         ] = None,
-        min_frames: Annotated[int, typer.Option(help="Frames that both clips must have.")] = 81,
-        probe: Annotated[
-            str,
-            typer.Option(
-                help="header (every packet, first frame), decode (and the last frame) or full (every frame)."
-            ),
-        ] = "decode",
+        min_frames: Annotated[int, _clips("Minimum number of frames of both clips.")] = 81,
+        probe: Annotated[str, _clips(_PROBE_HELP, metavar="header|decode|full")] = "decode",
         limit: Annotated[
-            int | None,
-            typer.Option(help="Pairs to probe per category: those that a mix with this --seed draws first."),
+            int | None, _clips("Probe this many pairs per category, in the order of a mix with --seed.")
         ] = None,
-        seed: Annotated[int, typer.Option(help="Of the mix that --limit looks ahead to.")] = 0,
+        seed: Annotated[int, _clips("With --limit: seed of the mix.")] = 0,
         workers: _Workers = None,
         ray: Annotated[
             str | None,
-            typer.Option(metavar="ADDRESS", help="Probe on a Ray cluster; auto, or local to start one."),
+            _run("Probe on a Ray cluster: its address, auto, or local to start one.", metavar="ADDRESS"),
         ] = None,
         dry_run: _DryRun = False,
-        as_json: _AsJson = False,
+        as_json: _Json = False,
     ) -> None:
         from rvedit.datasets.prepare import DatasetConfig, measure_clips, survey_dataset, write_dataset
+        from rvedit.io.manifest import failures_path
 
+        level: Any = probe
+        categories = tuple(category or ())
         config = DatasetConfig(
-            name,
-            tuple(folders),
-            out,
-            tuple(category or ()),
-            min_frames,
-            probe,  # type: ignore[arg-type]
-            limit,
-            seed,
-            workers,
-            ray,
+            name, tuple(folders), out, categories, min_frames, level, limit, seed, workers, ray
         )
         survey = survey_dataset(config)
         for archive in survey.archives:
-            console.say(f"note: not extracted: {archive}")
+            console.say(f"note: archive is not extracted: {archive}")
         if dry_run:
             _print_survey(survey, as_json)
             return
-        with console.progress_bar() as bar:
-            task = bar.add_task("probing clips", total=len(survey.clips), note="")
+        with console.progress_bar("probing clips", total=len(survey.clips)) as show:
             for done in measure_clips(survey):
-                bar.update(task, completed=done)
-        _print_report(write_dataset(survey), as_json)
+                show(done)
+        report = write_dataset(survey)
+        failures = failures_path(report.manifest)
+        failed = sum(report.reasons.values())
+        line = f"{report.manifest}: {report.count} triplets; {failed} rows failed, see {failures}"
+        result = {**asdict(report), "failures": failures}
+        _print_result(as_json, result, "pairs", report.categories, line)
 
 
 for _name, _title in (
@@ -135,42 +126,43 @@ for _name, _title in (
 
 @prepare.command()
 def mix(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file, such as recipes/data.yaml.")],
-    out: Annotated[Path, typer.Option(help="Folder for the manifest and mix.json.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/data.yaml.")],
+    out: Annotated[Path, _files("Folder for the manifest and mix.json.")],
     dry_run: _DryRun = False,
-    as_json: _AsJson = False,
+    as_json: _Json = False,
 ) -> None:
-    """Draw a stratified sample from manifests: so many triplets per category and data set."""
-    from rvedit.datasets.mix import draw_mix, write_mix
-    from rvedit.datasets.stratify import load_mix
+    """Sample triplets from manifests, by category and data set."""
+    from rich.filesize import decimal
+
+    from rvedit.datasets.mix import draw_mix, load_mix, write_mix
 
     drawn = draw_mix(load_mix(recipe), out)
     if not dry_run:
         write_mix(drawn)
-    _print_mix(drawn, dry_run, as_json)
+    summary = {**drawn.summary(), "dry_run": dry_run}
+    end = f"would need about {decimal(drawn.output_bytes)}; nothing was written" if dry_run else "written"
+    line = f"{summary['manifest']}: {summary['count']} triplets, {end}"
+    _print_result(as_json, summary, "drawn", summary["strata"], line)
 
 
-def _shape(text: str) -> ClipShape:
-    """A shape as users write it."""
+def _parse_shape(text: str) -> ClipShape:
     from rvedit.io.records import ClipShape
 
     try:
         return ClipShape(*(int(number) for number in text.split("x")))
     except (TypeError, ValueError):
-        raise UserError(f"{text}: not FRAMESxHEIGHTxWIDTH, such as 81x704x1280") from None
+        raise UserError(f"--bucket {text}: give FRAMESxHEIGHTxWIDTH, such as 81x704x1280") from None
 
 
 def _print_survey(survey: Survey, as_json: bool) -> None:
     from collections import Counter
 
+    from rich.filesize import decimal
+
+    from rvedit.datasets.prepare import category_counts
+
     reasons = Counter(failure.reason for failure in survey.failures)
-    there = Counter(
-        (row.dataset_category, row.category.value if row.category else "") for row in survey.candidates
-    )
-    rows = [
-        {"word": word, "category": ours or None, "read": read, "to_probe": there[word, ours]}
-        for (word, ours), read in sorted(survey.read.items())
-    ]
+    rows = category_counts(survey, to_probe=survey.candidates)
     result: dict[str, Any] = {
         "dry_run": True,
         "categories": rows,
@@ -180,107 +172,74 @@ def _print_survey(survey: Survey, as_json: bool) -> None:
         "clip_bytes": survey.clip_bytes,
         "output_bytes": survey.output_bytes,
     }
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    _table("pairs", rows, ("read", "to_probe"))
-    _reasons(result["reasons"])
-    typer.echo(
-        f"{len(survey.clips)} clips of {_size(survey.clip_bytes)} stay where they are; "
-        f"{survey.config.out} needs about {_size(survey.output_bytes)}; nothing was written"
+    line = (
+        f"{len(survey.clips)} clips of {decimal(survey.clip_bytes)} are read in place; "
+        f"{survey.config.out} needs about {decimal(survey.output_bytes)}; nothing was written"
     )
+    _print_result(as_json, result, "pairs", rows, line)
 
 
-def _print_report(report: Report, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from rvedit.io.manifest import failures_path
-
-    failures = failures_path(report.manifest)
+def _print_result(as_json: bool, result: dict[str, Any], title: str, rows: list[Any], line: str) -> None:
+    """Print a result as JSON, or else a table of `rows`, the reasons of failed rows, and a line."""
     if as_json:
-        paths = {"manifest": str(report.manifest), "failures": str(failures)}
-        typer.echo(json.dumps({**asdict(report), **paths}))
+        console.print_json(result)
         return
-    _table("pairs", report.categories, ("read", "probed", "usable"))
-    _reasons(report.reasons)
-    failed = sum(report.reasons.values())
-    typer.echo(f"{report.manifest}: {report.count} triplets; {failed} rows failed, see {failures}")
+    _print_table(title, rows, show_sums=True)
+    failed = [{"reason": reason, "rows": count} for reason, count in result.get("reasons", {}).items()]
+    if failed:
+        _print_table("failed", failed)
+    typer.echo(line)
 
 
-def _print_mix(drawn: Mix, dry_run: bool, as_json: bool) -> None:
-    summary = {**drawn.summary(), "dry_run": dry_run}
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    _table("drawn", summary["strata"], totals=("available", "duplicates", "taken", "wanted", "short"))
-    size = _size(drawn.output_bytes)
-    end = f"would need about {size}; nothing was written" if dry_run else "written"
-    typer.echo(f"{summary['manifest']}: {summary['count']} triplets, {end}")
-
-
-def _reasons(reasons: dict[str, int]) -> None:
-    if reasons:
-        _table("failed", [{"reason": reason, "rows": count} for reason, count in reasons.items()])
-
-
-def _table(title: str, rows: list[dict[str, Any]], totals: tuple[str, ...] = ()) -> None:
-    """A table on stdout, numbers to the right."""
+def _print_table(title: str, rows: list[dict[str, Any]], show_sums: bool = False) -> None:
+    """Print a table with right-aligned numbers, and their sums below."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_footer=bool(totals))
-    for name in rows[0]:
-        is_number = isinstance(rows[0][name], int)
-        footer = f"{sum(row[name] for row in rows):,}" if name in totals else ""
-        table.add_column(name.replace("_", " "), footer, justify="right" if is_number else "left")
+    table = Table(title=title, title_justify="left", show_footer=show_sums)
+    for name, value in rows[0].items():
+        if isinstance(value, int):
+            table.add_column(name.replace("_", " "), f"{sum(row[name] for row in rows):,}", justify="right")
+        else:
+            table.add_column(name.replace("_", " "))
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell or "-") for cell in row.values()))
     Console().print(table)
 
 
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-@prepare.command()
+@prepare.command(cls=console.PanelCommand)
 def cache(
-    manifest: Annotated[Path, typer.Argument(help="A manifest, such as mix/manifest.parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; give it to training as data.cache.")],
-    model: Annotated[str, typer.Option(metavar="nano|DIR|HUB_ID", help="Whose VAE encodes.")] = "nano",
-    num_frames: Annotated[int, typer.Option(help="Frames of each clip, 4k+1.")] = 81,
-    height: Annotated[int, typer.Option(help="Pixels; clips are scaled to cover them and cropped.")] = 704,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 1280,
-    bucket: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FRAMESxHEIGHTxWIDTH", help="A shape of data.buckets, instead; repeatable."),
-    ] = None,
-    texts: Annotated[bool, typer.Option(help="Encode instructions and captions, too.")] = True,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default what is there.")] = None,
-    as_json: _AsJson = False,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Such as mix/manifest.parquet.")],
+    out: Annotated[Path, _files("Folder for the shards; set data.cache to it in the training recipe.")],
+    num_frames: Annotated[int, _clips("Frames of each clip, 4k+1.")] = 81,
+    height: Annotated[int, _clips("Height in pixels; clips are resized and cropped to it.")] = 704,
+    width: Annotated[int, _clips("Width in pixels; clips are resized and cropped to it.")] = 1280,
+    bucket: Annotated[list[str] | None, _clips(_BUCKET_HELP, metavar="FRAMESxHEIGHTxWIDTH")] = None,
+    texts: Annotated[bool, _clips("Also encode instructions and captions.")] = True,
+    model: Annotated[
+        str, _run("Model whose VAE and text encoder are used.", metavar="nano|DIR|HUB_ID")
+    ] = "nano",
+    device: Annotated[str | None, _run(console.DEVICE_HELP)] = None,
+    as_json: _Json = False,
 ) -> None:
-    """Encode the clips' latents and the texts once, so that training need not do it in every epoch."""
+    """Encode clips, instructions and captions ahead of training."""
     from rvedit.datasets.cache_job import CacheConfig, cache_manifest
 
     console.quiet_libraries()
-    shapes = [_shape(text) for text in bucket or [f"{num_frames}x{height}x{width}"]]
+    shapes = [_parse_shape(text) for text in bucket or [f"{num_frames}x{height}x{width}"]]
     config = CacheConfig(manifest, out, model, tuple(shapes), texts)
-    last = {}
-    with console.progress_bar() as bar:
-        task = bar.add_task("encoding", total=None, note="")
+    latest = {}
+    with console.progress_bar("encoding") as show:
         for progress in cache_manifest(config, device):
-            last[progress.what] = progress
-            note = f"{progress.what}, {progress.failed} failed" if progress.failed else progress.what
-            bar.update(task, completed=progress.done, total=progress.total, note=note)
-    clips = last["triplets"]
-    report = {"cache": str(out), "cached": clips.done, "failed": clips.failed, "count": clips.total}
+            latest[progress.kind] = progress
+            note = f"{progress.kind}, {progress.failed} failed" if progress.failed else progress.kind
+            show(progress.done, progress.total, note)
+    clips = latest["triplets"]
+    report = {"cache": out, "cached": clips.done, "failed": clips.failed, "count": clips.total}
     line = f"{out}: {clips.done} of {clips.total} triplets"
-    if "texts" in last:
-        report["texts"] = last["texts"].done
-        line += f", {last['texts'].done} texts"
+    if "texts" in latest:
+        report["texts"] = latest["texts"].done
+        line += f", {latest['texts'].done} texts"
     if clips.failed:
         line += f", {clips.failed} failed: see {out / 'cache.failures.jsonl'}"
-    typer.echo(json.dumps(report) if as_json else line)
+    console.print_result(as_json, report, line)

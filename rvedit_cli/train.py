@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,33 +10,36 @@ import typer
 
 from rvedit_cli import console
 
+_recipe = partial(console.option, "Recipe")
+_run = partial(console.option, "Run")
+_plan = partial(console.option, "Dry run")
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file, such as recipes/nano.yaml.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/nano.yaml.")],
     overlay: Annotated[
-        list[Path] | None, typer.Option(help="A recipe laid over this one; repeatable.")
+        list[Path] | None, _recipe("Recipe whose keys override those of RECIPE. Repeatable.")
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One value, such as steps=100; repeatable."),
+        _recipe("Override one key, such as steps=100. Repeatable.", "--set", metavar="KEY=VALUE"),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the runs' folders.")] = Path("runs"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default what is there.")] = None,
+    runs: Annotated[Path, _run("Folder that holds one folder per run.")] = Path("runs"),
     fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Start anew, or go on from the last checkpoint.")
+        bool, _run("Start anew, or resume from the last checkpoint.", "--fresh/--resume")
     ] = False,
+    device: Annotated[str | None, _run(console.DEVICE_HELP)] = None,
+    as_json: Annotated[bool, _run("Print each logged step, or the dry run, as JSON.", "--json")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and disk; start nothing.")
+        bool, _plan("Print parameters, FLOPs, memory and disk space without training.", "--dry-run")
     ] = False,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of the dry run; by default as many as suit.")
+        int | None,
+        _plan("With --dry-run: number of GPUs. Default: up to 8, as the batch size allows.", min=1),
     ] = None,
-    gpu_memory: Annotated[float, typer.Option(min=1, help="GB of each of them.")] = 80,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print each logged step, or the dry run, as JSON.")
-    ] = False,
+    gpu_memory: Annotated[float, _plan("With --dry-run: memory of each GPU in GB.", min=1)] = 80,
 ) -> None:
-    """Train what a recipe says; an interrupted run goes on exactly where it was."""
+    """Train a model as a recipe describes. An interrupted run resumes exactly where it stopped."""
     from rvedit.training.recipe import load_recipe
 
     resolved = load_recipe(recipe, overlay or [], assignments or [])
@@ -49,18 +52,16 @@ def train(
     from rvedit.training.run import train as run
 
     console.quiet_libraries()
-
     folder = runs / resolved.name
-    main = False
-    with console.progress_bar() as bar:
-        task = bar.add_task(resolved.name, total=resolved.steps, note="")
+    is_main = False
+    with console.progress_bar(resolved.name, total=resolved.steps) as show:
         for scalars in run(resolved, runs, device, fresh):
-            main = scalars["rank"] == 0
+            is_main = scalars["rank"] == 0
             done = int(scalars["step"]) + 1
-            bar.update(task, completed=done, note=_note(scalars), visible=main)
-            if main and as_json and (done % resolved.log_every == 0 or done == resolved.steps):
-                typer.echo(json.dumps(scalars))
-    if main and not as_json:
+            show(done, note=_note(scalars), visible=is_main)
+            if is_main and as_json and (done % resolved.log_every == 0 or done == resolved.steps):
+                console.print_json(scalars)
+    if is_main and not as_json:
         typer.echo(f"{folder}: {resolved.steps} steps done; edit with --model {folder}")
 
 

@@ -47,12 +47,14 @@ class ChatServer(LocalServer):
         self,
         behave: Callable[[Asked], str] = lambda asked: "ok",
         latency: float = 0.0,
+        together: int = 0,
         models: Sequence[str] | None = (MODEL,),
         key: str | None = None,
         served_as: str | None = None,
         say: Callable[[Asked], str] = lambda asked: caption_of(asked.digest),
     ) -> None:
         self.behave, self.latency, self.models, self.key = behave, latency, models, key
+        self.together, self.gathered = together, threading.Event()
         self.served_as, self.say = served_as, say
         self.asked: list[Asked] = []
         self.answered: Counter[str] = Counter()
@@ -103,8 +105,14 @@ class _Handler(JsonHandler):
                 owner.arrivals.append(time.monotonic())
             owner.in_flight += 1
             owner.most_in_flight = max(owner.most_in_flight, owner.in_flight)
+            if owner.most_in_flight >= owner.together:
+                owner.gathered.set()
         try:
             owner.stop.wait(owner.latency)
+            if (
+                asked.number >= 0
+            ):  # not a probe: the first answers wait for as many requests as are to be seen
+                owner.gathered.wait(60)
             action = "ok" if asked.number < 0 and owner.models else owner.behave(asked)
         finally:
             with owner.lock:

@@ -17,8 +17,9 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         "rvedit_cli.main",
-        "rvedit.pipelines.rvedit_editor",
+        "rvedit.pipelines.loading",
         "rvedit.editing.edit_file",
+        "rvedit.editing.long_video",
         "rvedit.datasets.prepare",
         "rvedit.training.run",
         "rvedit.training.editor",
@@ -39,6 +40,8 @@ class Command:
 
     def __init__(self, *arguments, cwd, environment=None):
         self._streams = tempfile.TemporaryDirectory()
+        for name in ("stdout", "stderr"):  # one that is killed at once has written nothing
+            (Path(self._streams.name) / name).touch()
         environment = dict(os.environ) if environment is None else environment
         words = [str(argument) for argument in arguments]
         self._process = _SERVER.Process(target=_main, args=(words, str(cwd), environment, self._streams.name))

@@ -16,9 +16,9 @@ from PIL import Image
 from processes import rvedit
 from test_cli import PARK, ROOT, decoded
 
-from rvedit.analysis.attention import AttentionConfig, AttentionReport, ModelReading
-from rvedit.analysis.experiments import GROUPS, Triplet, compare_branches, read_edit
-from rvedit.analysis.gallery_figure import GalleryFigure, plot_gallery
+from rvedit.analysis.attention import AttentionConfig, AttentionReport, ModelAttention
+from rvedit.analysis.experiments import GROUPS, compare_branches, measure_attention
+from rvedit.analysis.gallery_figure import GalleryItem, plot_gallery
 from rvedit.analysis.paper import CATEGORIES, MEAN, notes, read_paper
 from rvedit.analysis.reasoning import EDITING, PADDING, TOKEN, VISUAL, trace_edit, word_tokens
 from rvedit.analysis.sheets import to_csv, to_latex, to_markdown
@@ -55,6 +55,7 @@ def world(tmp_path_factory):
 # Attention.
 
 
+@pytest.mark.slow
 def test_attention_of_nano_is_fig_4(world, tmp_path):
     done = rvedit(
         "analyze", "attention", world / "triplets", "--limit", 2, "--steps", 2, "--times", 2,
@@ -91,7 +92,7 @@ def test_reading_an_edit_is_the_edit(tiny_tokenizer):
     pipeline = make_pipeline(tiny_tokenizer)
     clip, settings = random_clip(9), EditConfig(num_inference_steps=3, guidance_scale=1.0, detail=0)
     expected = edit(pipeline, clip, WORDS, settings)
-    reading = read_edit(pipeline, clip, WORDS, settings)
+    reading = measure_attention(pipeline, clip, WORDS, settings)
     assert reading.mass.shape == (3, 4, 4)
     assert reading.positions == 3 * 2 * 2
     assert (reading.mass[:, :2] == [1, 0, 0, 0]).all()
@@ -116,11 +117,11 @@ def test_reading_an_edit_is_the_edit(tiny_tokenizer):
 def test_branches_that_see_the_same_have_the_same_trace(tiny_tokenizer):
     pipeline = make_pipeline(tiny_tokenizer)
     clip, other = random_clip(5), random_clip(5, seed=1)
-    same = Triplet(clip, clip, WORDS, WORDS)
-    for row in compare_branches(pipeline, same, num_times=2, seed=0, temperature=0.07):
+    same = clip, WORDS
+    for row in compare_branches(pipeline, same, same, num_times=2, seed=0, temperature=0.07):
         assert len(row) == 4
         assert all(x.cosine == pytest.approx(1, abs=1e-5) and x.js < 1e-6 for x in row)
-    apart = compare_branches(pipeline, replace(same, target=other, caption="a corgi"), 2, 0, 0.07)
+    apart = compare_branches(pipeline, same, (other, "a corgi"), 2, 0, 0.07)
     assert all(x.cosine < 1 - 1e-4 and x.js > 0 for row in apart for x in row)
 
 
@@ -128,10 +129,10 @@ def test_models_are_compared_clip_by_clip():
     """Clips differ by far more than the models do: only pairs can tell."""
     easy_and_hard = np.array([[0.1], [0.5], [0.9]])
     models = [
-        ModelReading(name, 4, 1, 12, 192, ("a", "b", "c"), (), {"entropy": easy_and_hard + more})
+        ModelAttention(name, 4, 1, 12, 192, ("a", "b", "c"), (), {"entropy": easy_and_hard + more})
         for name, more in (("trained", 0.01), ("first stage", 0.0))
     ]
-    (apart,) = models[0].estimates("entropy", less=models[1])
+    (apart,) = models[0].estimates("entropy", baseline=models[1])
     assert (apart.value, apart.low, apart.high) == pytest.approx((0.01, 0.01, 0.01))
     (alone,) = models[0].estimates("entropy")
     assert alone.low < 0.4 < 0.6 < alone.high
@@ -194,6 +195,7 @@ def test_words_are_found_in_the_text_tokens():
     assert pipeline.tokenizer.decode([ids[i] for i in words["aardvark."]]).strip() == "aardvark"
 
 
+@pytest.mark.slow
 def test_trace_of_a_still_and_of_words_that_look_like_ours(tmp_path):
     """A clip of one frame; a word said twice, a number, and more words than nano's 32 tokens."""
     Image.fromarray(random_clip(1, 96, 96)[0]).save(tmp_path / "still.png")
@@ -224,9 +226,9 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(world, tmp_path)
     lists = world / "triplets"
     for words, said in (
         (("trace", PARK, " "), "the instruction is empty"),
-        (("trace", PARK, WORDS, "--model", "lucy"), "not of rvedit's own kind"),
+        (("trace", PARK, WORDS, "--model", "lucy"), "only RVEDiT models can be analyzed"),
         (("attention", lists, "--out", "x", "--base", "no/where/at/all"), "--base no/where/at/all"),
-        (("attention", lists, "--out", "x", "--base", "nano"), "tell them apart by NAME=DIR"),
+        (("attention", lists, "--out", "x", "--base", "nano"), "name them with NAME=DIR"),
         (("attention", tmp_path / "gone.mp4", "--instruction", WORDS, "--out", "x"), "no such clip"),
     ):
         done = rvedit("analyze", *words, cwd=tmp_path, check=2)
@@ -301,7 +303,7 @@ def test_the_mean_of_two_judges(world, tmp_path):
     category = others[1]["category"]
     expected = np.mean([np.mean(means[v["item"]]) for v in others[1:] if v["category"] == category])
     assert row.ours[category, "score"].value == pytest.approx(expected)
-    with pytest.raises(UserError, match="wants two judges"):
+    with pytest.raises(UserError, match="needs two judges"):
         analyze_tables(replace(config, runs=(f"RVEDiT={world / 'good'}",)))
 
 
@@ -311,7 +313,7 @@ def test_the_mean_of_two_judges(world, tmp_path):
         (["nowhere"], "no such folder"),
         (["{world}/good"], "write LABEL="),
         (["RVEDiT={world}/triplets"], "run `rvedit judge` on it first"),
-        (["RVEDiT={world}/good", "--judge", "qwen"], "has not judged it: reference has"),
+        (["RVEDiT={world}/good", "--judge", "qwen"], "not judged by --judge qwen: choose among reference"),
         (["RVEDiT={world}/good", "--recipes", "nothing"], "--recipes"),
         (["RVEDiT={world}/good", "x={world}/good"], "is given twice"),
         (["RVEDiT={world}/good", "--full", "typo"], "--full typo"),
@@ -359,8 +361,8 @@ def test_contrasts_are_paired_corrected_and_want_all_seeds():
     assert told.overall.mean.value == pytest.approx(-3, abs=0.6)
     assert told.overall.mean.high - told.overall.mean.low < 1.5
     assert len(told.by_seed) == 2
-    assert rows["L_s = 8"].contrast.verdict == "not told apart"
-    assert rows["lambda = 0.25"].contrast.verdict == "not told apart"
+    assert rows["L_s = 8"].contrast.verdict == "not significant"
+    assert rows["lambda = 0.25"].contrast.verdict == "not significant"
     assert rows["lambda = 1.00"].contrast is None
     assert rows["RVEDiT"].ours["overall", "score"].value == pytest.approx(
         np.mean([s.mean for run in full for items in run["change"].values() for s in items])
@@ -374,10 +376,10 @@ def test_verdicts():
     assert below.seed_interval == pytest.approx((-3 - 0.2484, -3 + 0.2484), abs=1e-3)  # 4.3027 x 0.1 / sqrt 3
     assert replace(below, by_seed=()).verdict == "holds (one training)"
     assert replace(below, by_seed=(), trainings=(3, 2)).verdict == "holds (unpaired trainings)"
-    assert replace(below, paper=5.0).verdict == "the other way round"
+    assert replace(below, paper=5.0).verdict == "opposite sign"
     assert replace(below, paper=None).verdict == "not in the paper"
-    assert replace(below, p_value=0.06).verdict == "not told apart"
-    assert replace(below, by_seed=(-6.5, 0.5)).verdict == "not told apart"
+    assert replace(below, p_value=0.06).verdict == "not significant"
+    assert replace(below, by_seed=(-6.5, 0.5)).verdict == "not significant"
 
 
 def test_pooled_runs_count_items_once():
@@ -415,6 +417,7 @@ def test_other_names_of_a_row_are_that_row():
 # Gallery.
 
 
+@pytest.mark.slow
 def test_gallery_shows_methods_by_category(world, tmp_path):
     done = rvedit(
         "analyze", "gallery", f"true={world / 'good'}", f"copy={world / 'bad'}", "--bench",
@@ -439,7 +442,7 @@ def test_long_instructions_are_wrapped_and_dollars_stay(world, tmp_path):
     (clip,) = list((world / "good").glob("*_edited.mp4"))[:1]
     sizes = []
     for words in ("short", "paint the price tag from $5 to $10 and " * 12):
-        plot_gallery([GalleryFigure("0", words, {"a $b": clip})], tmp_path / "g", 3, "t")
+        plot_gallery([GalleryItem("0", words, {"a $b": clip})], tmp_path / "g", 3, "t")
         sizes.append(Image.open(tmp_path / "g.png").size)
     assert sizes[0][0] == pytest.approx(sizes[1][0], rel=0.01)
     assert sizes[1][1] > sizes[0][1]
@@ -449,7 +452,7 @@ def test_long_instructions_are_wrapped_and_dollars_stay(world, tmp_path):
     ("arguments", "said"),
     [
         (("nowhere",), "no such folder"),
-        (("{world}/good", "{world}/good"), "two methods are called good"),
+        (("{world}/good", "{world}/good"), "two methods are named good"),
         (("{world}/good", "--item", "x"), "--item x: no such item"),
         (("empty={world}/triplets", "{world}/good"), "no item was edited by all of"),
     ],
@@ -471,7 +474,7 @@ def test_the_row_that_others_are_compared_with(world):
     assert {row.label for row in report.rows if row.contrast} == {"mine"}
     report = analyze_tables(TablesConfig(runs, "2", RECIPES))
     assert not any(row.contrast for row in report.rows)
-    assert "No run is called RVEDiT: --full names" in to_markdown(report.sheet)
+    assert "No run is labeled RVEDiT: set full" in to_markdown(report.sheet)
 
 
 def test_sheets_escape(world):

@@ -42,7 +42,7 @@ def put(folder, *names):
 def test_the_category_comes_from_the_csv_alone(bench):
     items = read_bench(bench)
     assert [item.category for item in items] == [Category.CHANGE, Category.REMOVE, Category.STYLE, None]
-    assert [item.word for item in items][-1] == "background_change"
+    assert [item.dataset_category for item in items][-1] == "background_change"
     assert all(item.source.is_file() for item in items)
     assert items[2].instruction == "Make it snow, {now}."
     assert read_bench(bench.parent) == items
@@ -129,8 +129,8 @@ def test_what_a_batch_leaves_is_read_back(bench, tmp_path):
     write_batch(out, items)
     put(out, f"{items[0].id}_edited.mp4")
     back = read_bench(out)
-    assert [(b.id, b.instruction, b.category, b.word) for b in back] == [
-        (i.id, i.instruction, i.category, i.word) for i in items
+    assert [(b.id, b.instruction, b.category, b.dataset_category) for b in back] == [
+        (i.id, i.instruction, i.category, i.dataset_category) for i in items
     ]
     assert all(b.source.samefile(i.source) for b, i in zip(back, items, strict=True))
     assert list(resolve_edits(back, out)) == [items[0].id]
@@ -191,7 +191,7 @@ def test_a_source_is_not_its_own_edit(bench):
     ("row", "says"),
     [
         ('{"instruction": "x", "original_video": "a.mp4", "category": "foo"}', "category is 'foo'"),
-        ('{"instruction": "x", "original_video": 3}', "original_video is no text"),
+        ('{"instruction": "x", "original_video": 3}', "original_video is not text"),
     ],
 )
 def test_mistakes_of_a_batchs_list(tmp_path, row, says):

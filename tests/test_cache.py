@@ -45,7 +45,7 @@ def recipe_on(tmp_path, name, manifest, *assignments):
 
 def test_training_from_the_cache_is_training_from_pixels(tmp_path, manifest):
     progress = list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
-    last = {step.what: step for step in progress}
+    last = {step.kind: step for step in progress}
     assert (last["triplets"].done, last["triplets"].failed, last["triplets"].total) == (3, 0, 3)
     assert last["texts"].done == last["texts"].total == len(texts_of(read_manifest(manifest)))
     list(train(recipe_on(tmp_path, "pixels", manifest), tmp_path, "cpu"))
@@ -62,7 +62,7 @@ def test_a_second_run_encodes_what_is_missing_alone(tmp_path, manifest):
     last = list(cache_manifest(config, "cpu"))[-1]
     assert (last.done, last.failed) == (2, 1)
     failure = json.loads((tmp_path / "cache" / "cache.failures.jsonl").read_text())
-    assert "is gone" in failure["detail"]
+    assert "is missing" in failure["detail"]
     assert failure["row"] == 2
     with pytest.raises(UserError, match="not cached: run `rvedit prepare cache` again"):
         LatentCache(config.folder).require(read_manifest(manifest), [SHAPE], VAE)
@@ -80,7 +80,7 @@ def test_a_clip_that_cannot_be_read_does_not_stop_a_training(tmp_path, manifest)
     (tmp_path / "triplets" / bad.target).write_bytes(b"no clip")
     list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     recipe = recipe_on(tmp_path, "rest", manifest, f"data.cache={tmp_path / 'cache'}")
-    with pytest.warns(UserWarning, match="1 triplets that could not be cached are left out"):
+    with pytest.warns(UserWarning, match="1 triplets are skipped, as they could not be cached"):
         task = EditorTask(recipe, Processes("ddp", "cpu"))
     assert len(task.samples.triplets) == 2
     assert bad.key not in {triplet.key for triplet in task.samples.triplets}
@@ -89,10 +89,10 @@ def test_a_clip_that_cannot_be_read_does_not_stop_a_training(tmp_path, manifest)
 def test_another_size_is_refused(tmp_path, manifest):
     list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
     other = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE.still,))
-    with pytest.raises(UserError, match=r"another shapes \(.*5x32x32.*, not .*1x32x32"):
+    with pytest.raises(UserError, match=r"was made with shapes \(.*5x32x32.*, not .*1x32x32"):
         list(cache_manifest(other, "cpu"))
     cache = LatentCache(tmp_path / "cache")
-    with pytest.raises(UserError, match="has clips of 5x32x32, the recipe asks for 9x32x32"):
+    with pytest.raises(UserError, match="has clips of 5x32x32, the recipe needs 9x32x32"):
         cache.require([], [replace(SHAPE, num_frames=9)], VAE)
     with pytest.raises(UserError, match="another VAE"):
         cache.require([], [SHAPE], "0123")
@@ -109,6 +109,7 @@ def test_latents_are_those_of_the_vae(tmp_path, manifest):
         torch.testing.assert_close(cached.latents.float(), latents, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_manifests_that_training_cannot_use(tmp_path, manifest):
     with pytest.raises(UserError, match=r"has 5 frames, not 9: lower data.num_frames"):
         list(train(recipe_on(tmp_path, "long", manifest, "data.num_frames=9"), tmp_path, "cpu"))
@@ -116,7 +117,7 @@ def test_manifests_that_training_cannot_use(tmp_path, manifest):
     (tmp_path / "triplets" / triplet.source).unlink()
     for workers in (0, 1):  # a worker's error comes without its traceback
         recipe = recipe_on(tmp_path, f"gone{workers}", manifest, f"data.workers={workers}")
-        with pytest.raises(UserError, match=f"^[^\n]*the source of playground/{triplet.id} is gone[^\n]*$"):
+        with pytest.raises(UserError, match=f"^[^\n]*source of playground/{triplet.id} is missing[^\n]*$"):
             list(train(recipe, tmp_path, "cpu"))
     rows = manifest.with_suffix(".jsonl")
     rows.write_text(rows.read_text().replace(json.dumps(triplet.instruction), '""'))
@@ -127,6 +128,7 @@ def test_manifests_that_training_cannot_use(tmp_path, manifest):
 FROZEN = ("model.frozen=[text_encoder]", "data.instruction_dropout=0.5")
 
 
+@pytest.mark.slow
 def test_a_frozen_text_encoder_need_not_run(tmp_path, manifest, count_calls):
     config = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,))
     list(cache_manifest(config, "cpu"))
@@ -149,6 +151,7 @@ def test_a_frozen_text_encoder_need_not_run(tmp_path, manifest, count_calls):
     assert losses_of(tmp_path, "read") == pytest.approx(losses_of(tmp_path, "encoded"), rel=2e-2)
 
 
+@pytest.mark.slow
 def test_texts_are_kept_by_their_words(tmp_path, manifest):
     config = CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,))
     list(cache_manifest(config, "cpu"))
@@ -165,5 +168,5 @@ def test_texts_are_kept_by_their_words(tmp_path, manifest):
     with pytest.raises(UserError, match="'do what was never cached' and 0 more texts are not cached"):
         list(train(cached, tmp_path, "cpu"))
     last = list(cache_manifest(replace(config, manifest=rows), "cpu"))[-1]
-    assert (last.what, last.done) == ("texts", len(texts_of(read_manifest(rows))))
+    assert (last.kind, last.done) == ("texts", len(texts_of(read_manifest(rows))))
     list(train(cached, tmp_path, "cpu"))

@@ -122,6 +122,7 @@ def test_every_target_is_captioned_and_a_second_run_sends_nothing(manifest):
     assert heard == len(server.headers)
 
 
+@pytest.mark.slow
 def test_a_server_with_every_trouble(manifest):
     """Some rows fail for good, most at first only: all are accounted for, with the true reason."""
     passing = [
@@ -145,7 +146,7 @@ def test_a_server_with_every_trouble(manifest):
     order: dict[str, int] = {}
 
     def behave(asked):
-        place = order.setdefault(asked.digest, len(config))
+        place = order.setdefault(asked.digest, len(order))
         if place in lasting:
             return lasting[place][0]
         return (
@@ -159,11 +160,11 @@ def test_a_server_with_every_trouble(manifest):
         report, rows, failures = caption(manifest, server, settings=hasty)
         assert (report.asked, report.failed) == (COUNT - len(lasting), len(lasting))
         assert server.most_in_flight <= QUICK.concurrency
-        expected = {digest: lasting[place][1] for digest, place in config.items() if place in lasting}
+        expected = {digest: lasting[place][1] for digest, place in order.items() if place in lasting}
         assert sorted(says for says in expected.values()) == sorted(
             next(says for says in expected.values() if says in reason) for reason in failures.values()
         )
-        captions = {caption_of(digest) for digest, place in config.items() if place not in lasting}
+        captions = {caption_of(digest) for digest, place in order.items() if place not in lasting}
         assert {r.target_caption for r in rows} == captions | {None}
         asked = len(server.asked)
         lasting.clear()
@@ -174,7 +175,7 @@ def test_a_server_with_every_trouble(manifest):
 
 
 def test_slots_are_full_and_clips_decode_meanwhile(manifest):
-    with ChatServer(latency=0.3) as server:
+    with ChatServer(together=QUICK.concurrency) as server:
         report, _, _ = caption(manifest, server)
     assert report.asked == COUNT
     assert server.most_in_flight == QUICK.concurrency
@@ -326,6 +327,7 @@ def start(*arguments, cwd, **environment):
     return Command("caption", *arguments, cwd=cwd, environment=env | environment)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_asks_nothing_twice(manifest, tmp_path):
     with ChatServer(latency=0.15, served_as="m") as server:
         common = ("manifest.parquet", "--base-url", server.url, "--concurrency", 4)
@@ -400,7 +402,7 @@ def test_mistakes_are_one_line_before_any_work(manifest, tmp_path, monkeypatch):
             (["manifest.parquet"], "RVEDIT_CAPTION_BASE_URL"),
             (["none.parquet", "--base-url", server.url], "none.parquet"),
             (["manifest.parquet", "--base-url", gone.url], "cannot be reached"),
-            (["manifest.parquet", "--base-url", "localhost"], "not an address"),
+            (["manifest.parquet", "--base-url", "localhost"], "`base_url` localhost: not a URL"),
             (["manifest.parquet", "--base-url", locked.url], "set RVEDIT_CAPTION_API_KEY"),
             (["manifest.parquet", "--base-url", server.url, "--model", "other"], f"among {MODEL}"),
             (["manifest.parquet", "--base-url", server.url, "--captioner", "me"], "choose one of qwen3-vl"),
@@ -458,11 +460,11 @@ def test_a_local_model_captions(manifest, local_model):
 
 
 def test_a_local_model_sees_the_pictures_and_obeys_the_seed(local_model, clips):
-    from rvedit.io.chat import Frames, FrameSettings
+    from rvedit.io.chat import FrameReader, FrameSettings
 
     chat = LocalChat(str(local_model), "cpu")
     chat._model.generation_config.exponential_decay_length_penalty = None
-    frames = Frames(FrameSettings(count=2), Journal(clips / "unused"))
+    frames = FrameReader(FrameSettings(count=2), Journal(clips / "unused"))
     first, second = (frames.read(clips / name) for name in ("000.mp4", "001.mp4"))
     sampling = Sampling(max_tokens=16, temperature=0.0)
 
@@ -486,7 +488,7 @@ def test_a_local_model_sees_the_pictures_and_obeys_the_seed(local_model, clips):
 
 def test_a_folder_that_holds_no_model_is_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"--local .*empty: cannot be loaded"):
+    with pytest.raises(UserError, match=r"`local` .*empty: cannot be loaded"):
         LocalChat(str(tmp_path / "empty"), "cpu")
 
 

@@ -252,6 +252,7 @@ def test_originals_are_read_again_and_not_held():
     assert (list(first), list(second)) == ([0, 1, 2, 3, 4],) * 2
 
 
+@pytest.mark.slow
 def test_frames_at_full_size_are_not_held(tiny_pipeline):
     """A window of 9 and 12 frames that wait would be 21 MB."""
 
@@ -270,6 +271,7 @@ def test_frames_at_full_size_are_not_held(tiny_pipeline):
     assert peak < 9 * 600 * 600 * 3
 
 
+@pytest.mark.slow
 def test_nano_gives_back_a_picture_as_sharp_as_it_was():
     """The embedded model, a picture eight times its size: SSIM to the exact target of a style."""
     from rvedit.playground.world import stylize
@@ -297,4 +299,4 @@ def test_transfers_wait_for_as_many_frames_as_they_read():
     frame = resize_frames(footage(1), *SMALL)
     counts = [len(list(transfer.add(frame, frame, frame))) for _ in range(15)]
     assert counts == [0] * 12 + [1] * 3
-    assert len(list(transfer.rest())) == 12
+    assert len(list(transfer.flush())) == 12

@@ -29,6 +29,7 @@ def launch(path, runs, processes, *assignments):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}", "alignment.weight=0.75")
@@ -50,6 +51,7 @@ def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
         torch.testing.assert_close(two_state[key], value, rtol=0, atol=3e-3, msg=key)
 
 
+@pytest.mark.slow
 def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, tmp_path):
     """A step reads the one or the other, as of Kiwi-Edit's connector: the rest must not be waited for."""
     start = make_pipeline(tiny_tokenizer)
@@ -64,6 +66,7 @@ def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, t
     np.testing.assert_allclose(losses_of(tmp_path, "two"), losses_of(tmp_path, "one"), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}")
     path, recipe = recipe_of("whole", *options)

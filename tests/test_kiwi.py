@@ -168,7 +168,7 @@ def test_an_adapter_of_nothing_is_refused(companions, tmp_path):
     state = load_file(tmp_path / "kiwi.safetensors")
     state["pipe.mllm.model.layers.9.mlp.up_proj.lora_B.default.weight"] = torch.ones(96, 2)
     save_file(state, tmp_path / "half.safetensors")
-    with pytest.raises(UserError, match=r"half an adapter: .*layers\.9.* has no lora_A"):
+    with pytest.raises(UserError, match=r"incomplete LoRA weights: .*layers\.9.* has no lora_A"):
         load_checkpoint(tmp_path / "half.safetensors")
     state["pipe.mllm.model.layers.9.mlp.up_proj.lora_A.default.weight"] = torch.ones(2, 64)
     save_file(state, tmp_path / "other.safetensors")
@@ -229,8 +229,8 @@ def empty_tokenizer(folder: Path) -> None:
         (without("processor"), "is missing"),
         (without_depth, "do not fit transformer: num_layers"),
         (empty_tokenizer, "its tokenizer cannot be read"),
-        (cut_off, "not a whole safetensors file"),
-        (without_a_shard, "2 of 3 shards missing (part-1.safetensors, part-3.safetensors)"),
+        (cut_off, "not a complete safetensors file"),
+        (without_a_shard, "2 of 3 shards are missing (part-1.safetensors, part-3.safetensors)"),
         (without_a_key, "do not fit vae: "),
     ],
 )

@@ -104,6 +104,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         write_manifest(Path("/proc/manifest.parquet"), ROWS)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="choose another --out"):
+    with pytest.raises(UserError, match="choose another `out`"):
         prepare_folder(tmp_path / "file" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

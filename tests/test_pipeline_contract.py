@@ -140,14 +140,14 @@ def test_it_shows_progress(pipe: RVEDiTPipeline, capsys: pytest.CaptureFixture[s
     [
         ({"strength": 0.5}, TypeError, "strength"),
         ({"mask": 1}, TypeError, "mask"),
-        ({"negative_prompt": "blurry"}, ValueError, "negative_prompt is read only if"),
+        ({"negative_prompt": "blurry"}, ValueError, "`negative_prompt` has no effect with"),
         ({"latents": torch.zeros(1, 8, 2, 2, 2)}, ValueError, "give one of them"),
-        ({"latents": torch.zeros(1, 8, 9, 2, 2), "generator": None}, ValueError, "latents are"),
+        ({"latents": torch.zeros(1, 8, 9, 2, 2), "generator": None}, ValueError, "`latents` have shape"),
         ({"height": 32}, ValueError, "both or neither"),
         ({"height": 33, "width": 32}, ValueError, "multiples of 16"),
-        ({"num_inference_steps": 0}, ValueError, "num_inference_steps is 0"),
-        ({"guidance_scale": -1.0}, ValueError, "guidance_scale is -1"),
-        ({"output_type": "mp4"}, ValueError, "output_type is mp4"),
+        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` is 0"),
+        ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` is -1"),
+        ({"output_type": "mp4"}, ValueError, "`output_type` is mp4"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, ValueError, "prompt_embeds"),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_is_not_read_is_refused(
 def test_a_longer_clip_is_for_the_driver(pipe: RVEDiTPipeline) -> None:
     with pytest.raises(ValueError, match=r"10 frames, more than a window of 9: .*rvedit\.edit_video"):
         call(pipe, random_clip(10))
-    with pytest.raises(ValueError, match="prompt has 2 texts for 1 clips"):
+    with pytest.raises(ValueError, match="`prompt` has 2 texts for 1 clips"):
         pipe(random_clip(5), ["a", "b"])
 
 

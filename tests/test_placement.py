@@ -180,7 +180,7 @@ def test_tiles_give_nearly_the_same():
         whole = StreamDecoder(vae).frames(latents).astype(float)
         vae.enable_tiling()
         tiled = StreamDecoder(vae).frames(latents)
-        rest = StreamDecoder(vae).frames(latents, known=2)
+        rest = StreamDecoder(vae).frames(latents, num_decoded=2)
     assert tiled.shape == whole.shape
     differences = np.array([[np.abs(a - b).mean() for b in whole] for a in tiled])
     assert (differences.argmin(axis=1) == np.arange(len(whole))).all(), "each frame is nearest to its own"

@@ -65,6 +65,7 @@ def test_fused_attention_holds_no_matrix():
     assert peak == 4 * query.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize(("num_frames", "size"), [(9, 32), (9, 48), (5, 32)])
 def test_the_estimate_is_what_an_edit_holds(tiny_tokenizer, tmp_path, num_frames, size, guidance):
@@ -83,6 +84,7 @@ def test_the_estimate_is_what_an_edit_holds(tiny_tokenizer, tmp_path, num_frames
     assert 0.7 < estimate / live.peak < 1.3, (estimate, live.peak)
 
 
+@pytest.mark.slow
 def test_offloading_needs_less_and_the_published_model_fits_a_card(kiwi):
     peaks = [
         kiwi(EditPlanOptions(**options)).device_bytes
@@ -99,11 +101,11 @@ def test_offloading_needs_less_and_the_published_model_fits_a_card(kiwi):
 @pytest.mark.parametrize(
     ("options", "room", "said"),
     [
-        ({}, 24e9, "--offload model --vae-tiling would take 1"),
-        ({}, 200e9, "--vae-tiling would take"),  # it did not fit, whatever was planned
+        ({}, 24e9, "--offload model --vae-tiling would need 1"),
+        ({}, 200e9, "--vae-tiling would need"),  # it did not fit, whatever was planned
         ({"offload": "group", "quantization": "nf4", "vae_tiling": True}, 24e9,
-         "nothing makes this edit fit 24 GB"),
-        ({}, 4e9, "nothing makes this edit fit 4 GB"),
+         "no options fit 24 GB"),
+        ({}, 4e9, "no options fit 4 GB"),
     ],
 )  # fmt: skip
 def test_a_full_device_is_told_what_would_fit(monkeypatch, kiwi, options, room, said):
@@ -113,7 +115,7 @@ def test_a_full_device_is_told_what_would_fit(monkeypatch, kiwi, options, room, 
 
 @pytest.mark.parametrize("model", ["lucy", "somebody/something"])
 def test_a_full_device_is_told_something_where_no_plan_is_made(model):
-    assert "try --offload model" in suggest_options(REAL, model, EditPlanOptions(), 24e9)
+    assert "try `offload` model" in suggest_options(REAL, model, EditPlanOptions(), 24e9)
 
 
 def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypatch):
@@ -126,12 +128,12 @@ def test_a_card_too_small_says_what_would_fit(tiny_tokenizer, tmp_path, monkeypa
     def place(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("rvedit.pipelines.loading.place", place)
-    monkeypatch.setattr("rvedit.pipelines.memory.room", lambda device: 1e9)
+    monkeypatch.setattr("rvedit.pipelines.memory.place", place)
+    monkeypatch.setattr("rvedit.pipelines.memory.usable_bytes", lambda device: 1e9)
     result = CliRunner().invoke(app, ["edit", "in.mp4", "red", "--model", "tiny"])
     assert isinstance(result.exception, UserError)
     assert re.fullmatch(
-        r"tiny: the memory of cpu is full: (--[a-z-]+( [a-z0-9]+)? ?)+would take .* GB of 1",
+        r"tiny: out of memory on cpu: (--[a-z-]+( [a-z0-9]+)? ?)+would need .* GB of 1",
         str(result.exception),
     )
     assert not list(tmp_path.glob("*edited*"))
@@ -167,7 +169,7 @@ def test_a_folders_own_config_counts_and_not_its_name(tmp_path):
     assert planned.transformer.config.routing_depth == 1
     assert planned.text_encoder is not None
     (folder / "transformer_2").mkdir()
-    with pytest.raises(UserError, match="a Wan of two transformers"):
+    with pytest.raises(UserError, match="a Wan model with two transformers"):
         outline(str(folder))
     other = tmp_path / "wan2.1"
     save_wan(other, {**WAN22_5B_TRANSFORMER, "in_channels": 16, "out_channels": 16})
@@ -197,9 +199,9 @@ def test_the_vae_is_planned_in_the_precision_it_is_read_in():
         (("--offload", "foo"), "`offload` foo: choose one of"),
         (("--model", "runs/nme"), "runs/nme: no such folder"),
         (("--model", "./nme"), "./nme: no such folder"),
-        (("--model", "."), "not a checkpoint of rvedit: it has no model_index.json"),
-        (("--model", "someone/something"), "its size is not known"),
-        (("--model", "lucy"), "plans are made for RVEDiT"),
+        (("--model", "."), "not a checkpoint: model_index.json is missing"),
+        (("--model", "someone/something"), "its size is unknown"),
+        (("--model", "lucy"), "plans support RVEDiT"),
     ],
 )
 def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch, options, said):
@@ -212,6 +214,7 @@ def test_what_cannot_be_planned_is_said(tmp_path, monkeypatch, options, said):
     assert said in str(result.exception)
 
 
+@pytest.mark.slow
 def test_guidance_fetches_the_language_model_beside_the_transformer(kiwi):
     one, two = (kiwi(EditPlanOptions(offload="model", guidance=g)) for g in (1.0, 3.0))
     reading = next(stage for stage in two.stages if stage.name == "editing tokens")
@@ -231,6 +234,6 @@ def test_the_command(tiny_tokenizer, tmp_path):
     assert plan["plan"]["windows"] == 4
     assert plan["seconds"][1] > plan["seconds"][0] > 0
     said = CliRunner().invoke(app, [*arguments, "--card", "1"]).stdout
-    assert "a card of 1 GB: no option" in said
-    assert "time on a card that multiplies 100 TFLOP/s, roughly: " in said
+    assert "a GPU of 1 GB: no option" in said
+    assert "estimated time on a GPU of 100 TFLOP/s: " in said
     assert not list(tmp_path.glob("*_edited*"))

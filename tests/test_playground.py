@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from rvedit.data import grammar
 
 from rvedit.io.errors import UserError
 from rvedit.io.records import Category
+from rvedit.playground import grammar
 from rvedit.playground.world import SPLITS, edit_mask, render, sample_triplet, stylize
 
 

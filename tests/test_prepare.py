@@ -12,10 +12,9 @@ import pytest
 from processes import rvedit
 from test_sources import clip, make_ditto, make_openve, make_reco, source_clip, target_clip, write_csv
 
-from rvedit.datasets.mix import draw_mix
+from rvedit.datasets.mix import MixRecipe, draw_mix
 from rvedit.datasets.prepare import DatasetConfig, measure_clips, prepare_dataset, survey_dataset
-from rvedit.datasets.probe import LEVELS, Measurement, PairRule, probe_clip
-from rvedit.datasets.stratify import MixRecipe
+from rvedit.datasets.probe import LEVELS, Measurement, judge_pair, probe_clip
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path, read_manifest, read_rows
 from rvedit.io.records import Category
@@ -115,7 +114,7 @@ CLIP = Measurement(1280, 720, 101, 20.0)
     ],
 )
 def test_the_rule_for_pairs(source, target, verdict):
-    judged = PairRule().judge(source, target)
+    judged = judge_pair(source, target, min_frames=81)
     assert judged == verdict if isinstance(verdict, Measurement) else judged[0] == verdict
 
 
@@ -149,6 +148,7 @@ def test_a_second_run_probes_nothing_again(tmp_path):
     assert len((tmp_path / "out" / "manifest.probes.jsonl").read_text().splitlines()) == 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
     folder = many(tmp_path / "set", 24, num_frames=60, height=240, width=320)

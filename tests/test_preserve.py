@@ -1,4 +1,4 @@
-"""--preserve: the source's own pixels, bit for bit, where the model changed nothing."""
+"""`preserve`: the source's own pixels, bit for bit, where the model changed nothing."""
 
 from dataclasses import replace
 
@@ -8,11 +8,15 @@ import torch
 from conftest import edit, random_clip
 
 from rvedit.editing.config import EditConfig
-from rvedit.editing.preserve import MaskSettings, PreserveMasks, changes, composite, is_whole, soften
+from rvedit.editing.preserve import (
+    PreserveMasks,
+    change_map,
+    composite,
+    is_whole_frame_edit,
+    soften,
+)
 from rvedit.io.frames import to_frames
 from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
-
-SETTINGS = MaskSettings()
 
 
 def clips(size=96, frames=5):
@@ -25,7 +29,7 @@ def clips(size=96, frames=5):
 
 
 def mask_of(edited, source):
-    return soften(changes(edited, source, SETTINGS), SETTINGS)
+    return soften(change_map(edited, source))
 
 
 def test_the_mask_is_1_on_the_change_and_0_far_from_it():
@@ -54,11 +58,11 @@ def test_the_mask_knows_no_windows(pieces):
     edited[5] = edited[1]
 
     def given(sizes):
-        masks, at, found = PreserveMasks(SETTINGS), 0, []
+        masks, at, found = PreserveMasks(), 0, []
         for size in sizes:
             found += masks.add(edited[at : at + size], source[at : at + size])
             at += size
-        return [*found, *masks.rest()]
+        return [*found, *masks.flush()]
 
     whole, piecewise = given([9]), given(pieces)
     assert [mask[48, 48].item() > 0 for mask in whole] == [True] * 8 + [False]
@@ -69,10 +73,10 @@ def test_the_mask_knows_no_windows(pieces):
 def test_an_edit_of_the_whole_frame_is_kept_as_it_is():
     """However faint: a style is no pixels' own, and half of it would be worse than none."""
     edited, source = clips()
-    assert is_whole(edited + 0.12, source, SETTINGS)
-    assert not is_whole(edited + 0.04, source, SETTINGS)
+    assert is_whole_frame_edit(edited + 0.12, source)
+    assert not is_whole_frame_edit(edited + 0.04, source)
     edited[..., :40] += 0.4  # of two fifths of the frame: an edit of a part
-    assert not is_whole(edited, source, SETTINGS)
+    assert not is_whole_frame_edit(edited, source)
 
 
 @pytest.mark.parametrize("scale", [1, 3])
@@ -89,24 +93,25 @@ def test_pixels_outside_are_the_sources_at_its_own_size(scale):
     assert (composite(source, edited, torch.zeros(4, 4)) == source).all()
 
 
+@pytest.mark.slow
 def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
     """The whole pipeline: what is outside the mask is bit-exact, and an edit without it is as it was."""
     pipeline = load_checkpoint(find_checkpoint("nano"))
     frames = random_clip(15, 70, 131, seed=3)
     settings = EditConfig(num_inference_steps=1, detail=0)
     plain = edit(pipeline, frames, "remove the dog", settings)
-    monkeypatch.setattr("rvedit.editing.preserve.is_whole", lambda *_: False)
-    nothing = lambda edited, source, chosen: torch.zeros(edited.shape[1:])  # noqa: E731
-    monkeypatch.setattr("rvedit.editing.preserve.changes", nothing)
+    monkeypatch.setattr("rvedit.editing.preserve.is_whole_frame_edit", lambda *_: False)
+    nothing = lambda edited, source: torch.zeros(edited.shape[1:])  # noqa: E731
+    monkeypatch.setattr("rvedit.editing.preserve.change_map", nothing)
     assert (edit(pipeline, frames, "remove the dog", replace(settings, preserve=True)) == frames).all()
-    half = lambda edited, source, chosen: torch.zeros(edited.shape[1:]).index_fill(1, torch.arange(30), 1.0)  # noqa: E731
-    monkeypatch.setattr("rvedit.editing.preserve.changes", half)
+    half = lambda edited, source: torch.zeros(edited.shape[1:]).index_fill(1, torch.arange(30), 1.0)  # noqa: E731
+    monkeypatch.setattr("rvedit.editing.preserve.change_map", half)
     mixed = edit(pipeline, frames, "remove the dog", replace(settings, preserve=True))
     assert mixed.shape == frames.shape
     rows = [np.abs(mixed[:, r].astype(int) - plain[:, r]).max() for r in (0, 10)]
     assert rows == [0, 0]
     assert (mixed[:, -5:] == frames[:, -5:]).all()
     asked = []
-    monkeypatch.setattr("rvedit.editing.preserve.is_whole", lambda *_: asked.append(1) or True)
+    monkeypatch.setattr("rvedit.editing.preserve.is_whole_frame_edit", lambda *_: asked.append(1) or True)
     assert (edit(pipeline, frames, "remove the dog", replace(settings, preserve=True)) == plain).all()
     assert len(asked) == 1, "the first window decides for all"

@@ -69,6 +69,7 @@ def test_a_saved_folder_loads_elsewhere_and_keeps_its_record(tiny_tokenizer, tmp
     assert str(tmp_path) not in everything, "no path of this machine"
 
 
+@pytest.mark.slow
 def test_a_run_records_what_it_trained(recipe_of, tmp_path):
     _, recipe = recipe_of("recorded", "steps=1")
     assert recipe.model.vae_from is not None

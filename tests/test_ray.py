@@ -39,6 +39,7 @@ def cluster():
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_ray_writes_the_process_pools_manifest(tmp_path):
     folder = many(tmp_path / "set", 8)
     (folder / "videos" / "t2.mp4").unlink()
@@ -78,10 +79,11 @@ class Stumbling:
         return [file for file in files if ".pending" not in file.name]
 
 
+@pytest.mark.slow
 def test_rays_checkpoint_goes_on_where_a_run_broke_off(tmp_path):
     jobs = [{"id": f"job{index}", "path": "last" if index == 7 else f"p{index}"} for index in range(8)]
     work = Stumbling(tmp_path / "work")
-    with pytest.raises(UserError, match="what is done is kept"):
+    with pytest.raises(UserError, match="finished jobs are kept"):
         run_on_ray(work, jobs, "local", tmp_path / "work", block=2)
     assert {f"job{index}" for index in range(6)} <= set((tmp_path / "log").read_text().split())
     (tmp_path / "mended").touch()

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cosine, jensenshannon
 from torch import Tensor
 
 from rvedit.analysis.observe import observed_attention, observed_traces
-from rvedit.analysis.reading import attention_rows, attention_statistics, maps
+from rvedit.analysis.reading import attention_rows, attention_statistics
 from rvedit.analysis.traces import cosine_similarity, js_divergence, trace_similarity, trace_spread
 from rvedit.losses.alignment import alignment_loss
 
@@ -64,7 +64,7 @@ def test_reading_of_cases_known_by_hand() -> None:
 
 def test_reading_keeps_no_matrix_and_refuses_other_groups() -> None:
     query, key = random_attention()
-    largest = max(rows.numel() for _, rows, _ in attention_rows(query, key, tile=700))
+    largest = max(rows.numel() for rows, _ in attention_rows(query, key, tile=700))
     assert largest <= 700
     with pytest.raises(ValueError, match="the context has 29"):
         attention_statistics(query, key, [3, 20])
@@ -72,7 +72,7 @@ def test_reading_keeps_no_matrix_and_refuses_other_groups() -> None:
 
 def test_maps_are_what_attention_reads() -> None:
     query, key = random_attention()
-    whole = torch.cat([rows for _, rows in maps(query, key, tile=300)], dim=1)
+    whole = torch.cat([rows.mean(dim=1) for rows, _ in attention_rows(query, key, tile=300)], dim=1)
     expected = (torch.einsum("bshe,bnhe->bhsn", query, key) / math.sqrt(8)).softmax(dim=-1).mean(dim=1)
     torch.testing.assert_close(whole, expected)
 

@@ -1,14 +1,16 @@
 """Recipes: precedence, and errors that name file, key and remedy."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from rvedit.io.errors import UserError
-from rvedit.models.presets import NANO_TRANSFORMER, WAN22_5B_TRANSFORMER
-from rvedit.training.recipe import NUM_BLOCKS, Recipe, load_recipe
+from rvedit.models.model_spec import PRESETS, model_spec
+from rvedit.training.recipe import Recipe, load_recipe
+from rvedit.training.tasks import TASKS, task_class
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 OVERLAY = FOLDER / "nano_scale.yaml"
@@ -36,11 +38,32 @@ def test_every_field_says_what_it_is():
             assert field.description or hasattr(field.annotation, "model_fields"), (section, name)
 
 
-def test_the_blocks_that_recipes_know_are_those_of_the_presets():
-    assert {
-        "nano": NANO_TRANSFORMER["num_layers"],
-        "wan2.2-5b": WAN22_5B_TRANSFORMER["num_layers"],
-    } == NUM_BLOCKS
+def test_presets_and_tasks_are_registered(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("model: {preset: half, routing_depth: 4}\n")
+    with pytest.raises(UserError, match=r"model\.preset is 'half': .*choose one of nano, wan2\.2-5b"):
+        load_recipe(tmp_path / "a.yaml")
+    nano = model_spec("nano")
+    monkeypatch.setitem(
+        PRESETS, "half", replace(nano, name="half", transformer={**nano.transformer, "num_layers": 4})
+    )
+    (tmp_path / "a.yaml").write_text("model: {preset: half, routing_depth: 4}\ntask: nothing\n")
+    with pytest.raises(UserError, match=r"task is 'nothing': .*choose one of editor, vae"):
+        load_recipe(tmp_path / "a.yaml")
+    monkeypatch.setitem(TASKS, "nothing", "collections:Counter")
+    assert load_recipe(tmp_path / "a.yaml").model.preset == "half"
+    assert task_class("nothing").__name__ == "Counter"
+    with pytest.raises(UserError, match="half has 4 blocks"):
+        load_recipe(tmp_path / "a.yaml", assignments=["model.routing_depth=5"])
+
+
+def test_recipes_of_version_0_1_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("task: vae\nkl_weight: 0.5\nflow: {noise_share: 0.25}\n")
+    recipe = load_recipe(tmp_path / "a.yaml", assignments=["vae_loss.latent_noise=0.1"])
+    assert (recipe.vae_loss.kl_weight, recipe.vae_loss.latent_noise) == (0.5, 0.1)
+    assert recipe.flow.shared_noise_ratio == 0.25
+    written = recipe.model_dump(mode="json")
+    assert Recipe.model_validate(written) == recipe
+    assert "kl_weight" not in written
 
 
 def test_every_row_of_the_papers_tables_has_a_recipe():
@@ -109,7 +132,7 @@ def test_later_layers_win(tmp_path):
         ("optimizer: {lr: 3}", r"unknown key optimizer.lr: choose one of .*learning_rate"),
         ("steps: many", r"steps is 'many': input should be a valid integer"),
         ("steps: 0", r"steps is 0: input should be greater than 0"),
-        ("model: {preset: tiny}", r"model.preset is 'tiny': input should be 'nano' or 'wan2.2-5b'"),
+        ("model: {preset: tiny}", r"model.preset is 'tiny': choose one of nano, wan2.2-5b"),
         ("data: {operations: {swop: 1}}", r"data.operations.swop is 'swop': input should be 'swap'"),
         (
             "data: {new_things: {corgy: 8}}",
@@ -135,7 +158,7 @@ def test_missing_file_and_circle(tmp_path):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "a.yaml").write_text("extends: b.yaml")
     (tmp_path / "b.yaml").write_text("extends: a.yaml")
-    with pytest.raises(UserError, match="circle"):
+    with pytest.raises(UserError, match="circular"):
         load_recipe(tmp_path / "a.yaml")
 
 
@@ -143,8 +166,8 @@ def test_bad_assignment(tmp_path):
     (tmp_path / "a.yaml").write_text("steps: 1")
     for assignment, said in (
         ("steps", "key=value"),
-        ("data.operations={swap: 3", "its value is no YAML"),
-        ("data.manifest=rows.parquet", r"--set data\.source=manifest"),
+        ("data.operations={swap: 3", "the value is not YAML"),
+        ("data.manifest=rows.parquet", r"set data\.source: manifest"),
     ):
         with pytest.raises(UserError, match=said):
             load_recipe(tmp_path / "a.yaml", assignments=[assignment])

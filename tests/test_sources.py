@@ -224,11 +224,9 @@ def test_openves_own_words_select(tmp_path):
     assert [t.dataset_category for t in background.candidates] == ["background_change"]
     mixed = survey("openve", folder, categories=("change", "background_change"))
     assert len(mixed.candidates) == 3
-    with pytest.raises(
-        UserError, match=r"--category paint: openve has no such kind: choose from change, .*creative"
-    ):
+    with pytest.raises(UserError, match=r"`category` paint: not in openve: choose from change, .*creative"):
         survey("openve", folder, categories=("paint",))
-    with pytest.raises(UserError, match="--category camera: no row"):
+    with pytest.raises(UserError, match="`category` camera: no row"):
         survey("openve", folder, categories=("camera",))
 
 
@@ -397,10 +395,10 @@ def test_readers_give_a_number_to_every_row(tmp_path):
     folder = make_openve(tmp_path / "set")
     source = SOURCES["openve"]
     for file in source.metadata(folder):
-        rows = list(source.read(folder, file).rows)
+        rows = list(source.read(file))
         assert [row.number for row in rows] == list(range(1, len(rows) + 1))
         assert not any(isinstance(row, BadRow) for row in rows)
-        assert len({row_id(row, source.identity) for row in rows}) == len(rows)
+        assert len({row_id(row, source.id_fields) for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from conftest import edit, make_pipeline, random_clip
 
 from rvedit.editing.config import EditConfig
 from rvedit.io.errors import UserError
-from rvedit.pipelines.speed import choose_attention, magnitude_ratios, reuse_steps
+from rvedit.pipelines.speed import choose_attention, enable_step_cache, magnitude_ratios
 
 WORDS = "make the fish orange"
 
@@ -33,12 +33,12 @@ def test_the_first_block_decides(pipeline, guidance, conditions):
     """Two windows of six steps: with a threshold that nothing passes, each window computes but once."""
     settings, clip = EditConfig(6, guidance, detail=0), random_clip(10)
     plain = edit(pipeline, clip, WORDS, settings)
-    reuse_steps(pipeline, "first-block", threshold=0.0)
+    enable_step_cache(pipeline, "first-block", threshold=0.0)
     calls = calls_of_the_last_block(pipeline)
     assert np.array_equal(edit(pipeline, clip, WORDS, settings), plain), "nothing is below a threshold of 0"
     assert len(calls) == 2 * 6 * conditions
     pipeline.transformer.disable_cache()
-    reuse_steps(pipeline, "first-block", threshold=1e9)
+    enable_step_cache(pipeline, "first-block", threshold=1e9)
     calls.clear()
     assert not np.array_equal(edit(pipeline, clip, WORDS, settings), plain)
     assert len(calls) == 2 * conditions
@@ -47,17 +47,17 @@ def test_the_first_block_decides(pipeline, guidance, conditions):
 @pytest.mark.parametrize("kind", ["first-block", "magcache", "taylorseer"])
 def test_one_clip_leaves_nothing_to_the_next(pipeline, tiny_tokenizer, kind):
     settings = EditConfig(8, 2.0, detail=0)
-    reuse_steps(pipeline, kind)
+    enable_step_cache(pipeline, kind)
     edit(pipeline, random_clip(5, seed=1), "remove the ball", settings)
     after = edit(pipeline, random_clip(5, seed=2), WORDS, settings)
     alone = make_pipeline(tiny_tokenizer)
-    reuse_steps(alone, kind)
+    enable_step_cache(alone, kind)
     assert np.array_equal(after, edit(alone, random_clip(5, seed=2), WORDS, settings))
 
 
 def test_the_two_conditions_are_kept_apart(pipeline, tiny_tokenizer):
     """With guidance 0 the result is the unconditional one alone: the conditional must not leak into it."""
-    reuse_steps(pipeline, "first-block", threshold=1e9)
+    enable_step_cache(pipeline, "first-block", threshold=1e9)
     empty = EditConfig(6, 0.0, detail=0)
     a = edit(pipeline, random_clip(5), WORDS, empty)
     b = edit(pipeline, random_clip(5), "remove the ball", empty)
@@ -70,7 +70,7 @@ def test_taylorseer_skips_attention(pipeline):
     calls = calls_of_the_last_block(pipeline)
     edit(pipeline, clip, WORDS, settings)
     whole = len(calls)
-    reuse_steps(pipeline, "taylorseer")
+    enable_step_cache(pipeline, "taylorseer")
     calls.clear()
     near = edit(pipeline, clip, WORDS, settings)
     assert len(calls) < whole
@@ -111,12 +111,12 @@ def test_magcache_skips_for_any_number_of_steps(pipeline, steps):
     pipeline.register_to_config(default_steps=12)
     settings, clip = EditConfig(steps, detail=0), random_clip(5)
     plain = edit(pipeline, clip, WORDS, settings)
-    reuse_steps(pipeline, "magcache", threshold=0.0)
+    enable_step_cache(pipeline, "magcache", threshold=0.0)
     calls = calls_of_the_last_block(pipeline)
     assert np.array_equal(edit(pipeline, clip, WORDS, settings), plain)
     assert len(calls) == steps
     pipeline.transformer.disable_cache()
-    reuse_steps(pipeline, "magcache", threshold=1e9)
+    enable_step_cache(pipeline, "magcache", threshold=1e9)
     calls.clear()
     assert not np.array_equal(edit(pipeline, clip, WORDS, settings), plain)
     whole = round(0.2 * steps)  # the first fifth is never skipped, then one of four is not
@@ -125,5 +125,5 @@ def test_magcache_skips_for_any_number_of_steps(pipeline, steps):
 
 @pytest.mark.parametrize("kind", ["first-block", "magcache"])
 def test_whole_steps_are_skipped_in_rvedits_own_models_alone(kind):
-    with pytest.raises(UserError, match=f"`fast` {kind}: is for models that rvedit runs itself"):
-        reuse_steps(SimpleNamespace(transformer=None), kind)
+    with pytest.raises(UserError, match=f"`fast` {kind}: not supported by SimpleNamespace"):
+        enable_step_cache(SimpleNamespace(transformer=None), kind)

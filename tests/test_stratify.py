@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvedit.datasets.mix import draw_mix, write_mix
-from rvedit.datasets.stratify import MixRecipe, load_mix, rank, sample_mix, stratum_of
+from rvedit.datasets.mix import MixRecipe, draw_mix, load_mix, rank, sample_mix, stratum_of, write_mix
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import read_manifest, write_manifest
 from rvedit.io.records import Category, Triplet
@@ -177,5 +176,5 @@ def test_a_mix_keeps_the_way_to_its_clips(tmp_path):
     rows = read_manifest(out)
     assert [row.root for row in rows] == ["../../../x", "../../../y"]
     assert all((out / row.root / row.source).is_file() for row in rows)
-    with pytest.raises(UserError, match="choose another --out"):
+    with pytest.raises(UserError, match="choose another `out`"):
         draw_mix(recipe, tmp_path / "prepared" / "x")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rvedit.pipelines.baselines import KNOWN
+from rvedit.pipelines.baselines import BASELINES
 from rvedit.pipelines.checkpoints.find import WAN
 from rvedit.pipelines.checkpoints.outline import outline
 from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
@@ -20,15 +20,15 @@ ROOT = Path(__file__).parents[1]
 ROWS = {row["label"]: row for row in yaml.safe_load((ROOT / "recipes/table1.yaml").read_text())["rows"]}
 
 
-@pytest.mark.parametrize("label", [label for label, row in ROWS.items() if row.get("model") in KNOWN])
+@pytest.mark.parametrize("label", [label for label, row in ROWS.items() if row.get("model") in BASELINES])
 def test_rows_of_other_editors_have_their_native_size_and_weights(label):
     row = ROWS[label]
-    known = KNOWN[row["model"]]
+    known = BASELINES[row["model"]]
     native = known.native
     assert row["size"] == f"{native.height}x{native.width}"
     assert row["frames"] == native.num_frames
     assert known.weights in row["weights"]
-    assert known.adapters is None or known.adapters in row["weights"]
+    assert known.lora_weights is None or known.lora_weights in row["weights"]
 
 
 @pytest.mark.parametrize(("label", "weights"), [("Kiwi-Edit", KIWI), ("RVEDiT", WAN)])

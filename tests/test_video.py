@@ -384,7 +384,7 @@ def test_sound_that_nobody_knows_is_left_out(tmp_path):
     """Such as a phone's spatial sound beside the plain one: no decoder, no name."""
     path = make_clip(tmp_path / "a.mkv", audio=["aac"], times=range(10))
     path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_ZZZ"))
-    with pytest.warns(UserWarning, match="its unknown sound does not go into"):
+    with pytest.warns(UserWarning, match="its unknown audio is left out of"):
         rewrite(path, tmp_path / "b.mkv")
     assert not probe(tmp_path / "b.mkv").has_audio
 
@@ -469,7 +469,7 @@ def test_a_file_cut_short(tmp_path, name, keep):
     path = tmp_path / f"cut-{name}"
     path.write_bytes(whole.read_bytes()[: int(keep * whole.stat().st_size)])
     assert probe(path).truncated
-    fails(lambda: VideoReader(path), path.name, "breaks off after frame", "--allow-truncated")
+    fails(lambda: VideoReader(path), path.name, "is truncated after frame", "`allow_truncated`")
     with (
         VideoReader(path, allow_truncated=True) as reader,
         pytest.warns(UserWarning, match="ends after frame"),
@@ -508,7 +508,7 @@ def test_a_frame_damaged_in_the_middle(tmp_path, intact):
     path.write_bytes(data)
     assert not probe(path).truncated  # the container is whole, so only decoding tells
     with VideoReader(path) as reader:
-        fails(lambda: list(reader), "a.mp4", "breaks off after frame 15", "--allow-truncated")
+        fails(lambda: list(reader), "a.mp4", "is truncated after frame 15", "`allow_truncated`")
     with (
         VideoReader(path, allow_truncated=True) as reader,
         pytest.warns(UserWarning, match="ends after frame 15"),
@@ -544,7 +544,7 @@ def test_output_errors(tmp_path, like):
     fails(opening("source.mp4/a.mp4"), "source.mp4", "not a folder")
     fails(opening("a.png"), "a.png", "one frame")
     (tmp_path / "old.mp4").write_bytes(b"old")
-    fails(opening("old.mp4"), "old.mp4", "--overwrite")
+    fails(opening("old.mp4"), "old.mp4", "`overwrite`")
     (tmp_path / "folder.mp4").mkdir()
     fails(opening("folder.mp4", overwrite=True), "folder.mp4", "is a folder")
     if Path("/proc").is_dir():  # where not even root can write

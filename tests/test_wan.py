@@ -9,7 +9,7 @@ import foreign
 import pytest
 import torch
 from accelerate import init_empty_weights
-from conftest import random_clip
+from conftest import edit, random_clip
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -106,7 +106,7 @@ def test_the_published_names_are_all_known():
 
 def test_an_edit_from_a_fresh_start_runs(companions):
     clip = random_clip(5, 256, 256)
-    edited = load_checkpoint(companions[0])(clip, INSTRUCTION, EditConfig(2))
+    edited = edit(load_checkpoint(companions[0]), clip, INSTRUCTION, EditConfig(2))
     assert edited.shape == clip.shape
 
 
@@ -115,16 +115,16 @@ def test_weights_that_are_none_of_wan_are_refused(companions, tmp_path):
     with pytest.raises(UserError, match=r"other\.safetensors: not the weights of a Wan transformer"):
         load_checkpoint(tmp_path / "other.safetensors")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
-    with pytest.raises(UserError, match=r"weights\.pth: weights are read from safetensors"):
+    with pytest.raises(UserError, match=r"weights\.pth: not a safetensors file"):
         load_checkpoint(tmp_path / "weights.pth")
     model = foreign.make_wan_transformer(channels=16)
     save_file(foreign.to_original_transformer(model.state_dict()), tmp_path / "wan2.1.safetensors")
-    with pytest.raises(UserError, match=r"latents with 16 channels: those of the VAE in .* have 4"):
+    with pytest.raises(UserError, match=r"latents with 16 channels, but those of the VAE in .* have 4"):
         load_checkpoint(tmp_path / "wan2.1.safetensors")
     config = companions[0] / "transformer" / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps({**values, "in_channels": 36}))
-    with pytest.raises(UserError, match=r"reads 36 channels and gives 4: RVEDiT starts from Wan2\.2-TI2V-5B"):
+    with pytest.raises(UserError, match=r"with 36 input and 4 output channels: give Wan2\.2-TI2V-5B"):
         load_checkpoint(companions[0])
 
 

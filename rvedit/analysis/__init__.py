@@ -1,1 +1,1 @@
-"""What a model does inside (Fig. 4), and what came of its edits (Tables 1 to 3, Figs. 2 and 5 to 12)."""
+"""Analysis of models and results: attention (Fig. 4), tables (1 to 3) and galleries (Figs. 2, 5 to 12)."""

@@ -1,23 +1,22 @@
-"""Looking on while a transformer runs: its cross-attentions' queries and keys, and their outputs."""
+"""Observe a transformer's cross-attention while it runs: queries and keys, and outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from rvedit.compat import attention_backend
 from rvedit.models.cross_attention import RoutedCrossAttnProcessor
 from rvedit.models.transformer import RoutedWanTransformer3DModel
 
 OnAttention = Callable[[int, Tensor, Tensor], None]
-"""Gets the block (1 ... L), queries (b, s, h, e) and keys (b, n, h, e)."""
-OnTrace = Callable[[int, Tensor], None]
-"""Gets the block (1 ... L) and A^(i), (b, s, d)."""
+"""Called with the block (1 ... L), queries (b, s, h, e) and keys (b, n, h, e)."""
 
 
 class _ObservedProcessor(RoutedCrossAttnProcessor):
-    """Attends as it does unobserved; shows queries and keys to an onlooker first."""
+    """Processor that passes queries and keys to a callback, with unchanged results."""
 
     def __init__(self, block: int, on_attention: OnAttention, backend: str | None) -> None:
         self._block, self._on_attention = block, on_attention
@@ -31,31 +30,25 @@ class _ObservedProcessor(RoutedCrossAttnProcessor):
 
 @contextmanager
 def observed_attention(transformer: RoutedWanTransformer3DModel, on_attention: OnAttention) -> Iterator[None]:
-    """Show every cross-attention of the forward passes within; afterwards all is as it was."""
-    before = [block.attn2.processor for block in transformer.blocks]
-    for number, block in enumerate(transformer.blocks, start=1):
-        backend = block.attn2.processor._attention_backend
-        block.attn2.set_processor(_ObservedProcessor(number, on_attention, backend))
-    try:
+    """Call `on_attention` for every cross-attention within the context; restore the processors at its end."""
+    with ExitStack() as restore:
+        for number, block in enumerate(transformer.blocks, start=1):
+            processor = block.attn2.processor
+            restore.callback(block.attn2.set_processor, processor)
+            backend = attention_backend(processor)
+            block.attn2.set_processor(_ObservedProcessor(number, on_attention, backend))
         yield
-    finally:
-        for block, processor in zip(transformer.blocks, before, strict=True):
-            block.attn2.set_processor(processor)
 
 
 @contextmanager
-def observed_traces(transformer: RoutedWanTransformer3DModel, on_trace: OnTrace) -> Iterator[None]:
-    """Show A^(i) of every block of the forward passes within."""
-
-    def hook(number: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda module, inputs, output: on_trace(number, output)
-
-    handles = [
-        block.attn2.register_forward_hook(hook(number))
-        for number, block in enumerate(transformer.blocks, start=1)
-    ]
-    try:
+def observed_traces(
+    transformer: RoutedWanTransformer3DModel, on_trace: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `on_trace` with number (1 ... L) and trace A^(i) (b, s, d) of every block within the context."""
+    with ExitStack() as hooks:
+        for number, block in enumerate(transformer.blocks, start=1):
+            handle = block.attn2.register_forward_hook(
+                lambda module, inputs, output, number=number: on_trace(number, output)
+            )
+            hooks.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

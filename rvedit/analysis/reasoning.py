@@ -1,60 +1,64 @@
-"""The reasoning trace of one edit: where in the frames each word and the editing tokens are read."""
+"""The reasoning trace of one edit: attention maps over the frames of each word and the editing tokens."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rvedit.analysis.experiments import context_groups, text_length, window_latents
-from rvedit.analysis.observe import observed_attention
-from rvedit.analysis.reading import maps
+from rvedit.analysis.experiments import observe_edit
+from rvedit.analysis.reading import attention_rows
 from rvedit.editing.config import EditConfig
-from rvedit.editing.windows import GROUP, pad_frames
+from rvedit.editing.long_video import StepReport
 from rvedit.io.frames import Frames, to_frames
 from rvedit.models.autoencoder import decode
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-EDITING, VISUAL, PADDING, TOKEN = "editing tokens", "visual tokens", "behind the text", "editing token {}"
-SINGLE_TOKENS = 4
-"""Editing tokens that are shown one by one: those that are read most unevenly."""
+EDITING, VISUAL, PADDING, TOKEN = "editing tokens", "visual tokens", "text padding", "editing token {}"
+NUM_SINGLE_TOKENS = 4
+"""Number of editing tokens with a map of their own in each block: those whose attention varies most over
+positions at the first recorded step."""
 
 
 @dataclass(frozen=True)
 class BlockMaps:
-    """What one block reads at one step."""
+    """Attention maps of one block at one step."""
 
     block: int
     step: int
     maps: dict[str, NDArray[np.float32]]
-    """By what is read: the share of attention at each place, (frames, rows, columns) of latent patches."""
+    """By token group or word: the attention that each patch of the noisy latents pays to it, as
+    (latent frames, rows, columns)."""
 
 
 @dataclass(frozen=True)
 class ReasoningTrace:
-    """One edit, and what was read on the way."""
+    """One edit and its attention maps."""
 
+    instruction: str
+    source: Frames
     edit: Frames
     words: tuple[str, ...]
-    """Of the instruction, as keys of the maps; empty where no block reads X_l."""
+    """The words of the instruction that the text encoder read, as keys of the maps of deep blocks."""
     readings: tuple[BlockMaps, ...]
-    steps: tuple[int, ...]
     num_steps: int
+    num_blocks: int
+    routing_depth: int
 
-    def mean_maps(self, deeper_than: int) -> dict[str, NDArray[np.float32]]:
-        """Mean over the steps and blocks deeper than one; over the last block's steps if there are none.
+    def mean_maps(self) -> dict[str, NDArray[np.float32]]:
+        """Return the mean over the recorded steps and the recorded blocks deeper than L_s, or the last one.
 
-        Of what all of them read: single editing tokens differ from block to block.
+        Only maps that all of them have are kept: the single editing tokens differ between blocks.
         """
         last = max(reading.block for reading in self.readings)
-        deep = [x for x in self.readings if x.block > min(deeper_than, last - 1)]
+        deep = [reading for reading in self.readings if reading.block > min(self.routing_depth, last - 1)]
         names = [name for name in deep[0].maps if all(name in reading.maps for reading in deep)]
         return {name: np.mean([x.maps[name] for x in deep], axis=0) for name in names}
 
@@ -66,99 +70,79 @@ def trace_edit(
     config: EditConfig,
     blocks: Sequence[int],
     steps: Sequence[int],
-    report: Callable[[int, int], None] = lambda step, num_steps: None,
+    report: StepReport = lambda step, num_steps: None,
 ) -> ReasoningTrace:
-    """Edit a window's frames (t, h, w, 3) at the model's size and keep what blocks read at the given steps.
+    """Edit a window (t, h, w, 3) at the model's size and return it with the maps of some blocks and steps.
 
-    Blocks count from 1 to L. Maps are means over heads. Guidance is 1: one pass a step, the conditional one.
+    Blocks and steps count from 1. Maps are means over heads. `config.guidance_scale` must be 1: one forward
+    pass per step.
     """
-    count, frames = len(frames), pad_frames(frames)
     words = word_tokens(pipeline, instruction)
-    said = text_length(pipeline, instruction)
-    height, width = frames.shape[1:3]
-    scale = pipeline.vae.config.scale_factor_spatial
-    p_t, p_h, p_w = pipeline.transformer.config.patch_size
-    grid = ((1 + (len(frames) - 1) // GROUP) // p_t, height // scale // p_h, width // scale // p_w)
-    seen_steps = 0
+    rows, columns = (side // pipeline.grid for side in frames.shape[1:3])
     readings: list[BlockMaps] = []
-    shown: dict[int, list[int]] = {}  # editing tokens of each block, the same at all steps
+    single: dict[int, list[int]] = {}  # the single editing tokens of each block, the same at all steps
 
-    def on_attention(block: int, query: Tensor, key: Tensor) -> None:
-        nonlocal seen_steps
-        seen_steps += block == 1
-        if block not in blocks or seen_steps not in steps:
-            return
-        groups = context_groups(pipeline, said, len(frames), query.shape[1], key.shape[1])
-        found, shown[block] = _block_maps(query, key, groups, words, shown.get(block))
-        volumes = {
-            name: rearrange(values, "(f y x) -> f y x", f=grid[0], y=grid[1], x=grid[2]).numpy()
-            for name, values in found.items()
-        }
-        readings.append(BlockMaps(block, seen_steps, volumes))
+    def on_attention(step: int, block: int, query: Tensor, key: Tensor, groups: list[int]) -> None:
+        if block in blocks and step in steps:
+            maps, single[block] = _block_maps(query, key, groups, words, single.get(block))
+            volumes = {name: x.numpy().reshape(-1, rows, columns) for name, x in maps.items()}
+            readings.append(BlockMaps(block, step, volumes))
 
-    with observed_attention(pipeline.transformer, on_attention):
-        latents = window_latents(pipeline, frames, instruction, config, report)
+    latents = observe_edit(pipeline, frames, instruction, config, on_attention, report)
     with torch.no_grad():
-        edit = to_frames(decode(pipeline.vae, latents)[0])[:count]
-    read = tuple(word for word in words if any(word in reading.maps for reading in readings))
-    kept = tuple(sorted({reading.step for reading in readings}))
-    return ReasoningTrace(edit, read, tuple(readings), kept, seen_steps)
+        edit = to_frames(decode(pipeline.vae, latents)[0])[: len(frames)]
+    num_blocks, depth = len(pipeline.transformer.blocks), pipeline.transformer.config.routing_depth
+    return ReasoningTrace(
+        instruction, frames, edit, tuple(words), tuple(readings), pipeline.num_timesteps, num_blocks, depth
+    )
 
 
 def word_tokens(pipeline: RVEDiTPipeline, instruction: str) -> dict[str, list[int]]:
-    """The words of the instruction and the positions of each one's tokens in X_l; a word said twice is told
-    apart by its number.
-    """
+    """Return the positions in X_l of each word's tokens; a repeated word gets a number, such as "the (2)"."""
     if pipeline.tokenizer is None:
         return {}
     inputs = pipeline.tokenizer(
-        instruction,
-        truncation=True,
-        max_length=pipeline.config.max_text_length,
-        return_offsets_mapping=True,
+        instruction, truncation=True, max_length=pipeline.config.max_text_length, return_offsets_mapping=True
     )
-    spans = [match.span() for match in re.finditer(r"\S+", instruction)]
-    names: list[str] = []
-    for start, end in spans:
-        word = instruction[start:end]
-        count = sum(name.partition(" (")[0] == word for name in names)
-        names.append(f"{word} ({count + 1})" if count else word)
+    seen: Counter[str] = Counter()
+    ends: dict[str, int] = {}
+    for match in re.finditer(r"\S+", instruction):
+        word = match[0]
+        seen[word] += 1
+        ends[f"{word} ({seen[word]})" if seen[word] > 1 else word] = match.end()
     tokens: dict[str, list[int]] = {}
     for position, (start, end) in enumerate(inputs["offset_mapping"]):
-        if end == start:  # a mark of the tokenizer's own
-            continue
-        word_index = next(i for i, (_, stop) in enumerate(spans) if end <= stop)
-        tokens.setdefault(names[word_index], []).append(position)
+        if start < end:  # not a special token
+            word = next(name for name, stop in ends.items() if end <= stop)
+            tokens.setdefault(word, []).append(position)
     return tokens
 
 
 def _block_maps(
-    query: Tensor,
-    key: Tensor,
-    groups: Sequence[int],
-    words: dict[str, list[int]],
-    single: list[int] | None,
+    query: Tensor, key: Tensor, groups: Sequence[int], words: dict[str, list[int]], single: list[int] | None
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """By what is read: (s,) shares of attention; and the editing tokens that are shown one by one, which are
-    chosen where `single` has none.
+    """Return the maps (s,) by token group or word, and the editing tokens that have a map of their own.
+
+    Those tokens are `single`; if it is None, the ones whose attention varies most are selected.
     """
-    num_edit, num_visual, num_text = groups[0], groups[1], sum(groups[2:])
-    said = {position for positions in words.values() for position in positions}
-    unsaid = [position for position in range(num_text) if position not in said]
-    rows: list[Any] = []
+    num_edit, num_visual = groups[:2]
+    columns: dict[str, slice | list[int]] = {}
+    if key.shape[1] > num_edit:  # otherwise the editing tokens get all the attention at every position
+        first_text = num_edit + num_visual
+        of_words = {word: [first_text + position for position in at] for word, at in words.items()}
+        padding = set(range(first_text, key.shape[1])) - set(chain(*of_words.values()))
+        columns = {EDITING: slice(num_edit), VISUAL: slice(num_edit, first_text), **of_words}
+        columns[PADDING] = sorted(padding)  # and special tokens
+    chunks: dict[str, list[Tensor]] = defaultdict(list)
     edit_tokens = []
-    for _, attention in maps(query, key):
-        edit, visual, text = attention[0].split([num_edit, num_visual, num_text], dim=-1)
-        edit_tokens.append((edit if single is None else edit[:, single]).float().cpu())
-        row: dict[str, Tensor] = {}
-        if num_visual + num_text:  # else the editing tokens have all there is, everywhere
-            row = {EDITING: edit.sum(dim=-1), VISUAL: visual.sum(dim=-1)}
-            row |= {word: text[:, positions].sum(dim=-1) for word, positions in words.items()}
-            row[PADDING] = text[:, unsaid].sum(dim=-1)
-        rows.append({name: values.float().cpu() for name, values in row.items()})
-    found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}  # empty where all is X_e
+    for rows, _ in attention_rows(query, key):
+        attention = rows.mean(dim=1)[0]
+        for name, selected in columns.items():
+            chunks[name].append(attention[:, selected].sum(dim=-1).float().cpu())
+        edit_tokens.append(attention[:, slice(num_edit) if single is None else single].float().cpu())
     tokens = torch.cat(edit_tokens)
     if single is None:
-        single = sorted(tokens.var(dim=0).topk(min(SINGLE_TOKENS, num_edit)).indices.tolist())
+        single = sorted(tokens.var(dim=0).topk(min(NUM_SINGLE_TOKENS, num_edit)).indices.tolist())
         tokens = tokens[:, single]
-    return found | {TOKEN.format(index + 1): tokens[:, i] for i, index in enumerate(single)}, single
+    maps = {name: torch.cat(parts) for name, parts in chunks.items()}
+    return maps | {TOKEN.format(index + 1): tokens[:, i] for i, index in enumerate(single)}, single

@@ -1,44 +1,47 @@
-"""`rvedit analyze trace`: look inside one edit."""
+"""The job of `rvedit analyze trace`: edit one window and show its attention maps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from rvedit.analysis.experiments import first_window
-from rvedit.analysis.reasoning import trace_edit, word_tokens
+from rvedit.analysis.reasoning import trace_edit
 from rvedit.analysis.trace_page import overlay_frames, write_trace_page
 from rvedit.editing.config import EditConfig
 from rvedit.editing.edit_file import checked_instruction
+from rvedit.editing.long_video import StepReport
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import prepare_folder
 from rvedit.io.video import VideoReader, probe, write_like
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-MOST_BLOCKS, MOST_STEPS = 10, 4
-"""Shown where nothing is chosen."""
+MAX_BLOCKS, MAX_STEPS = 10, 4
+"""How many are shown by default."""
 
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """Which edit, and which of its blocks and steps."""
+    """Which edit to make, and which blocks and steps to show."""
 
     clip: Path
     instruction: str
     out: Path
-    """Folder."""
+    """Output folder."""
     blocks: tuple[int, ...] = ()
-    """From 1; none: at most ten, evenly spread, the last ones on both sides of L_s among them."""
+    """Counted from 1; empty for up to ten evenly spaced blocks, with L_s and L_s + 1 among them."""
     steps: tuple[int, ...] = ()
-    """From 1; none: four, evenly spread."""
+    """Counted from 1; empty for four evenly spaced steps."""
     settings: EditConfig = field(default_factory=EditConfig)
     overwrite: bool = False
 
     @property
     def page(self) -> Path:
-        """The page with the sliders."""
+        """The HTML page."""
         return self.out / "trace.html"
 
     @property
@@ -49,73 +52,66 @@ class TraceConfig:
 
 @dataclass(frozen=True)
 class TraceReport:
-    """What was written."""
+    """The files written, and what they show."""
 
     page: Path
     video: Path
     blocks: tuple[int, ...]
     steps: tuple[int, ...]
     frames: int
-    """Of the clip, that were edited: at most the model's window."""
+    """Number of edited frames: at most the model's window."""
     seconds: float
 
 
 def check_trace(config: TraceConfig) -> None:
-    """What can be refused before a model is loaded. Raises UserError."""
+    """Check the config before a model is loaded. Raises UserError."""
     probe(config.clip)
     checked_instruction(config.instruction)
     for path in (config.page, config.video):
         if path.exists() and not config.overwrite:
-            raise UserError(f"{path}: exists: choose another --out, or give --overwrite")
+            raise UserError(f"{path}: exists already: choose another `out`, or give `overwrite`")
 
 
 def analyze_trace(
     config: TraceConfig,
     pipeline: RVEDiTPipeline,
     model: str,
-    report: Callable[[int, int], None] = lambda step, num_steps: None,
+    report: StepReport = lambda step, num_steps: None,
 ) -> TraceReport:
-    """Edit the clip's first window, with guidance 1, and write trace.html and trace.mp4."""
+    """Edit the clip's first window with guidance scale 1, and write trace.html and trace.mp4."""
     started = time.perf_counter()
     check_trace(config)
     instruction = checked_instruction(config.instruction)
     num_blocks, depth = len(pipeline.transformer.blocks), pipeline.transformer.config.routing_depth
     settings = replace(config.settings, guidance_scale=1.0)
     num_steps = settings.num_inference_steps or pipeline.config.default_steps
-    blocks = _checked("--blocks", config.blocks, num_blocks) or _blocks(num_blocks, depth)
-    steps = _checked("--at-steps", config.steps, num_steps) or _spread(num_steps, MOST_STEPS)
+    blocks = _checked("blocks", config.blocks, num_blocks) or _default_blocks(num_blocks, depth)
+    steps = _checked("at_steps", config.steps, num_steps) or _evenly_spaced(num_steps, MAX_STEPS)
     prepare_folder(config.out)
     source = first_window(config.clip, pipeline)
     trace = trace_edit(pipeline, source, instruction, settings, blocks, steps, report)
     with VideoReader(config.clip, allow_truncated=True) as reader:
-        pictures = overlay_frames(trace, source, depth)
-        timed = (t._replace(frame=f) for f, t in zip(pictures, reader, strict=False))
+        overlays = overlay_frames(trace)
+        timed = (t._replace(frame=overlay) for overlay, t in zip(overlays, reader, strict=False))
         write_like(config.video, reader.info, timed)
-    read = word_tokens(pipeline, instruction)
-    cut = instruction.split()[len(read) :] if read else ()
-    write_trace_page(config.page, trace, source, instruction, model, depth, num_blocks, cut)
-    return TraceReport(
-        config.page, config.video, blocks, trace.steps, len(source), time.perf_counter() - started
-    )
+    write_trace_page(config.page, trace, model)
+    return TraceReport(config.page, config.video, blocks, steps, len(source), time.perf_counter() - started)
 
 
-def _checked(option: str, numbers: Sequence[int], most: int) -> tuple[int, ...]:
-    wrong = next((number for number in numbers if not 1 <= number <= most), None)
+def _checked(name: str, numbers: Sequence[int], maximum: int) -> tuple[int, ...]:
+    wrong = next((number for number in numbers if not 1 <= number <= maximum), None)
     if wrong is not None:
-        raise UserError(f"{option} {wrong}: give numbers from 1 to {most}")
+        raise UserError(f"`{name}` {wrong}: give numbers from 1 to {maximum}")
     return tuple(sorted(set(numbers)))
 
 
-def _blocks(num_blocks: int, depth: int) -> tuple[int, ...]:
-    boundary = [number for number in (depth, depth + 1) if 1 <= number <= num_blocks]
-    if num_blocks <= MOST_BLOCKS:
+def _default_blocks(num_blocks: int, depth: int) -> tuple[int, ...]:
+    if num_blocks <= MAX_BLOCKS:
         return tuple(range(1, num_blocks + 1))
-    return tuple(sorted({*_spread(num_blocks, MOST_BLOCKS - len(boundary)), *boundary}))
+    boundary = [number for number in (depth, depth + 1) if 1 <= number <= num_blocks]
+    return tuple(sorted({*_evenly_spaced(num_blocks, MAX_BLOCKS - len(boundary)), *boundary}))
 
 
-def _spread(most: int, count: int) -> tuple[int, ...]:
-    """So many numbers from 1 to `most`, evenly spread."""
-    count = min(count, most)
-    if count == 1:
-        return (most,)
-    return tuple(dict.fromkeys(round(1 + i * (most - 1) / (count - 1)) for i in range(count)))
+def _evenly_spaced(maximum: int, count: int) -> tuple[int, ...]:
+    """Return `count` evenly spaced integers from 1 to `maximum`, or all if there are fewer."""
+    return tuple(np.linspace(1, maximum, min(count, maximum)).round().astype(int).tolist())

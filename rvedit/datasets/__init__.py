@@ -1,1 +1,1 @@
-"""Where triplets (source, instruction, target) come from."""
+"""Training data: read published datasets, probe, mix, cache and caption their clips."""

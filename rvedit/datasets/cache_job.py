@@ -1,4 +1,4 @@
-"""`rvedit prepare cache`: what training reads of a manifest's clips and words, encoded once."""
+"""Encode the clips and texts of a manifest once, for training: `rvedit prepare cache`."""
 
 from __future__ import annotations
 
@@ -27,79 +27,82 @@ from rvedit.models.autoencoder import encode
 from rvedit.models.text_tokens import encode_text, trim_padding
 from rvedit.pipelines.checkpoints import add_text_encoder, find_checkpoint, load_checkpoint
 from rvedit.pipelines.clip_shapes import check_shapes
+from rvedit.pipelines.loading import pick_device
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 SHARD = 32
-"""Triplets in a shard: the most that an interruption can lose."""
+"""Triplets per shard: the most that an interruption can lose."""
 TEXT_SHARD = 128
-TEXTS_AT_ONCE = 16
+TEXT_BATCH = 16
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What is to be encoded, and with what."""
+    """Clips and texts to encode, and the model to encode them with."""
 
     manifest: Path
     folder: Path
     model: str = "nano"
-    """Whose VAE encodes, and whose multimodal LLM is to see the frames."""
+    """Checkpoint with the VAE, the text encoder and the multimodal LLM's frame processor."""
     shapes: tuple[ClipShape, ...] = (ClipShape(81, 704, 1280),)
-    """The buckets; a triplet is encoded in the one that fits it."""
+    """Buckets; each triplet is encoded in the one that fits it."""
     texts: bool = True
-    """Encode instructions and captions too; training uses them where the text encoder is frozen."""
+    """Also encode instructions and captions, for training with a frozen text encoder."""
 
 
 @dataclass(frozen=True)
 class CacheProgress:
-    """How far it is, of triplets or of texts."""
+    """Counts of encoded "triplets" or "texts" (`kind`)."""
 
-    what: str
+    kind: str
     done: int
     failed: int
     total: int
 
 
 def cache_manifest(config: CacheConfig, device: str | None = None) -> Iterator[CacheProgress]:
-    """Encode both clips of every triplet, and every text, into shards in `order.folder`, yielding after each.
+    """Encode both clips of every triplet, and every text, into shards in `config.folder`; yield the progress.
 
-    What is in the folder already is left alone; triplets whose clips cannot be read are listed in
-    `cache.failures.jsonl` there, and tried again the next time.
+    Cached triplets and texts are skipped. Triplets whose clips cannot be read are listed in
+    `cache.failures.jsonl` there, and tried again by the next run.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch_device = pick_device(device)
     triplets = read_manifest(config.manifest)
     pipeline = load_checkpoint(find_checkpoint(config.model))
     check_shapes(config.shapes, pipeline)
     if config.texts:
-        add_text_encoder(pipeline)  # which a training needs that routes, if this model does not
-    yield from _cache_latents(config, triplets, pipeline, place)
+        add_text_encoder(pipeline)  # routed training needs one even if this model has none
+    yield from _cache_latents(config, triplets, pipeline, torch_device)
     if config.texts:
-        yield from _cache_texts(config, triplets, pipeline, place)
+        yield from _cache_texts(config, triplets, pipeline, torch_device)
 
 
 def _cache_latents(
-    config: CacheConfig, triplets: list[Triplet], pipeline: RVEDiTPipeline, place: torch.device
+    config: CacheConfig, triplets: list[Triplet], pipeline: RVEDiTPipeline, device: torch.device
 ) -> Iterator[CacheProgress]:
-    vae = pipeline.vae.to(place)
+    vae = pipeline.vae.to(device)
     frame_processor = pipeline.edit_token_encoder.frame_processor
     shapes = tuple(str(shape) for shape in config.shapes)
     cache = LatentCache(config.folder, CacheSettings(fingerprint(vae.named_parameters()), shapes))
-    waiting = [(row, t) for row, t in enumerate(triplets, start=1) if t.key not in cache]
+    pending = [(row, t) for row, t in enumerate(triplets, start=1) if t.key not in cache]
     failures: list[Failure] = []
 
-    def cached(clip: Frames) -> CachedClip:
-        return CachedClip(encode(vae, to_model_range(clip)[None].to(place))[0].cpu(), frame_processor(clip))
+    def encode_clip(clip: Frames) -> CachedClip:
+        return CachedClip(encode(vae, to_model_range(clip)[None].to(device))[0].cpu(), frame_processor(clip))
 
-    def progress(more: int = 0) -> CacheProgress:
-        return CacheProgress("triplets", len(cache) + more, len(failures), len(triplets))
+    def progress(unwritten: int = 0) -> CacheProgress:
+        return CacheProgress("triplets", len(cache) + unwritten, len(failures), len(triplets))
 
     yield progress()
-    for start in range(0, len(waiting), SHARD):
+    for start in range(0, len(pending), SHARD):
         shard: dict[str, tuple[CachedClip, CachedClip]] = {}
-        for row, triplet in waiting[start : start + SHARD]:
+        for row, triplet in pending[start : start + SHARD]:
             bucket = fitting_bucket(config.shapes, triplet)
             try:
                 if bucket is None:
-                    raise UserError(f"its {triplet.num_frames} frames fill none of {', '.join(shapes)}")
+                    raise UserError(
+                        f"the clip has {triplet.num_frames} frames, too few for {', '.join(shapes)}"
+                    )
                 pair = read_pair(config.manifest, triplet, config.shapes[bucket])
             except UserError as error:
                 manifest = str(config.manifest)
@@ -108,7 +111,7 @@ def _cache_latents(
                 )
                 continue
             with torch.no_grad():
-                source, target = (cached(clip) for clip in pair)
+                source, target = (encode_clip(clip) for clip in pair)
             shard[triplet.key] = (source, target)
             yield progress(len(shard))
         if shard:
@@ -118,21 +121,21 @@ def _cache_latents(
 
 
 def _cache_texts(
-    config: CacheConfig, triplets: list[Triplet], pipeline: RVEDiTPipeline, place: torch.device
+    config: CacheConfig, triplets: list[Triplet], pipeline: RVEDiTPipeline, device: torch.device
 ) -> Iterator[CacheProgress]:
     pipeline.vae.to("cpu")
-    encoder = pipeline.text_encoder.to(place)
+    encoder = pipeline.text_encoder.to(device)
     cache = TextCache(config.folder, TextSettings(fingerprint(encoder.named_parameters())))
     texts = texts_of(triplets)
-    waiting = [text for text in texts if text not in cache]
-    done = len(texts) - len(waiting)
+    pending = [text for text in texts if text not in cache]
+    done = len(texts) - len(pending)
     shard: dict[str, torch.Tensor] = {}
-    for start in range(0, len(waiting), TEXTS_AT_ONCE):
-        few = waiting[start : start + TEXTS_AT_ONCE]
+    for start in range(0, len(pending), TEXT_BATCH):
+        batch = pending[start : start + TEXT_BATCH]
         with torch.no_grad():
-            states = encode_text(pipeline.tokenizer, encoder, few, pipeline.config.max_text_length)
-        shard |= {text: trim_padding(rows).cpu() for text, rows in zip(few, states, strict=True)}
-        done += len(few)
+            states = encode_text(pipeline.tokenizer, encoder, batch, pipeline.config.max_text_length)
+        shard |= {text: trim_padding(rows).cpu() for text, rows in zip(batch, states, strict=True)}
+        done += len(batch)
         if len(shard) >= TEXT_SHARD or done == len(texts):
             cache.add(shard)
             shard = {}

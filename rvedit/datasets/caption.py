@@ -1,4 +1,4 @@
-"""`rvedit caption`: every target clip of a manifest is described anew, by one model (section 5)."""
+"""Caption every target clip of a manifest with one model (section 5): `rvedit caption`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvedit.datasets.captioners import Caption, Captioner
-from rvedit.io.chat import ChatError
+from rvedit.datasets.captioners import ChatCaptioner
+from rvedit.io.chat import Answer, ChatError
 from rvedit.io.errors import UserError
-from rvedit.io.manifest import clip_path, read_manifest, write_manifest, write_rows
+from rvedit.io.manifest import clip_path, read_manifest, relative_root, write_manifest, write_rows
 from rvedit.io.records import Triplet
 
 
 @dataclass(frozen=True)
 class CaptionConfig:
-    """Which rows are wanted, and where the new manifest goes (parquet, with its JSONL export)."""
+    """Rows to caption, and the path of the new manifest (parquet, with its JSONL export)."""
 
     manifest: Path
     out: Path
     limit: int | None = None
-    """Rows to caption at most; those beyond stay as they are."""
+    """Maximum number of rows to caption; the others stay as they are."""
     include_playground: bool = False
-    """The playground's own captions are exact; they are replaced only on demand."""
+    """Also caption playground rows, whose own captions are exact."""
 
 
 @dataclass
 class CaptionReport:
-    """What became of the rows: the six counts add up to `rows`. Tokens are those spent in this run."""
+    """Counts of rows by outcome, which add up to `rows` (asked to left), and of tokens used in this run."""
 
     manifest: Path
     failures: Path
@@ -42,26 +42,26 @@ class CaptionReport:
     from_cache: int = 0
     failed: int = 0
     kept: int = 0
-    """Had this model's caption by this prompt already."""
+    """Already have a caption with this prompt id."""
     own: int = 0
-    """Playground rows, whose own captions are exact."""
+    """Playground rows that keep their exact captions."""
     left: int = 0
     """Beyond the limit."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
     stopped: str | None = None
-    """Why the run ended before all rows were asked."""
+    """Why the run stopped early, if it did."""
 
     @property
     def captioned(self) -> int:
-        """Rows that got a caption in this run."""
+        """Return the number of rows captioned in this run."""
         return self.asked + self.from_cache
 
 
 @dataclass(frozen=True)
 class CaptionEstimate:
-    """What a run would do; tokens are rough, and an answer counts as cached if its clip is unchanged."""
+    """Estimate of a run; token counts are rough, and replies count as cached if the clip is unchanged."""
 
     rows: int
     requests: int
@@ -70,53 +70,55 @@ class CaptionEstimate:
     own: int
     left: int
     missing: int
-    """Clips that are not there: these rows would fail."""
+    """Rows whose clip is missing, which would fail."""
     prompt_tokens: int
     completion_tokens: int
 
 
 @dataclass
 class _Plan:
-    triplets: list[Triplet]
-    known: dict[int, Caption]
-    unknown: list[int]
-    kept: int
-    own: int
-    left: int
+    """Rows of a manifest, with captions or reasons of failure by index."""
+
+    rows: list[Triplet]
+    uncached: list[int] = field(default_factory=list)
+    captions: dict[int, Answer[str]] = field(default_factory=dict)
+    """At first those of the cache."""
+    reasons: dict[int, str] = field(default_factory=dict)
+    kept: int = 0
+    own: int = 0
+    left: int = 0
 
 
 def captioned_path(manifest: Path) -> Path:
-    """`triplets/manifest.parquet` -> `triplets/manifest_captioned.parquet`; a folder stands for it."""
+    """Return `triplets/manifest_captioned.parquet` for `triplets/manifest.parquet` or its folder."""
     manifest = manifest / "manifest.parquet" if manifest.is_dir() else manifest
     return manifest.with_name(f"{manifest.stem}_captioned.parquet")
 
 
 def failures_path(out: Path) -> Path:
-    """The rows that got no caption, with the reasons, beside the new manifest."""
+    """Return the path of the list of failed rows, beside the new manifest."""
     return out.with_name(f"{out.stem}.caption_failures.jsonl")
 
 
 def cache_path(out: Path) -> Path:
-    """The replies so far, beside the new manifest."""
+    """Return the path of the reply cache, beside the new manifest."""
     return out.with_name(f"{out.stem}.caption_cache.jsonl")
 
 
-def estimate_captions(config: CaptionConfig, captioner: Captioner) -> CaptionEstimate:
-    """Say what a run would send; sends nothing and decodes nothing."""
+def estimate_captions(config: CaptionConfig, captioner: ChatCaptioner) -> CaptionEstimate:
+    """Estimate the requests and tokens of a run, without sending or decoding anything."""
     plan = _plan(config, captioner)
-    there = [i for i in plan.unknown if clip_path(config.manifest, plan.triplets[i], "target").exists()]
-    tokens = [
-        captioner.expected_tokens(row.num_frames, row.width, row.height)
-        for row in (plan.triplets[i] for i in there)
-    ]
+    uncached = [plan.rows[i] for i in plan.uncached]
+    existing = [row for row in uncached if clip_path(config.manifest, row, "target").exists()]
+    tokens = [captioner.expected_tokens(row.num_frames, row.width, row.height) for row in existing]
     return CaptionEstimate(
-        rows=len(plan.triplets),
-        requests=len(there),
-        from_cache=len(plan.known),
+        rows=len(plan.rows),
+        requests=len(existing),
+        from_cache=len(plan.captions),
         kept=plan.kept,
         own=plan.own,
         left=plan.left,
-        missing=len(plan.unknown) - len(there),
+        missing=len(uncached) - len(existing),
         prompt_tokens=sum(prompt for prompt, _ in tokens),
         completion_tokens=sum(reply for _, reply in tokens),
     )
@@ -124,126 +126,112 @@ def estimate_captions(config: CaptionConfig, captioner: Captioner) -> CaptionEst
 
 def caption_manifest(
     config: CaptionConfig,
-    captioner: Captioner,
+    captioner: ChatCaptioner,
     on_progress: Callable[[CaptionReport, int], None] = lambda report, total: None,
 ) -> CaptionReport:
-    """Caption the rows that need it and write the new manifest; `on_progress` gets the counts and the total.
+    """Caption the rows that need it and write the new manifest; `on_progress` gets the report and the total.
 
-    A row whose captioning fails has no caption afterwards; it is listed with its reason, and with the
-    caption that it had, in `failures_path(out)`, and is tried again by the next run. Answers are kept as they
-    come, so that an interrupted run goes on where it was. Raises UserError, before a clip is decoded, where
-    nobody would answer or nothing could be written.
+    Failed rows lose their caption; `failures_path(out)` lists them with the reason and the previous caption,
+    and the next run tries them again. Replies are cached as they arrive, so that an interrupted run resumes.
+    Raises UserError, before a clip is decoded, if the model cannot be reached or `out` cannot be written.
     """
     started = time.perf_counter()
     if config.out.suffix != ".parquet":
-        raise UserError(f"--out {config.out}: name a .parquet file; the JSONL export is written beside it")
+        raise UserError(f"`out` {config.out}: must end in .parquet; the JSONL export is written beside it")
     plan = _plan(config, captioner)
-    if config.out.is_dir() or not os.access(_nearest_folder(config.out), os.W_OK):
-        raise UserError(f"--out {config.out}: cannot be written to: choose another")
-    report = CaptionReport(config.out, failures_path(config.out), len(plan.triplets), captioner.prompt_id)
+    folder = next(parent for parent in config.out.absolute().parents if parent.exists())
+    if config.out.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"`out` {config.out}: cannot be written to: choose another path")
+    report = CaptionReport(config.out, failures_path(config.out), len(plan.rows), captioner.prompt_id)
     report.kept, report.own, report.left = plan.kept, plan.own, plan.left
-    report.from_cache = len(plan.known)
-    captions, reasons = dict(plan.known), dict[int, str]()
-    if plan.unknown:
-        work = _caption_all(config, plan, captioner, captions, reasons, report, on_progress)
-        asyncio.run(work)
+    report.from_cache = len(plan.captions)
+    if plan.uncached:
+        asyncio.run(_caption_all(config, plan, captioner, report, on_progress))
     report.prompt_tokens, report.completion_tokens = captioner.tokens
-    _write(config, plan.triplets, captions, reasons, captioner.prompt_id)
+    _write(config, plan, captioner.prompt_id)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _plan(config: CaptionConfig, captioner: Captioner) -> _Plan:
-    """Sort the rows into what is done, what is known and what must be asked."""
-    plan = _Plan(read_manifest(config.manifest), {}, [], 0, 0, 0)
-    for index, row in enumerate(plan.triplets):
+def _plan(config: CaptionConfig, captioner: ChatCaptioner) -> _Plan:
+    """Sort the rows by what there is to do."""
+    plan = _Plan(read_manifest(config.manifest))
+    for index, row in enumerate(plan.rows):
         if row.dataset == "playground" and row.target_caption and not config.include_playground:
             plan.own += 1
         elif row.target_caption and row.caption_prompt == captioner.prompt_id:
             plan.kept += 1
-        elif config.limit is not None and len(plan.known) + len(plan.unknown) >= config.limit:
+        elif config.limit is not None and len(plan.captions) + len(plan.uncached) >= config.limit:
             plan.left += 1
-        elif caption := captioner.known(clip_path(config.manifest, row, "target")):
-            plan.known[index] = caption
+        elif caption := captioner.cached(clip_path(config.manifest, row, "target")):
+            plan.captions[index] = caption
         else:
-            plan.unknown.append(index)
+            plan.uncached.append(index)
     return plan
 
 
 async def _caption_all(
     config: CaptionConfig,
     plan: _Plan,
-    captioner: Captioner,
-    captions: dict[int, Caption],
-    reasons: dict[int, str],
+    captioner: ChatCaptioner,
     report: CaptionReport,
     on_progress: Callable[[CaptionReport, int], None],
 ) -> None:
-    """Caption the unknown rows; at the end each is either in `captions` or in `reasons`."""
-    total = len(plan.known) + len(plan.unknown)
+    """Caption the uncached rows: add each either to the plan's captions or to its reasons."""
+    total = len(plan.captions) + len(plan.uncached)
 
-    async def work(rows: Iterator[int]) -> None:
-        for index in rows:  # shared: whoever is free takes the next
+    async def work(indices: Iterator[int]) -> None:
+        for index in indices:  # shared by all workers
             if report.stopped:
-                reasons[index] = f"not asked, as the run had stopped: {report.stopped}"
+                plan.reasons[index] = f"not asked, because the run stopped: {report.stopped}"
             else:
                 await describe(index)
-            report.failed = len(reasons)
+            report.failed = len(plan.reasons)
             on_progress(report, total)
 
     async def describe(index: int) -> None:
         try:
-            caption = await captioner.caption(clip_path(config.manifest, plan.triplets[index], "target"))
+            caption = await captioner.caption(clip_path(config.manifest, plan.rows[index], "target"))
         except ChatError as error:
-            reasons[index] = str(error)
+            plan.reasons[index] = str(error)
             if error.scope == "all":
                 report.stopped = report.stopped or str(error)
             return
-        captions[index] = caption
+        plan.captions[index] = caption
         report.asked += not caption.from_cache
         report.from_cache += caption.from_cache
 
     try:
         await captioner.check()
         on_progress(report, total)
-        # More hands than requests in flight, so that clips are decoded while every slot is taken.
-        hands = min(len(plan.unknown), captioner.concurrency + 2 * (os.cpu_count() or 1))
-        rows = iter(plan.unknown)
-        await asyncio.gather(*(work(rows) for _ in range(hands)))
+        # More workers than concurrent requests, so that clips are decoded during requests.
+        num_workers = min(len(plan.uncached), captioner.settings.concurrency + 2 * (os.cpu_count() or 1))
+        indices = iter(plan.uncached)
+        await asyncio.gather(*(work(indices) for _ in range(num_workers)))
     finally:
         await captioner.close()
 
 
-def _write(
-    config: CaptionConfig,
-    triplets: list[Triplet],
-    captions: dict[int, Caption],
-    reasons: dict[int, str],
-    prompt_id: str,
-) -> None:
-    """Write the failures first: a manifest that is there has its list beside it."""
+def _write(config: CaptionConfig, plan: _Plan, prompt_id: str) -> None:
+    """Write the failures, then the manifest: an existing manifest always has its list of failures."""
+    folder = (config.manifest if config.manifest.is_dir() else config.manifest.parent).resolve()
     failures: list[dict[str, Any]] = []
     rows = []
-    for index, row in enumerate(triplets):
-        changes: dict[str, Any] = {"root": _moved_root(config, row.root)}
-        if index in captions:
-            caption = captions[index]
+    for index, row in enumerate(plan.rows):
+        changes: dict[str, Any] = {}
+        if not Path(row.root).is_absolute():
+            changes["root"] = relative_root(folder / row.root, config.out.parent)
+        if answer := plan.captions.get(index):
             changes |= {
-                "target_caption": caption.text,
-                "caption_model": caption.model,
+                "target_caption": answer.value,
+                "caption_model": answer.reply.model,
                 "caption_prompt": prompt_id,
             }
-        elif index in reasons:
+        elif index in plan.reasons:
             changes |= {"target_caption": None, "caption_model": None, "caption_prompt": None}
-            failures.append(
-                {
-                    "id": row.id,
-                    "dataset": row.dataset,
-                    "target": row.target,
-                    "reason": reasons[index],
-                    "previous_caption": row.target_caption,
-                }
-            )
+            names = {"id": row.id, "dataset": row.dataset, "target": row.target}
+            reason = plan.reasons[index]
+            failures.append({**names, "reason": reason, "previous_caption": row.target_caption})
         rows.append(dataclasses.replace(row, **changes))
     config.out.parent.mkdir(parents=True, exist_ok=True)
     if failures:
@@ -251,17 +239,3 @@ def _write(
     write_manifest(config.out, rows)
     if not failures:
         failures_path(config.out).unlink(missing_ok=True)
-
-
-def _moved_root(config: CaptionConfig, root: str) -> str:
-    """The clips' folder as seen from the new manifest's; an absolute one stays."""
-    folder = config.manifest if config.manifest.is_dir() else config.manifest.parent
-    here, there = folder.resolve(), config.out.parent.resolve()
-    if here == there or Path(root).is_absolute():
-        return root
-    return Path(os.path.relpath(here / root, there)).as_posix()
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The nearest folder above `path` that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())

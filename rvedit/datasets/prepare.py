@@ -1,4 +1,4 @@
-"""`rvedit prepare`: a training set as its authors publish it becomes a manifest of triplets."""
+"""Convert a published training dataset to a manifest of triplets: `rvedit prepare`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from rvedit.datasets.probe import LEVELS, Level, Measurement, PairRule, probe_job
+from rvedit.datasets.mix import rank, stratum_of
+from rvedit.datasets.probe import LEVELS, Level, Measurement, judge_pair, probe_job
 from rvedit.datasets.ray_jobs import run_on_ray
 from rvedit.datasets.sources import SOURCES, BadRow, Row, Source
 from rvedit.datasets.sources.base import row_id
-from rvedit.datasets.sources.finder import Clip, Finder, archives_beside, stat_clip
-from rvedit.datasets.stratify import rank, stratum_of
+from rvedit.datasets.sources.finder import ClipFile, Finder, find_archives, stat_clip
 from rvedit.io.errors import UserError
+from rvedit.io.journal import EntryLog
 from rvedit.io.manifest import (
     Failure,
     failures_path,
@@ -28,99 +30,97 @@ from rvedit.io.manifest import (
     write_failures,
     write_manifest,
 )
-from rvedit.io.pool import Journal, run_in_pool
+from rvedit.io.pool import run_in_pool
 from rvedit.io.records import Category, Triplet
-
-_OURS = [category.value for category in Category]
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which triplets of a training set are wanted, and how closely their clips are looked at."""
+    """Triplets to select from a training dataset, and how to probe their clips."""
 
     dataset: str
     folders: tuple[Path, ...]
-    """Hold metadata, clips or both."""
+    """Folders with metadata, clips or both."""
     out: Path
     categories: tuple[str, ...] = ()
-    """Ours or the set's own words; all by default."""
+    """The paper's names or the dataset's own; all by default."""
     min_frames: int = 81
-    """Frames that both clips must have; 81 is what the paper trains on."""
+    """Minimum length of both clips; the paper trains on 81 frames."""
     level: Level = "decode"
     limit: int | None = None
-    """Pairs per category to probe: the ones that a mix with the same seed draws first."""
+    """Maximum number of pairs per category to probe: those that a mix with the same seed draws first."""
     seed: int = 0
     workers: int | None = None
     ray: str | None = None
-    """A Ray cluster's address, `auto`, or `local` for a new one here."""
+    """Address of a Ray cluster, "auto", or "local" to start one."""
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise UserError(f"--probe {self.level}: choose one of {', '.join(LEVELS)}")
+            raise UserError(f"`probe` {self.level}: choose one of {', '.join(LEVELS)}")
         for name in ("min_frames", "limit", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: give at least 1")
+                raise UserError(f"`{name}` {value}: give at least 1")
         for folder in self.folders:
             if not folder.is_dir():
-                raise UserError(f"{folder}: no such folder: give the one that the data set was downloaded to")
+                raise UserError(f"{folder}: no such folder: give the folder of the downloaded dataset")
 
     @property
     def source(self) -> Source:
-        """The reader."""
+        """Return the dataset's reader."""
         return SOURCES[self.dataset]
 
     @property
     def manifest(self) -> Path:
-        """Where the manifest goes."""
+        """Return the path of the manifest to write."""
         return self.out / "manifest.parquet"
 
 
 @dataclass
 class Survey:
-    """What the metadata say and which clips are there; nothing is probed or written yet."""
+    """Parsed metadata and the clips found; nothing is probed or written yet."""
 
     config: DatasetConfig
-    origins: list[tuple[str, int]] = field(default_factory=list)
-    """For each candidate its metadata file and row."""
+    origins: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    """Metadata file and row of each id."""
     candidates: list[Triplet] = field(default_factory=list)
-    """Rows with both clips on the disk; sizes and lengths are 0."""
-    clips: dict[str, Clip] = field(default_factory=dict)
-    """Each file once, by its path as the manifest has it."""
+    """Rows with both clips on disk; sizes and lengths are still 0."""
+    clips: dict[str, ClipFile] = field(default_factory=dict)
+    """Each clip once, by its path relative to the manifest's folder."""
     failures: list[Failure] = field(default_factory=list)
-    read: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Rows by the set's own word and ours, before any choice."""
+    rows_read: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of rows by the dataset's category and the paper's, before any selection."""
     archives: list[str] = field(default_factory=list)
-    """Archives that lie where clips are missing, with the command to extract each."""
-    measured: dict[str, Measurement] = field(default_factory=dict)
+    """Archives in folders with missing clips, with the command to extract each."""
+    measurements: dict[str, Measurement] = field(default_factory=dict)
 
     @property
     def clip_bytes(self) -> int:
-        """Size of all clips, which stay where they are."""
+        """Return the size of all clips, which stay where they are."""
         return sum(clip.size for clip in self.clips.values())
 
     @property
     def output_bytes(self) -> int:
-        """Estimate of what is written: parquet and JSONL, and the journal of probes."""
-        lines = sum(len(json.dumps(dataclasses.asdict(row))) for row in self.candidates[:1000])
-        per_row = lines / max(1, min(1000, len(self.candidates)))
+        """Return an estimate of the bytes to write: parquet, JSONL and the journal of probes."""
+        per_row = fmean(len(json.dumps(dataclasses.asdict(row))) for row in self.candidates[:1000])
         return int(1.5 * per_row * len(self.candidates)) + 250 * len(self.clips) + 300 * len(self.failures)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a data set's rows."""
+    """Outcome of a dataset's rows."""
 
     manifest: Path
     count: int
     categories: list[dict[str, Any]]
-    """Per kind of edit: word, category, and rows read, chosen, failed and usable."""
+    """For each category: its names, and the numbers of rows read, probed and usable."""
     reasons: dict[str, int]
+    """Number of failed rows by reason."""
     archives: list[str]
 
 
 def prepare_dataset(config: DatasetConfig) -> Report:
-    """Read, probe and write in one go."""
+    """Survey, probe and write a dataset."""
     survey = survey_dataset(config)
     for _ in measure_clips(survey):
         pass
@@ -128,50 +128,47 @@ def prepare_dataset(config: DatasetConfig) -> Report:
 
 
 def survey_dataset(config: DatasetConfig) -> Survey:
-    """Read the metadata and look the clips up; writes nothing.
+    """Read the metadata and find the clips; writes nothing.
 
-    Raises UserError where there is no metadata, no row of the categories asked for, or not one clip.
+    Raises UserError if there is no metadata, no row of the selected categories, or no pair of clips.
     """
     survey = Survey(config)
     missing: list[tuple[str, Sequence[Path]]] = []
     folders = [folder.absolute() for folder in config.folders]
-    finder, seen = Finder(folders), dict[str, tuple[Path, int]]()
+    finder = Finder(folders)
     for row, bases in _rows(config, folders):
-        fail = _failing(survey, row)
         if isinstance(row, BadRow):
-            fail("unreadable row", row.why)
+            _add_failure(survey, row, "unreadable row", row.reason)
             continue
-        ours = row.category.value if row.category else None
-        survey.read[row.word, ours or ""] += 1
-        if config.categories and not {row.word, ours} & set(config.categories):
+        category = row.category.value if row.category else None
+        survey.rows_read[row.dataset_category, category or ""] += 1
+        if config.categories and not {row.dataset_category, category} & set(config.categories):
             continue
         if not row.instruction.strip():
-            fail("empty instruction", "")
+            _add_failure(survey, row, "empty instruction", "")
             continue
-        identity = row_id(row, config.source.identity)
-        first = seen.setdefault(identity, (row.file, row.number))
+        identity = row_id(row, config.source.id_fields)
+        first = survey.origins.setdefault(identity, (row.file, row.number))
         if first != (row.file, row.number):
-            fail("repeated row", f"the same as {first[0]}, row {first[1]}", identity)
+            _add_failure(survey, row, "repeated row", f"the same as {first[0]}, row {first[1]}", identity)
             continue
-        places = {side: finder.find(path, bases) for side, path in row.clips.items()}
-        problem = _problem(places)
-        if problem:
-            fail(*problem, identity)
-            missing += [(row.clips[side], bases) for side, found in places.items() if not found]
+        paths = {side: finder.find(path, bases) for side, path in row.clips.items()}
+        if problem := _problem(paths):
+            _add_failure(survey, row, *problem, identity)
+            missing += [(row.clips[side], bases) for side, found in paths.items() if not found]
             continue
-        source, target = (found[0] for found in places.values())
-        survey.origins.append((str(row.file), row.number))
+        source, target = (found[0] for found in paths.values())
         survey.candidates.append(_candidate(config, row, identity, source, target, folders))
-    survey.archives = archives_beside(missing, config.source.extracted_in)
-    _check_something_is_there(survey, bool(missing))
-    _limit(survey)
-    _stat(survey)
+    survey.archives = find_archives(missing, config.source.extract_to)
+    _check_candidates(survey)
+    _apply_limit(survey)
+    _stat_clips(survey)
     return survey
 
 
-def _problem(places: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
-    """Why the places found for both sides will not do: a reason and its details."""
-    for side, found in places.items():
+def _problem(paths: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+    """Return the reason and details if a side has no path or several, else None."""
+    for side, found in paths.items():
         if not found:
             return f"missing {side}", "not in the folders given"
         if len(found) > 1:
@@ -179,36 +176,33 @@ def _problem(places: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
     return None
 
 
-def _rows(config: DatasetConfig, folders: Sequence[Path]) -> Iterator[tuple[Row | BadRow, tuple[Path, ...]]]:
-    """All rows with the folders that their clips may lie in."""
-    others, is_known = [], False
+def _rows(config: DatasetConfig, folders: Sequence[Path]) -> Iterator[tuple[Row | BadRow, list[Path]]]:
+    """Yield all rows with the folders to look for their clips in; raises UserError without metadata."""
+    rejected, has_metadata = [], False
     for folder in folders:
         for file in config.source.metadata(folder):
-            reading = config.source.read(folder, file)
-            if reading is None:
-                others.append(file.name)
+            rows = config.source.read(file)
+            if rows is None:
+                rejected.append(file.name)
                 continue
-            is_known = True
-            bases = tuple(dict.fromkeys([*reading.folders, *folders]))
-            for row in reading.rows:
+            has_metadata = True
+            bases = list(dict.fromkeys([*config.source.clip_folders(folder, file), *folders]))
+            for row in rows:
                 yield row, bases
-    if not is_known:
-        seen = f" (not so: {', '.join(others[:3])})" if others else ""
+    if not has_metadata:
+        found = f" (other format: {', '.join(rejected[:3])})" if rejected else ""
         where = ", ".join(map(str, config.folders))
-        raise UserError(f"{where}: no metadata of {config.dataset}: expected {config.source.expected}{seen}")
+        raise UserError(f"{where}: no metadata of {config.dataset}: expected {config.source.expected}{found}")
 
 
-def _failing(survey: Survey, row: Row | BadRow) -> Callable[..., None]:
-    """How to note that this row fails: with a reason, its details, and the row's id once it has one."""
-
-    def fail(reason: str, detail: str, identity: str | None = None) -> None:
-        known = {}
-        if isinstance(row, Row):
-            known = {"dataset_category": row.word, "source": row.source, "target": row.target}
-        failure = Failure(survey.config.dataset, reason, detail, str(row.file), row.number, identity, **known)
-        survey.failures.append(failure)
-
-    return fail
+def _add_failure(
+    survey: Survey, row: Row | BadRow, reason: str, detail: str, identity: str | None = None
+) -> None:
+    fields = {}
+    if isinstance(row, Row):
+        fields = {"dataset_category": row.dataset_category, "source": row.source, "target": row.target}
+    failure = Failure(survey.config.dataset, reason, detail, str(row.file), row.number, identity, **fields)
+    survey.failures.append(failure)
 
 
 def _candidate(
@@ -220,11 +214,11 @@ def _candidate(
         id=identity,
         dataset=config.dataset,
         root=relative_root(root, config.out),
-        source=_below(root, source),
-        target=_below(root, target),
+        source=os.path.relpath(source, root).replace(os.sep, "/"),
+        target=os.path.relpath(target, root).replace(os.sep, "/"),
         instruction=row.instruction.strip(),
         category=row.category,
-        dataset_category=row.word,
+        dataset_category=row.dataset_category,
         num_frames=0,
         fps=0.0,
         width=0,
@@ -233,157 +227,129 @@ def _candidate(
     )
 
 
-def _below(root: Path, path: str) -> str:
-    """The path from `root`, with forward slashes."""
-    start = f"{root}{os.sep}"
-    return (path[len(start) :] if path.startswith(start) else os.path.relpath(path, root)).replace(
-        os.sep, "/"
-    )
-
-
-def _check_something_is_there(survey: Survey, is_missing: bool) -> None:
-    config, words = survey.config, {word for word, _ in survey.read}
+def _check_candidates(survey: Survey) -> None:
+    """Raise UserError for an unknown category, or if there are no candidates."""
+    config, names = survey.config, sorted({name for name, _ in survey.rows_read})
+    known = dict.fromkeys([*Category, *config.source.categories, *names])
     for category in config.categories:
-        if category not in {*_OURS, *config.source.words, *words}:
-            known = dict.fromkeys([*_OURS, *config.source.words, *sorted(words)])
-            raise UserError(
-                f"--category {category}: {config.dataset} has no such kind: choose from {', '.join(known)}"
-            )
+        if category not in known:
+            raise UserError(f"`category` {category}: not in {config.dataset}: choose from {', '.join(known)}")
     if survey.candidates:
         return
     where = ", ".join(map(str, config.folders))
     if survey.archives:
         raise UserError(
-            f"{where}: no pair of clips is there, but archives that are not extracted: {survey.archives[0]}"
+            f"{where}: no pair of clips found, but archives that are not extracted: {survey.archives[0]}"
             + (f" (and {len(survey.archives) - 1} more)" if len(survey.archives) > 1 else "")
         )
-    if is_missing:
-        first = next(failure for failure in survey.failures if failure.reason.startswith("missing"))
+    first = next((failure for failure in survey.failures if failure.reason.startswith("missing")), None)
+    if first:
         path = first.source if first.reason == "missing source" else first.target
-        raise UserError(
-            f"{where}: no pair of clips is there, such as {path}: give the folder that they are in"
-        )
-    asked = ", ".join(config.categories)
-    if asked:
-        raise UserError(f"--category {asked}: no row: {where} has {', '.join(sorted(words)) or 'no rows'}")
+        raise UserError(f"{where}: no pair of clips found: {path} is missing: add its folder")
+    if config.categories:
+        selected = ", ".join(config.categories)
+        raise UserError(f"`category` {selected}: no row: {where} has {', '.join(names) or 'no rows'}")
     problems = ", ".join(sorted({failure.reason for failure in survey.failures})) or "it is empty"
     raise UserError(f"{where}: the metadata have no usable row: {problems}")
 
 
-def _limit(survey: Survey) -> None:
-    """Keep so many candidates per category as the order says, by their rank in the draw."""
+def _apply_limit(survey: Survey) -> None:
+    """Keep at most `limit` candidates per category: those of the lowest rank."""
     limit, seed = survey.config.limit, survey.config.seed
     if limit is None:
         return
-    strata: dict[str | None, list[int]] = {}
-    for index, triplet in enumerate(survey.candidates):
-        strata.setdefault(stratum_of(triplet), []).append(index)
-    kept = sorted(
-        index
-        for indices in strata.values()
-        for index in nsmallest(limit, indices, key=lambda i: rank(seed, survey.candidates[i].key))
-    )
-    survey.candidates = [survey.candidates[index] for index in kept]
-    survey.origins = [survey.origins[index] for index in kept]
+    strata: dict[str | None, list[Triplet]] = {}
+    for triplet in survey.candidates:
+        strata.setdefault(stratum_of(triplet), []).append(triplet)
+    lowest = (nsmallest(limit, rows, key=lambda row: rank(seed, row.key)) for rows in strata.values())
+    selected = {row.id for rows in lowest for row in rows}
+    survey.candidates = [row for row in survey.candidates if row.id in selected]
 
 
-def _stat(survey: Survey) -> None:
-    """Note size and stamp of every clip."""
+def _stat_clips(survey: Survey) -> None:
+    """Add the size and stamp of every clip to the survey."""
     out = os.path.realpath(survey.config.out)
     for triplet in survey.candidates:
-        for side in ("source", "target"):
-            name = _name(triplet, side)
+        for name in _clip_names(triplet):
             if name not in survey.clips:
-                path = os.path.normpath(os.path.join(out, name))
-                survey.clips[name] = stat_clip(path) or Clip(path, 0, "none")
+                survey.clips[name] = stat_clip(os.path.normpath(os.path.join(out, name)))
 
 
-def _name(triplet: Triplet, side: str) -> str:
-    """A clip's path from the manifest's folder."""
-    return os.path.normpath(os.path.join(triplet.root, getattr(triplet, side)))
+def _clip_names(triplet: Triplet) -> list[str]:
+    """Return the paths of source and target relative to the manifest's folder."""
+    return [os.path.normpath(os.path.join(triplet.root, side)) for side in (triplet.source, triplet.target)]
 
 
 def measure_clips(survey: Survey) -> Iterator[int]:
-    """Probe every clip that the journal does not have yet, yielding how many are done (of `survey.clips`)."""
+    """Probe every clip that is not in the journal; yield how many of `survey.clips` are done."""
     config = survey.config
-    _check_out(config)
-    journal = Journal(config.out / "manifest.probes.jsonl")
-    names = {f"{name}|{clip.stamp}": name for name, clip in survey.clips.items()}
+    prepare_folder(config.out)
+    if config.manifest.is_file():
+        datasets = {triplet.dataset for triplet in read_manifest(config.manifest)}
+        if datasets != {config.dataset}:
+            names = ", ".join(sorted(datasets))
+            raise UserError(f"{config.manifest}: is a manifest of {names}: choose another `out`")
+    journal = EntryLog(config.out / "manifest.probes.jsonl", "id")
+    ids = {name: f"{name}|{clip.stamp}" for name, clip in survey.clips.items()}
     jobs = []
-    for identity, name in names.items():
-        entry = journal.done.get(identity)
-        if entry and (entry["error"] or LEVELS.index(entry["level"]) >= LEVELS.index(config.level)):
-            survey.measured[name] = _measurement(entry)
-        else:
+    for name, identity in ids.items():
+        entry = journal.entry(identity)
+        if not entry or not (entry["error"] or LEVELS.index(entry["level"]) >= LEVELS.index(config.level)):
             jobs.append({"id": identity, "path": survey.clips[name].path, "level": config.level})
-    yield len(survey.measured)
+    num_done = len(ids) - len(jobs)
+    yield num_done
     if config.ray:
         results = iter(run_on_ray(probe_job, jobs, config.ray, config.out / ".ray"))
     else:
         results = run_in_pool(probe_job, jobs, config.workers)
-    for entry in journal.record(results):
-        survey.measured[names[entry["id"]]] = _measurement(entry)
-        yield len(survey.measured)
-
-
-def _check_out(config: DatasetConfig) -> None:
-    prepare_folder(config.out)
-    if config.manifest.is_file():
-        there = {triplet.dataset for triplet in read_manifest(config.manifest)}
-        if there != {config.dataset}:
-            others = ", ".join(sorted(there))
-            raise UserError(f"{config.manifest}: is a manifest of {others}: choose another --out")
-
-
-def _measurement(entry: dict[str, Any]) -> Measurement:
-    return Measurement(**{item.name: entry[item.name] for item in dataclasses.fields(Measurement)})
+    try:
+        for count, entry in enumerate(results, start=num_done + 1):
+            journal.append(entry)
+            yield count
+    finally:
+        journal.close()
+    fields = [field.name for field in dataclasses.fields(Measurement)]
+    for name, identity in ids.items():
+        entry = journal.entry(identity)
+        survey.measurements[name] = Measurement(**{field: entry[field] for field in fields})
 
 
 def write_dataset(survey: Survey) -> Report:
-    """Judge the pairs, and write the manifest and its failures.
+    """Check the pairs, and write the manifest and its failures.
 
-    Raises UserError, after writing the failures, where not one pair can be used.
+    Raises UserError, after writing the failures, if no pair can be used.
     """
-    config, rule = survey.config, PairRule(survey.config.min_frames)
+    config = survey.config
     usable: list[Triplet] = []
     failures = list(survey.failures)
-    chosen: Counter[tuple[str, str]] = Counter()
-    for triplet, (file, number) in zip(survey.candidates, survey.origins, strict=True):
-        chosen[_kind(triplet)] += 1
-        pair = rule.judge(*(survey.measured[_name(triplet, side)] for side in ("source", "target")))
+    for triplet in survey.candidates:
+        source, target = (survey.measurements[name] for name in _clip_names(triplet))
+        pair = judge_pair(source, target, config.min_frames)
         if isinstance(pair, Measurement):
-            usable.append(
-                dataclasses.replace(
-                    triplet, num_frames=pair.num_frames, fps=pair.fps, width=pair.width, height=pair.height
-                )
-            )
+            measured = {name: getattr(pair, name) for name in ("num_frames", "fps", "width", "height")}
+            usable.append(dataclasses.replace(triplet, **measured))
             continue
-        reason, detail = pair
-        known = {
-            "dataset_category": triplet.dataset_category,
-            "source": triplet.source,
-            "target": triplet.target,
-        }
-        failures.append(Failure(config.dataset, reason, detail, file, number, triplet.id, **known))
+        file, number = survey.origins[triplet.id]
+        fields = (triplet.id, triplet.dataset_category, triplet.source, triplet.target)
+        failures.append(Failure(config.dataset, *pair, str(file), number, *fields))
     write_failures(config.manifest, failures)
     reasons = Counter(failure.reason for failure in failures)
     if not usable:
-        most = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
-        raise UserError(f"no pair can be used ({most}): see {failures_path(config.manifest)}")
+        common = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
+        raise UserError(f"no pair can be used ({common}): see {failures_path(config.manifest)}")
     write_manifest(config.manifest, usable)
-    counts = Counter(map(_kind, usable))
-    rows = [
-        {
-            "word": word,
-            "category": ours or None,
-            "read": read,
-            "probed": chosen[word, ours],
-            "usable": counts[word, ours],
-        }
-        for (word, ours), read in sorted(survey.read.items())
-    ]
+    rows = category_counts(survey, probed=survey.candidates, usable=usable)
     return Report(config.manifest, len(usable), rows, dict(reasons.most_common()), survey.archives)
 
 
-def _kind(triplet: Triplet) -> tuple[str, str]:
-    return triplet.dataset_category, triplet.category.value if triplet.category else ""
+def category_counts(survey: Survey, **triplets: list[Triplet]) -> list[dict[str, Any]]:
+    """Return for each category its names, the number of rows read, and the numbers of the given triplets."""
+    counts = {
+        name: Counter((row.dataset_category, row.category or "") for row in rows)
+        for name, rows in triplets.items()
+    }
+    return [
+        {"word": key[0], "category": key[1] or None, "read": read}
+        | {name: count[key] for name, count in counts.items()}
+        for key, read in sorted(survey.rows_read.items())
+    ]

@@ -1,7 +1,7 @@
-"""Probing: what a clip really is, and whether two clips make a pair.
+"""Measure clips, and decide which sources and targets make pairs.
 
-Clips are measured one by one, each file once however many rows name it; the rule for pairs is applied to
-the measurements, so that a rule can change without a clip being read again.
+Each file is measured once, however many rows name it; the pair rule uses the measurements, so that it can
+change without reading clips again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rvedit.io.video import VideoInfo, VideoReader, probe
 Level = Literal["header", "decode", "full"]
 LEVELS: tuple[Level, ...] = ("header", "decode", "full")
 MAX_SURPLUS_FRAMES = 3
-"""An editor whose VAE works on 4k+1 frames drops up to three."""
+"""Allowed difference in length: editors whose VAE needs 4k+1 frames drop up to three."""
 MAX_ASPECT_ERROR = 0.01
-"""Relative difference of the aspect ratios: what rounding to a multiple of 8 or 16 pixels makes of 720p."""
+"""Allowed relative difference of aspect ratios: that of rounding 720p to multiples of 8 or 16 pixels."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One clip as displayed: pixels, frames, frames per second; or what is wrong with it."""
+    """Size as displayed, number of frames and frame rate of a clip, or what is wrong with it."""
 
     width: int = 0
     height: int = 0
@@ -35,42 +35,31 @@ class Measurement:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class PairRule:
-    """When a source and a target make a pair.
+def judge_pair(source: Measurement, target: Measurement, min_frames: int) -> tuple[str, str] | Measurement:
+    """Return the pair's smaller size, shorter length and source fps; or the reason of failure and details.
 
-    Each clip is later scaled to cover the training size and cropped at the centre: both frames then show
-    the same part of the picture where the aspect ratios agree within 1%. Lengths agree where they differ
-    by at most three frames; the longer clip counts as cut at its end.
+    Training scales each clip to cover the training size and crops it at the center: both clips then show the
+    same part of the frame if their aspect ratios agree within 1%. Lengths may differ by three frames; the
+    longer clip is cut at its end.
     """
-
-    min_frames: int = 81
-
-    def judge(self, source: Measurement, target: Measurement) -> tuple[str, str] | Measurement:
-        """What both clips can give (the smaller size, the shorter length, the source's fps).
-
-        Or the reason why they make no pair, and its details.
-        """
-        for side, clip in (("source", source), ("target", target)):
-            if clip.error:
-                return f"{side} does not decode", clip.error
-        ratio = source.width * target.height / (source.height * target.width)
-        if abs(ratio - 1) > MAX_ASPECT_ERROR:
-            return (
-                "sizes differ",
-                f"source {source.width}x{source.height}, target {target.width}x{target.height}",
-            )
-        if abs(source.num_frames - target.num_frames) > MAX_SURPLUS_FRAMES:
-            return "lengths differ", f"source {source.num_frames} frames, target {target.num_frames}"
-        num_frames = min(source.num_frames, target.num_frames)
-        if num_frames < self.min_frames:
-            return "too short", f"{num_frames} frames of at least {self.min_frames}"
-        smaller = min(source, target, key=lambda clip: clip.width * clip.height)
-        return Measurement(smaller.width, smaller.height, num_frames, source.fps)
+    for side, clip in (("source", source), ("target", target)):
+        if clip.error:
+            return f"{side} does not decode", clip.error
+    ratio = source.width * target.height / (source.height * target.width)
+    if abs(ratio - 1) > MAX_ASPECT_ERROR:
+        sizes = f"source {source.width}x{source.height}, target {target.width}x{target.height}"
+        return "sizes differ", sizes
+    if abs(source.num_frames - target.num_frames) > MAX_SURPLUS_FRAMES:
+        return "lengths differ", f"source {source.num_frames} frames, target {target.num_frames}"
+    num_frames = min(source.num_frames, target.num_frames)
+    if num_frames < min_frames:
+        return "too short", f"{num_frames} frames of at least {min_frames}"
+    smaller = min(source, target, key=lambda clip: clip.width * clip.height)
+    return Measurement(smaller.width, smaller.height, num_frames, source.fps)
 
 
 def probe_clip(path: str, level: Level) -> Measurement:
-    """Measure a clip; what is wrong with it is part of the answer, never an exception.
+    """Measure a clip; errors are part of the measurement, never raised.
 
     `header` reads every packet and decodes the first frame; `decode` also decodes to the last frame from
     the key frame before it; `full` decodes and converts every frame.
@@ -83,22 +72,22 @@ def probe_clip(path: str, level: Level) -> Measurement:
         elif info.truncated:
             return Measurement(error="its data end early or are damaged")
         elif level == "decode":
-            _decode_the_end(info)
+            _decode_end(info)
     except (UserError, FFmpegError, OSError, ValueError) as error:
         return Measurement(error=str(error).removeprefix(f"{path}: "))
     return Measurement(info.width, info.height, info.num_frames, float(info.frame_rate))
 
 
 def probe_job(job: dict[str, Any]) -> dict[str, Any]:
-    """The per-clip function of the process pool and of Ray: a job (id, path, level) with its measurement."""
+    """Return a job (id, path, level) with its measurement; runs in the process pool or on Ray."""
     return {**job, **asdict(probe_clip(job["path"], job["level"]))}
 
 
-def _decode_the_end(info: VideoInfo) -> None:
-    """Decode from the last key frame to the end; raises ValueError where the last frame is not reached."""
+def _decode_end(info: VideoInfo) -> None:
+    """Decode from the last key frame to the end; raises ValueError if the last frame is not reached."""
     with av.open(f"file:{Path(info.path)}") as container:
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # one process per core does the rest
+        stream.codec_context.thread_count = 1  # there is one process per core
         if stream.duration:
             container.seek((stream.start_time or 0) + stream.duration, stream=stream)
         last = None

@@ -1,8 +1,7 @@
-"""The same per-clip jobs on a Ray cluster, through Ray Data and its checkpoints by id (extra `ray`).
+"""Run per-clip jobs on a Ray cluster, with Ray Data and its checkpoints by id (extra `ray`).
 
-The folder must be one that every node sees under the same path, as must the clips. Ray Data filters ids
-that its checkpoint holds out of the input, and commits the checkpoint of a block after the block's results
-are in place, so an interrupted run goes on where it was.
+Every node must see the folder and the clips under the same paths. Ray Data skips ids in its checkpoint, and
+checkpoints a block after writing the block's results, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from typing import Any
 
 from rvedit.io.errors import UserError
 
-_BLOCK = 128  # jobs that one task runs, and that are lost at most where it dies
-_FILTER_MEMORY = 64 * 2**20  # bytes; Ray's own 1 GiB keeps small clusters waiting for ever
+_FILTER_MEMORY = 64 * 2**20  # bytes; small clusters wait forever for Ray's default of 1 GiB
 
 
 def run_on_ray(
@@ -27,20 +25,20 @@ def run_on_ray(
     jobs: Sequence[dict[str, Any]],
     address: str,
     folder: Path,
-    block: int = _BLOCK,
+    block: int = 128,
 ) -> list[dict[str, Any]]:
-    """Results of all jobs, in any order; each job has an `id` of its own.
+    """Return the results of all jobs, in any order; each job has a unique `id`.
 
-    `address` is a cluster's, `auto` for the one that this machine belongs to, or `local` for a new one
-    here. Results and checkpoints are kept in `folder` until the jobs are all done.
-    Raises UserError where ray is not installed or the cluster does not answer.
+    `address` is a cluster's, `auto` for this machine's cluster, or `local` to start one. Results and
+    checkpoints are kept in `folder` until all jobs are done. A task runs `block` jobs, which its death loses.
+    Raises UserError if ray is not installed or the cluster does not answer.
     """
     try:
         import ray
         from ray.data import DataContext
         from ray.data.checkpoint import CheckpointConfig
     except ImportError as error:
-        raise UserError(f"--ray {address}: {error}: install it with `pip install 'rvedit[ray]'`") from None
+        raise UserError(f"`ray` {address}: {error}: install it with `pip install 'rvedit[ray]'`") from None
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -58,7 +56,7 @@ def run_on_ray(
             id_column="id", checkpoint_path=str(folder / "checkpoint"), delete_checkpoint_on_success=False
         )
         checkpoint.checkpoint_actor_memory_bytes = _FILTER_MEMORY
-        before, context.checkpoint_config = context.checkpoint_config, checkpoint
+        previous, context.checkpoint_config = context.checkpoint_config, checkpoint
         try:
             table = ray.data.read_parquet(str(folder / "jobs.parquet"))
             blocks = table.repartition(target_num_rows_per_block=block)
@@ -66,41 +64,41 @@ def run_on_ray(
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(
-                f"--ray {address}: the run broke off ({reason}): run the same command again; "
-                "what is done is kept"
+                f"`ray` {address}: the run failed ({reason}): run the same command again; "
+                "finished jobs are kept"
             ) from None
         finally:
-            context.checkpoint_config = before
+            context.checkpoint_config = previous
     finally:
         if started:
             ray.shutdown()
-    wanted = {job["id"] for job in jobs}
     results = {
         row["id"]: row
         for file in (folder / "results").glob("*.parquet")
         for row in parquet.read_table(file).to_pylist()
     }
     shutil.rmtree(folder)
-    return [row for name, row in results.items() if name in wanted]
+    return [results[job["id"]] for job in jobs]
 
 
 def _connect(ray: Any, address: str) -> bool:
-    """Join or start a cluster; true where this call is the one that did."""
+    """Connect to a cluster or start one; return whether this call did so."""
     if ray.is_initialized():
         return False
-    # With one CPU the filter of finished jobs and the jobs themselves would wait for each other.
-    here = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":  # with one CPU Ray's filter of finished jobs and the jobs deadlock
+        options |= {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
-    except Exception as error:  # Ray raises whatever its transport does
+        _check_port(address)
+        ray.init(address=address, **options)
+    except Exception as error:  # Ray passes on any error of its transport
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--ray {address}: no cluster answers ({reason}): check the address") from None
+        raise UserError(f"`ray` {address}: no cluster answers ({reason}): check the address") from None
     return True
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at host:port; Ray itself would try for half a minute, loudly."""
+def _check_port(address: str) -> None:
+    """Raise OSError if nothing listens at host:port; Ray would log and retry for half a minute."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -1,1 +1,1 @@
-"""What surrounds a model's edit of a window: the source's detail, and the source's own pixels."""
+"""Edit clips of any length and size with a pipeline that edits one window at its own size."""

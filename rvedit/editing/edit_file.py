@@ -1,4 +1,4 @@
-"""`rvedit edit`: a clip and an instruction become a clip of the same length, size and timing."""
+"""Edit a file into a file of the same length, size, timing and sound."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rvedit.editing.config import EditConfig, Progress
 from rvedit.io.errors import UserError
-from rvedit.io.video import (
-    IMAGE_SUFFIXES,
-    OUTPUT_SUFFIXES,
-    Frame,
-    VideoReader,
-    VideoWriter,
-    side_by_side,
-)
+from rvedit.io.video import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, Frame, VideoReader, VideoWriter, side_by_side
 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What was written."""
+    """Files that were written."""
 
     output: Path
     comparison: Path | None
@@ -35,9 +29,9 @@ class EditReport:
 
 
 def default_output(source: Path) -> Path:
-    """`clips/park.mp4` -> `park_edited.mp4` in the working directory.
+    """Return the default output: `clips/park.mp4` -> `park_edited.mp4` in the working directory.
 
-    A folder of frames becomes an mp4, and so does what cannot be written as it is; a picture then a png.
+    Folders of frames, and videos in formats that cannot be written, become mp4; such images become png.
     """
     suffix = source.suffix.lower() if source.is_file() else ""
     if suffix not in OUTPUT_SUFFIXES:
@@ -46,7 +40,7 @@ def default_output(source: Path) -> Path:
 
 
 def comparison_output(output: Path) -> Path:
-    """`park_edited.mp4` -> `park_edited_compare.mp4`."""
+    """Return the path of the comparison: `park_edited.mp4` -> `park_edited_compare.mp4`."""
     return output.with_name(f"{output.stem}_compare{output.suffix}")
 
 
@@ -60,18 +54,13 @@ def edit_file(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> EditReport:
-    """Edit an open clip into `output`; nothing is left there if it fails or is interrupted."""
+    """Edit an open clip into `output`. No partial file is left if this fails or is interrupted."""
     from rvedit.editing.long_video import edit_video  # imports torch
 
     config = replace(config or EditConfig(), frame_rate=float(reader.info.frame_rate))
     prompt = checked_instruction(prompt)
-    return write_edit(
-        reader,
-        lambda source: edit_video(pipe, source, prompt, config, on_progress=on_progress),
-        output,
-        compare,
-        overwrite,
-    )
+    edit = partial(edit_video, pipe, prompt=prompt, config=config, on_progress=on_progress)
+    return write_edit(reader, edit, output, compare, overwrite)
 
 
 def write_edit(
@@ -81,43 +70,39 @@ def write_edit(
     compare: bool = False,
     overwrite: bool = False,
 ) -> EditReport:
-    """Write what `edit` makes of a clip's frames, with the clip's times, colors and sound.
+    """Write the frames that `edit` returns for a clip's frames, with the clip's timing, colors and sound.
 
-    With `compare` also source and edit side by side, beside the output.
+    With `compare`, also write source and edit side by side to `comparison_output(output)`.
     """
     started = time.perf_counter()
-    info = reader.info
-    source = _TimedSource(reader)
-    originals = iter(reader) if compare else None
+    info, source = reader.info, _TimedSource(reader)
     comparison = comparison_output(output) if compare else None
-    written = 0
+    originals, num_frames = iter(reader), 0
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(output, like=info, overwrite=overwrite))
-        comparing = None
+        side_writer = None
         if comparison:
-            width = 2 * info.width + 2
-            comparing = stack.enter_context(
-                VideoWriter(comparison, like=info, overwrite=overwrite, width=width)
-            )
+            side_writer = VideoWriter(comparison, like=info, overwrite=overwrite, width=2 * info.width + 2)
+            stack.enter_context(side_writer)
         for edited in edit(source):
             times = source.times.popleft()
             writer.write(edited, *times)
-            if comparing and originals:
-                comparing.write(side_by_side(next(originals).frame, edited), *times)
-            written += 1
-    return EditReport(output, comparison, written, info.width, info.height, time.perf_counter() - started)
+            if side_writer:
+                side_writer.write(side_by_side(next(originals).frame, edited), *times)
+            num_frames += 1
+    return EditReport(output, comparison, num_frames, info.width, info.height, time.perf_counter() - started)
 
 
 class _TimedSource:
-    """A clip's frames, which can be read again; the times of the first reading are kept."""
+    """Frames of a clip that can be iterated again; `times` holds those of the first iteration."""
 
     def __init__(self, reader: VideoReader) -> None:
         self.reader = reader
         self.times: deque[tuple[int, int | None]] = deque()
-        self._is_read = False
+        self._was_read = False
 
     def __iter__(self) -> Iterator[Frame]:
-        is_first, self._is_read = not self._is_read, True
+        is_first, self._was_read = not self._was_read, True
         for timed in self.reader:
             if is_first:
                 self.times.append((timed.pts, timed.duration))
@@ -125,9 +110,7 @@ class _TimedSource:
 
 
 def checked_instruction(instruction: str) -> str:
-    """The instruction without surrounding blanks; an empty one is a UserError."""
+    """Return an instruction without surrounding whitespace. Raises UserError for an empty one."""
     if not instruction.strip():
-        raise UserError(
-            'the instruction is empty: say what to change, such as "replace the dog with a corgi"'
-        )
+        raise UserError('the instruction is empty: give one, such as "replace the dog with a corgi"')
     return instruction.strip()

@@ -1,16 +1,14 @@
-"""From a model's edits, at its own size, to frames of the source's size: what of the source shows where."""
+"""Turn edits at the model's size into frames of the source's size: detail transfer and preservation."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import tee
+from itertools import repeat, tee
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from rvedit.editing.config import EditConfig
@@ -23,11 +21,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EditedFrames:
-    """What a model made of some consecutive frames; all (t, h, w, 3) at the model's size."""
+    """Consecutive frames and their edit; all (t, h, w, 3) at the model's size."""
 
     edited: Frames
     reconstructed: Frames | None
-    """The source after the VAE's encoder and decoder; none where the settings do not read it."""
+    """The source after encoding and decoding by the VAE; None if the settings do not need it."""
     source: Frames
 
 
@@ -38,93 +36,71 @@ def finish(
     cell: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Frames]:
-    """Give a frame of the source's size for each of `originals` (h, w, 3), the source's frames.
+    """Yield an output frame for each source frame (h, w, 3) in `originals`, of the same size.
 
-    A window's frames are held at the model's size; originals are read one at a time, as they are needed.
-    `cell` and `device` are those of `DetailTransfer`. Of the config: `detail`, `preserve`.
+    Windows are held in memory at the model's size; originals are read one at a time, when they are needed.
+    `cell` and `device` are those of `DetailTransfer`. Reads `detail` and `preserve` of the config.
     """
-    source = iter(originals)
-    finisher = _Finisher(config, cell, device)
-    for window in windows:
-        for render in finisher.add(window):
-            yield render(next(source))
-    for render in finisher.rest():
-        yield render(next(source))
+    masks: Iterable[Tensor | None] = repeat(None)
+    if config.preserve:
+        windows, again = tee(windows)
+        masks = _masks(again)
+    for render, mask, original in zip(
+        _renders(windows, config, cell, device), masks, originals, strict=False
+    ):
+        frame = render(original)
+        yield frame if mask is None else composite(original, frame, mask)
 
 
 def read_twice(frames: Iterable[T]) -> tuple[Iterator[T], Iterator[T]]:
-    """Give two passes over the frames. What can be read only once, such as a generator, is kept in memory
-    between the first pass and the second.
+    """Return two iterators over the frames.
+
+    Frames of an iterator, which can be read only once, are kept in memory until the second one reads them.
     """
     first = iter(frames)
     if first is frames:
-        one, other = tee(first)
-        return one, other
+        first, second = tee(first)
+        return first, second
     return first, iter(frames)
 
 
-_Render = Callable[[Frames], Frames]
-"""From a frame of the source to the frame of the output."""
-
-
-class _Finisher:
-    def __init__(self, config: EditConfig, cell: int, device: torch.device | str) -> None:
-        self.config, self.cell, self.device = config, cell, device
-        self.transfer: DetailTransfer | None = None
-        self.is_first = True
-        self.masks = PreserveMasks() if config.preserve else None
-        self.renders: deque[_Render] = deque()  # of frames whose mask is not known yet
-        self.ready: deque[Tensor | None] = deque()  # masks of frames whose colours are not known yet
-
-    def add(self, window: EditedFrames) -> Iterator[_Render]:
-        edited, reconstructed = window.edited, window.reconstructed
-        if self.is_first:
-            self.transfer, self.is_first = self._choose(window), False
-        if self.masks is None:
-            self.ready.extend([None] * len(edited))
-        else:
-            assert reconstructed is not None
-            self.ready.extend(self.masks.add(edited, reconstructed))
-        if self.transfer is None:
-            yield from self._pairs(partial(_resized, frame) for frame in edited)
-        else:
-            assert reconstructed is not None
-            maps = self.transfer.add(edited, reconstructed, window.source)
-            yield from self._pairs(partial(apply_map, color_map) for color_map in maps)
-
-    def rest(self) -> Iterator[_Render]:
-        if self.masks is not None:
-            self.ready.extend(self.masks.rest())
-        maps = () if self.transfer is None else self.transfer.rest()
-        yield from self._pairs(partial(apply_map, color_map) for color_map in maps)
-
-    def _choose(self, window: EditedFrames) -> DetailTransfer | None:
-        """Whether and how much detail is transferred: as the first window says, for all."""
-        strength = 1.0 if self.config.detail == "auto" else self.config.detail
-        if not strength:
-            return None
+def _masks(windows: Iterable[EditedFrames]) -> Iterator[Tensor | None]:
+    """Yield the mask of each frame, as soon as the frames that it depends on are there."""
+    masks = PreserveMasks()
+    for window in windows:
         assert window.reconstructed is not None
-        is_auto = self.config.detail == "auto"
-        if is_auto and has_own_texture(window.edited, window.reconstructed, self.cell):
-            return None
-        return DetailTransfer(self.cell, strength, device=self.device)
-
-    def _pairs(self, renders: Iterable[_Render]) -> Iterator[_Render]:
-        """Those whose mask is known. Colour maps are large: each is made when it is needed, and not held."""
-        yield from self._waiting_pairs()
-        for render in renders:
-            self.renders.append(render)
-            yield from self._waiting_pairs()
-
-    def _waiting_pairs(self) -> Iterator[_Render]:
-        while self.renders and self.ready:
-            render, mask = self.renders.popleft(), self.ready.popleft()
-            yield render if mask is None else partial(_composed, render, mask)
+        yield from masks.add(window.edited, window.reconstructed)
+    yield from masks.flush()
 
 
-def _resized(edited: Frames, original: Frames) -> Frames:
+def _renders(
+    windows: Iterable[EditedFrames], config: EditConfig, cell: int, device: torch.device | str
+) -> Iterator[Callable[[Frames], Frames]]:
+    """Yield for each frame a function from the source frame to the output frame.
+
+    Color maps are large, so each is computed when it is needed. The first window decides whether detail is
+    transferred.
+    """
+    transfer: DetailTransfer | None = None
+    for number, window in enumerate(windows):
+        if number == 0 and _transfers_detail(window, config, cell):
+            transfer = DetailTransfer(cell, 1.0 if config.detail == "auto" else config.detail, device)
+        if transfer is None:
+            yield from (partial(_resize, frame) for frame in window.edited)
+        else:
+            assert window.reconstructed is not None
+            maps = transfer.add(window.edited, window.reconstructed, window.source)
+            yield from (partial(apply_map, color_map) for color_map in maps)
+    if transfer is not None:
+        yield from (partial(apply_map, color_map) for color_map in transfer.flush())
+
+
+def _transfers_detail(window: EditedFrames, config: EditConfig, cell: int) -> bool:
+    if config.detail != "auto":
+        return config.detail > 0
+    assert window.reconstructed is not None
+    return not has_own_texture(window.edited, window.reconstructed, cell)
+
+
+def _resize(edited: Frames, original: Frames) -> Frames:
     return resize_frames(edited[None], *original.shape[:2])[0]
-
-
-def _composed(render: _Render, mask: Float[Tensor, "h w"], original: Frames) -> Frames:
-    return composite(original, render(original), mask)

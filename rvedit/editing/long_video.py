@@ -1,15 +1,15 @@
-"""The one driver for clips of any length and size, and for any pipeline that takes a video and a prompt.
+"""Edit clips of any length and size with any pipeline that takes a video and a prompt.
 
-A clip is read window by window at the model's size; a sampler edits each window by its pipeline; `finish`
-brings the result back to the source's size. What differs between models is in their samplers: RVEDiT's
-windows overlap and continue one another, the baselines' do not.
+The source is resized to the model's size and split into windows; a sampler edits each window with its
+pipeline; `finish` restores the source's size. Models differ in their samplers: RVEDiT's windows overlap and
+continue one another, those of the baselines do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rvedit.compat import execution_device
 from rvedit.editing.config import EditConfig, Progress
 from rvedit.editing.finish import EditedFrames, finish, read_twice
 from rvedit.editing.windows import Window, WindowNoise, WindowPlan, carry_over, pad_frames, split
@@ -28,7 +29,7 @@ from rvedit.pipelines.baselines import BaselineSpec, baseline_spec, capabilities
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 StepReport = Callable[[int, int], None]
-"""(step from 1, number of steps)."""
+"""Callback: (step, counted from 1; number of steps)."""
 
 
 def edit_video(
@@ -40,15 +41,15 @@ def edit_video(
     on_progress: Callable[[Progress], None] | None = None,
     **changes: Any,
 ) -> Iterator[Frames]:
-    """Edit a clip of any length and size; yield as many frames (h, w, 3) as it has, of the same size.
+    """Edit a clip of any length and size; yield one frame (h, w, 3) of the source's size per source frame.
 
     Args:
         pipe: an `RVEDiTPipeline`, or diffusers' `LucyEditPipeline` or `WanVACEPipeline`.
         video: a path, an iterable of frames (h, w, 3) uint8, or any form that `RVEDiTPipeline` takes. An
-            iterable is read one window ahead, so that it may be endless. One that can be iterated again is
-            read twice instead of being held in memory.
+            iterable is read one window ahead and may be endless. One that can be iterated again is read twice
+            instead of being held in memory.
         prompt: the instruction.
-        config: how to edit; single settings may be given as keywords, such as `seed=3`.
+        config: settings; single ones may be given as keywords, such as `seed=3`.
         on_progress: called after each denoising step.
 
     Raises ValueError for settings that the pipeline does not read.
@@ -59,22 +60,19 @@ def edit_video(
 
 
 def edit_videos_together(
-    pipe: RVEDiTPipeline,
-    videos: Sequence[Frames],
-    prompts: Sequence[str],
-    config: EditConfig | None = None,
+    pipe: RVEDiTPipeline, videos: Sequence[Frames], prompts: Sequence[str], config: EditConfig | None = None
 ) -> list[Frames]:
-    """Edit clips (t, h, w, 3) of equal size and length in one batch, each as if it were edited alone.
+    """Edit clips (t, h, w, 3) of equal size and length in one batch; return each as if edited alone.
 
-    For many short clips on a GPU that one clip does not fill. Raises ValueError for unequal clips and for
-    clips longer than a window.
+    For many short clips on a GPU that one clip does not fill. Raises ValueError for clips of unequal size or
+    length, and for clips longer than a window.
     """
     config = config or EditConfig()
     count, height, width = videos[0].shape[:3]
     if len({video.shape for video in videos}) > 1:
-        raise ValueError("only clips of one size and length are edited together")
+        raise ValueError("videos differ in size or length: edit them one by one")
     if count > pipe.config.window_frames:
-        raise ValueError(f"{count} frames are more than a window of {pipe.config.window_frames}")
+        raise ValueError(f"{count} frames exceed a window, {pipe.config.window_frames}: edit them one by one")
     size = pipe.model_size(height, width)
     frames = [resize_frames(pad_frames(video), *size) for video in videos]
     source = torch.cat([pipe.encode_video(clip) for clip in frames])
@@ -88,36 +86,38 @@ def edit_videos_together(
         **_sampling(config),
     ).frames
     edited = _decode_batch(pipe, latents)
-    pictures: list[Any] = [None] * len(videos)
-    if config.needs_reconstruction:
-        pictures = list(_decode_batch(pipe, source))
-    finished = []
-    for video, seen, edit, picture in zip(videos, frames, edited, pictures, strict=True):
-        window = EditedFrames(edit[:count], None if picture is None else picture[:count], seen[:count])
-        output = finish([window], video, config, _detail_cell(pipe), pipe._execution_device)
-        finished.append(np.stack(list(output)))
-    return finished
+    reconstructed = _decode_batch(pipe, source) if config.needs_reconstruction else None
+    outputs = []
+    for number, video in enumerate(videos):
+        window = EditedFrames(
+            edited[number][:count],
+            None if reconstructed is None else reconstructed[number][:count],
+            frames[number][:count],
+        )
+        output = finish([window], video, config, _detail_cell(pipe), execution_device(pipe))
+        outputs.append(np.stack(list(output)))
+    return outputs
 
 
 def count_windows(pipe: Any, num_frames: int, frame_rate: float | None = None) -> int:
-    """Return how many windows a clip is edited in."""
-    return _plan_of(pipe, EditConfig(frame_rate=frame_rate)).count(num_frames)
+    """Return the number of windows that a clip is edited in."""
+    return _plan_of(pipe, frame_rate).count(num_frames)
 
 
 class WindowSampler(Protocol):
-    """Edits the windows of one clip in their order."""
+    """A sampler for the windows of one clip, in their order."""
 
     plan: WindowPlan
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the model's size for frames of this size."""
+        """Return the size (h, w) at which the model edits frames of this size."""
 
     def edit(self, window: Window, report: StepReport) -> EditedFrames:
-        """Edit a window at the model's size; return the frames that it adds."""
+        """Edit a window at the model's size; return the frames that no earlier window had."""
 
 
 class RVEDiTSampler:
-    """Each window continues the one before, by its first frame as edited and the latents they share."""
+    """RVEDiT's sampler. Each window starts with the edited first frame and latents of the window before."""
 
     def __init__(self, pipe: RVEDiTPipeline, prompt: str, config: EditConfig) -> None:
         self.pipe, self.prompt, self.config = pipe, prompt, config
@@ -126,13 +126,13 @@ class RVEDiTSampler:
         self.noise = WindowNoise(self.plan, config.seed, pipe.config.shared_noise_ratio)
         self.decoder = StreamDecoder(pipe.vae)
         self.latents: Tensor | None = None
-        self.decoded: Frames | None = None  # of the last window
+        self.decoded: Frames | None = None  # all frames of the previous window
 
     def edit(self, window: Window, report: StepReport) -> EditedFrames:
         """See `WindowSampler.edit`."""
         pipe, plan = self.pipe, self.plan
         count = len(window.frames)
-        # A short clip is padded to 4k+1 frames only; a later window has to meet the one before.
+        # The first window is padded to 4k+1 frames only; later ones need the full length, to overlap.
         frames = pad_frames(window.frames, plan.length if window.index else None)
         source = pipe.encode_video(frames)
         prefix = None
@@ -147,31 +147,31 @@ class RVEDiTSampler:
             latents=self.noise.draw(tuple(source.shape)),
             prefix_latents=prefix,
             output_type="latent",
-            callback_on_step_end=_reporter(report),
+            callback_on_step_end=step_callback(report),
             **_sampling(self.config),
         ).frames
         with torch.no_grad():
             new = self.decoder.frames(self.latents, 0 if prefix is None else prefix.shape[2])
-            added = slice(window.first_new, count)
+            is_new = slice(window.first_new, count)
             reconstructed = None
             if self.config.needs_reconstruction:
-                reconstructed = StreamDecoder(pipe.vae).frames(source)[added]
-        earlier = [] if self.decoded is None else [self.decoded[plan.stride :]]
-        self.decoded = np.concatenate([*earlier, new])
-        return EditedFrames(new[: count - window.first_new], reconstructed, frames[added])
+                reconstructed = StreamDecoder(pipe.vae).frames(source)[is_new]
+        overlap = [] if self.decoded is None else [self.decoded[plan.stride :]]
+        self.decoded = np.concatenate([*overlap, new])
+        return EditedFrames(new[: count - window.first_new], reconstructed, frames[is_new])
 
 
 class BaselineSampler:
-    """Each window is edited by itself, at the model's native size and frame rate.
+    """A baseline's sampler. Windows are edited independently, at the model's native size and frame rate.
 
-    Of a source with more frames per second the model sees every n-th frame; the others are given the edit of
-    the nearest one.
+    If the source has a higher frame rate, the model edits every n-th frame, and each other frame repeats the
+    edit of the nearest one.
     """
 
     def __init__(self, pipe: Any, spec: BaselineSpec, prompt: str, config: EditConfig) -> None:
         self.pipe, self.spec, self.config = pipe, spec, config
         self.prompt = config.description if spec.capabilities.description else prompt
-        self.plan = _plan_of(pipe, config)
+        self.plan = _plan_of(pipe, config.frame_rate)
         self.masks = _read_mask(config.mask)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -183,25 +183,24 @@ class BaselineSampler:
         """See `WindowSampler.edit`."""
         step = self.spec.native.frame_step(self.config.frame_rate)
         count = len(window.frames)
-        seen = [round(n * step) for n in range(int((count - 1) / step) + 1)]
-        masks = [next(self.masks) for _ in range(count)]
-        edit = self.edit_seen(window.frames[seen], [masks[n] for n in seen], report)
-        nearest = [min(len(seen) - 1, round(number / step)) for number in range(count)]
+        sampled = [round(n * step) for n in range(int((count - 1) / step) + 1)]
+        masks = list(islice(self.masks, count))
+        edit = self.edit_sampled(window.frames[sampled], [masks[n] for n in sampled], report)
+        nearest = [min(len(sampled) - 1, round(number / step)) for number in range(count)]
         return EditedFrames(
             edit.edited[nearest],
             None if edit.reconstructed is None else edit.reconstructed[nearest],
             edit.source[nearest],
         )
 
-    def edit_seen(self, shown: Frames, masks: list[Frames | None], report: StepReport) -> EditedFrames:
-        """Edit frames (t, h, w, 3) of the native size and rate, padded to 4k+1."""
-        count, height, width = shown.shape[:3]
-        frames = pad_frames(shown)
+    def edit_sampled(self, source: Frames, masks: list[Frames], report: StepReport) -> EditedFrames:
+        """Edit frames (t, h, w, 3) of the native size and rate; they are padded to 4k+1 frames."""
+        count, height, width = source.shape[:3]
+        frames = pad_frames(source)
         options = _sampling(self.config)
         if self.spec.capabilities.mask:
-            white = np.full((height, width, 3), 255, np.uint8)
             options["mask"] = [
-                Image.fromarray(white if mask is None else resize_frames(mask[None], height, width)[0])
+                Image.fromarray(resize_frames(mask[None], height, width)[0])
                 for mask in [*masks, *masks[-1:] * (len(frames) - count)]
             ]
         output = self.pipe(
@@ -212,17 +211,17 @@ class BaselineSampler:
             num_frames=len(frames),
             generator=torch.Generator("cpu").manual_seed(self.config.seed),
             output_type="np",
-            callback_on_step_end=_reporter(report),
+            callback_on_step_end=step_callback(report),
             **options,
         ).frames[0]
         edited = np.asarray((output[:count] * 255).round().clip(0, 255), np.uint8)
         reconstructed = None
         if self.config.needs_reconstruction:
             with torch.no_grad():
-                pixels = to_model_range(frames)[None].to(self.pipe._execution_device)
+                pixels = to_model_range(frames)[None].to(execution_device(self.pipe))
                 latents = encode(self.pipe.vae, pixels)
                 reconstructed = StreamDecoder(self.pipe.vae).frames(latents)[:count]
-        return EditedFrames(edited, reconstructed, shown)
+        return EditedFrames(edited, reconstructed, source)
 
 
 def _edit(
@@ -247,9 +246,9 @@ def _edit(
 
             yield sampler.edit(window, report)
 
-    # Without a reconstruction nothing of the source is read again but its size.
-    again = repeat(first) if originals is None else originals
-    yield from finish(edited(), again, config, _detail_cell(pipe), pipe._execution_device)
+    # If the source's pixels are not needed again, any frame of its size will do.
+    full_size = repeat(first) if originals is None else originals
+    yield from finish(edited(), full_size, config, _detail_cell(pipe), execution_device(pipe))
 
 
 def _sampler_of(pipe: Any, prompt: str, config: EditConfig) -> WindowSampler:
@@ -259,11 +258,11 @@ def _sampler_of(pipe: Any, prompt: str, config: EditConfig) -> WindowSampler:
     return BaselineSampler(pipe, baseline_spec(pipe), prompt, config)
 
 
-def _plan_of(pipe: Any, config: EditConfig) -> WindowPlan:
+def _plan_of(pipe: Any, frame_rate: float | None) -> WindowPlan:
     if isinstance(pipe, RVEDiTPipeline):
         return WindowPlan.of(pipe)
     native = baseline_spec(pipe).native
-    span = int((native.num_frames - 1) * native.frame_step(config.frame_rate)) + 1
+    span = int((native.num_frames - 1) * native.frame_step(frame_rate)) + 1
     return WindowPlan(span, span)
 
 
@@ -276,13 +275,12 @@ def _frames_of(video: Any) -> Iterable[Frames]:
         clips = as_frames(video)
         if len(clips) > 1:
             raise ValueError(f"video has {len(clips)} clips: edit them one by one")
-        frames: Iterable[Frames] = clips[0]
-        return frames
+        video = clips[0]
     return video
 
 
 class _FileFrames:
-    """The frames of a file, which can be iterated again."""
+    """Frames of a file that can be iterated again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -294,15 +292,14 @@ class _FileFrames:
 
 
 def _sampling(config: EditConfig) -> dict[str, Any]:
-    """Return the pipeline's arguments that a config states."""
-    stated = {
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-    }
-    return {name: value for name, value in stated.items() if value is not None}
+    """Return the pipeline's sampling arguments, without those left at the model's default."""
+    names = ("num_inference_steps", "guidance_scale")
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def _reporter(report: StepReport) -> Callable[..., dict[str, Tensor]]:
+def step_callback(report: StepReport) -> Callable[..., dict[str, Tensor]]:
+    """Return a `callback_on_step_end` of a pipeline that reports each step."""
+
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         report(step + 1, pipe.num_timesteps)
         return tensors
@@ -311,7 +308,7 @@ def _reporter(report: StepReport) -> Callable[..., dict[str, Tensor]]:
 
 
 def _detail_cell(pipe: Any) -> int:
-    """Return half of a latent's side in pixels of the model's size, for detail transfer."""
+    """Return the `cell` of `DetailTransfer`: half of a latent's side in pixels at the model's size."""
     return int(pipe.vae.config.scale_factor_spatial // 2)
 
 
@@ -321,13 +318,10 @@ def _decode_batch(pipe: RVEDiTPipeline, latents: Tensor) -> list[Frames]:
     return [to_frames(clip) for clip in torch.cat(parts, dim=2)]
 
 
-def _read_mask(path: Path | None) -> Iterator[Frames | None]:
-    """Yield a mask (h, w, 3) for every frame, the last one repeated; None where everything may change."""
-    mask: Frames | None = None
-    if path is not None:
-        with VideoReader(path) as reader:
-            for timed in reader:
-                mask = timed.frame
-                yield mask
+def _read_mask(path: Path | None) -> Iterator[Frames]:
+    """Yield a mask (h, w, 3) per frame; the last one is repeated, and without a file all are white."""
+    mask = np.full((1, 1, 3), 255, np.uint8)
+    for mask in _FileFrames(path) if path else ():
+        yield mask
     while True:
         yield mask

@@ -1,8 +1,7 @@
-"""What code holds in memory, found by running it without storage: on tensors that have shapes alone.
+"""Peak memory of code, measured on the meta device, whose tensors have shapes but no data.
 
-The very modules that edit are called on the meta device, and every tensor's storage is counted while it
-lives. Fused attention holds no S x N matrix; on the meta device it would fall back to one, so it is given its
-result's shape instead.
+The modules of an edit run there, and the storage of every tensor is counted while it exists. Fused attention
+has no S x N matrix, but would fall back to one on the meta device, so it is replaced by an empty result.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from rvedit.compat import TorchDispatchMode, storage_key, tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make, from making to end: `now` and `peak`, in bytes."""
+    """Counts the bytes of storages that operators create, until they are freed: `now` and `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation and count what is new: a view of what was there before is not."""
+        """Run an operator and count new storages; views of older ones are not counted."""
         self._count((args, kwargs), new=False)
         out = func(*args, **(kwargs or {}))
         self._count(out, new=True)
@@ -44,12 +43,12 @@ class LiveBytes(TorchDispatchMode):
         for value in tree_iter(tensors):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
-                key = storage._cdata
+                key = storage_key(value)
                 if key not in self._sizes:
                     self._sizes[key] = storage.nbytes() * new
                     self.now += self._sizes[key]
                     self.peak = max(self.peak, self.now)
-                    # Also of what is not counted: another storage may come to lie where it lay.
+                    # Inputs need this too, as a later storage may have the same address.
                     weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
@@ -72,7 +71,7 @@ class _FusedAttention(TorchFunctionMode):
 
 @torch.no_grad()
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most that a call holds at a time beside what it is given; its models lie on the meta device."""
+    """Return the peak bytes of a call on the meta device, without its inputs and weights."""
     with _FusedAttention(), LiveBytes() as live:
         call()
     return live.peak

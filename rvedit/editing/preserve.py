@@ -1,13 +1,12 @@
-"""`--preserve`: the edit is laid over the source where the edit changed something.
+"""Preservation (`EditConfig.preserve`): keep the source's pixels where the edit changed nothing.
 
-The VAE's reconstruction of the source is as soft as the edit is; what differs between the two is the edit
-itself. There the edit shows, elsewhere the source's own pixels, bit for bit, at full resolution.
+The VAE loses the same detail in the edit and in its reconstruction of the source, so the two differ only
+where the model edited something. There the output shows the edit, elsewhere the source's pixels, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,112 +17,96 @@ from torch import Tensor
 
 from rvedit.io.frames import Frames, to_model_range
 
-
-@dataclass(frozen=True)
-class MaskSettings:
-    """When a difference, of a channel's range of 1, is an edit; how wide its border is."""
-
-    low: float = 0.12
-    """Those below are the model's own noise."""
-    high: float = 0.25
-    """Those above are the edit; between, it shows by halves."""
-    radius: float = 1 / 128
-    """Over which differences are averaged, and then the mask, so that it fades out; of the short side."""
-    faint: float = 0.05
-    """What an edit of the whole frame, such as a style, changes at the least."""
-    whole: float = 0.5
-    """An edit that changes more than this share of a window's pixels faintly is kept as it is."""
-
-
-def is_whole(
-    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
-) -> bool:
-    """Whether an edit is of the whole frame."""
-    difference = _difference(edited, reconstructed, settings)
-    return bool((difference > settings.faint).float().mean() > settings.whole)
-
-
-def changes(
-    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
-) -> Float[Tensor, "t h w"]:
-    """How surely each frame was edited where, by itself: 0 the source, 1 the edit; clips in [-1, 1]."""
-    difference = _difference(edited, reconstructed, settings)
-    return ((difference - settings.low) / (settings.high - settings.low)).clamp(0, 1)[:, 0]
-
-
+# Thresholds are for channels in [0, 1].
+LOW = 0.12
+"""Smaller differences between edit and reconstruction are the model's noise: mask 0."""
+HIGH = 0.25
+"""Larger differences are the edit: mask 1. In between, the mask rises linearly."""
+RADIUS = 1 / 128
+"""Radius of the average of differences, and then of the mask, as a fraction of the short side."""
+WHOLE_FRAME_THRESHOLD = 0.05
+"""Difference above which a pixel counts as changed, for edits of the whole frame, such as a style."""
+WHOLE_FRAME_SHARE = 0.5
+"""Share of changed pixels above which an edit is of the whole frame, and nothing is preserved."""
 REACH = 2
-"""Frames before and after that decide about a frame's mask."""
+"""Number of frames before and after a frame that influence its mask."""
 
 
-def soften(change: Float[Tensor, "t h w"], settings: MaskSettings) -> Float[Tensor, "t h w"]:
-    """The mask of successive frames: soft borders in space and in time, and 0 away from every change."""
-    # A change in the frame before or after counts here, too, and fades over some more: maxima over three
-    # frames, then means.
+def is_whole_frame_edit(edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"]) -> bool:
+    """Return whether an edit changes the whole frame."""
+    is_changed = _difference(edited, reconstructed) > WHOLE_FRAME_THRESHOLD
+    return bool(is_changed.float().mean() > WHOLE_FRAME_SHARE)
+
+
+def change_map(
+    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"]
+) -> Float[Tensor, "t h w"]:
+    """Return where each frame was edited, from 0 (source) to 1 (edit). Clips are in [-1, 1]."""
+    return ((_difference(edited, reconstructed) - LOW) / (HIGH - LOW)).clamp(0, 1)[:, 0]
+
+
+def soften(change: Float[Tensor, "t h w"]) -> Float[Tensor, "t h w"]:
+    """Return the masks of successive frames: a change map with soft borders in space and time."""
+    # Maxima over three frames extend each change by a frame, means over three let it fade by another one.
     change = F.max_pool3d(rearrange(change, "t h w -> 1 1 t h w"), (3, 1, 1), 1, (1, 0, 0))
     change = F.avg_pool3d(change, (3, 1, 1), 1, (1, 0, 0), count_include_pad=False)
-    change = rearrange(change, "1 1 t h w -> t 1 h w")
-    return _average(change, _pixels(change, settings))[:, 0]
+    return _local_mean(rearrange(change, "1 1 t h w -> t 1 h w"))[:, 0]
 
 
 def _difference(
-    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"], settings: MaskSettings
+    edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"]
 ) -> Float[Tensor, "t 1 h w"]:
-    """Of the channel that differs most, mean over a neighbourhood."""
-    difference = (edited - reconstructed).abs().amax(dim=0)[:, None] / 2
-    return _average(difference, _pixels(difference, settings))
-
-
-def _pixels(frames: Tensor, settings: MaskSettings) -> int:
-    return max(1, round(min(frames.shape[-2:]) * settings.radius))
+    """Return the local mean of the largest difference over channels, in [0, 1]."""
+    return _local_mean((edited - reconstructed).abs().amax(dim=0)[:, None] / 2)
 
 
 class PreserveMasks:
-    """The mask (h, w) of each frame of a stream of edits: where the edit shows; none: everywhere.
+    """Masks (h, w) of a stream of frames: 1 where the edit shows, 0 where the source does.
 
-    A frame waits for the next two, as a change that begins there fades in before.
+    A mask is None for edits of the whole frame. It is returned once the next `REACH` frames are there.
     """
 
-    def __init__(self, settings: MaskSettings | None = None) -> None:
-        self.settings = settings or MaskSettings()
-        self.whole: bool | None = None  # is the edit of the whole frame? As the first window says, for all
-        self.waiting = 0
-        self.changes: Tensor | None = None  # of those that wait, and of REACH frames before them
+    def __init__(self) -> None:
+        self.is_whole_frame: bool | None = None  # decided by the first window
+        self.num_pending = 0
+        self.changes: Tensor | None = None  # of pending frames, and of REACH frames before them
 
     def add(self, edited: Frames, reconstructed: Frames) -> Iterator[Tensor | None]:
-        """Take the next frames (t, h, w, 3), and the VAE's reconstruction of their source."""
-        pictures = to_model_range(edited), to_model_range(reconstructed)
-        if self.whole is None:
-            self.whole = is_whole(*pictures, self.settings)
-        if self.whole:
+        """Add edited frames (t, h, w, 3) and their reconstructed source; yield the masks that are ready."""
+        clips = to_model_range(edited), to_model_range(reconstructed)
+        if self.is_whole_frame is None:
+            self.is_whole_frame = is_whole_frame_edit(*clips)
+        if self.is_whole_frame:
             yield from [None] * len(edited)
             return
-        new = changes(*pictures, self.settings)
+        new = change_map(*clips)
         self.changes = new if self.changes is None else torch.cat([self.changes, new])
-        self.waiting += len(edited)
-        yield from self._give(self.waiting - REACH)
+        self.num_pending += len(edited)
+        yield from self._pop(self.num_pending - REACH)
 
-    def rest(self) -> Iterator[Tensor | None]:
-        """Give the masks of the frames that waited, when no more come."""
-        return self._give(self.waiting)
+    def flush(self) -> Iterator[Tensor | None]:
+        """Yield the masks of the pending frames, after the last frame."""
+        return self._pop(self.num_pending)
 
-    def _give(self, count: int) -> Iterator[Tensor | None]:
+    def _pop(self, count: int) -> Iterator[Tensor | None]:
         if self.changes is None or count <= 0:
             return
-        before = len(self.changes) - self.waiting
-        masks = soften(self.changes, self.settings)[before : before + count]
+        before = len(self.changes) - self.num_pending
+        masks = soften(self.changes)[before : before + count]
         self.changes = self.changes[max(0, before + count - REACH) :]
-        self.waiting -= count
+        self.num_pending -= count
         yield from masks
 
 
 def composite(source: Frames, edited: Frames, mask: Float[Tensor, "h w"]) -> Frames:
-    """A frame (h, w, 3) of source and edit, both at the source's size; the mask is of any size."""
+    """Return the edit where the mask is 1 and the source where it is 0: frames (h, w, 3), any mask size."""
     size = source.shape[:2]
     weight = F.interpolate(mask[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    share = weight.clamp(0, 1).cpu().numpy()[..., None]
-    mixed = source + share * (edited.astype(np.float32) - source)
-    return np.where(share > 0, np.round(mixed), source).astype(np.uint8)
+    weights = weight.clamp(0, 1).cpu().numpy()[..., None]
+    mixed = source + weights * (edited.astype(np.float32) - source)
+    return np.where(weights > 0, np.round(mixed), source).astype(np.uint8)
 
 
-def _average(x: Float[Tensor, "t 1 h w"], radius: int) -> Float[Tensor, "t 1 h w"]:
+def _local_mean(x: Float[Tensor, "t 1 h w"]) -> Float[Tensor, "t 1 h w"]:
+    radius = max(1, round(min(x.shape[-2:]) * RADIUS))
     return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)

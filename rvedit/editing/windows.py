@@ -1,10 +1,9 @@
-"""Windows over a long clip, in the VAE's time: one frame, then groups of four.
+"""Overlapping windows over a long clip.
 
-RVEDiT's windows overlap. They start at multiples of the stride, a multiple of four, so every latent frame
-of a window but its first covers the same four frames as a latent frame of the window before. Those are
-carried over, and the first one, which covers a single frame here and four there, is encoded from that frame
-as it was edited: a window continues the one before instead of starting afresh. (Windows edited independently
-and cross-faded showed a jump at every seam.)
+The VAE's first latent frame covers one frame, each later one four. The stride of windows is a multiple of
+four, so each latent frame of a window but the first covers the same four frames as one of the previous
+window, and is copied from there. The first one covers a single frame here and four there, so it is encoded
+from that frame as it was edited. (Windows edited independently and cross-faded showed a jump at every seam.)
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from rvedit.io.frames import Frames
 from rvedit.pipelines.noise import mix_shared_noise
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-GROUP = 4
-"""Frames of a latent frame, but for the first, which covers one."""
+FRAMES_PER_LATENT = 4
+"""Frames per latent frame, except for the first, which covers one."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Length and stride of windows, in frames; they overlap if the stride is shorter than the length."""
+    """Length and stride of windows, in frames; windows overlap if the stride is the shorter one."""
 
     length: int
     stride: int
 
     def __post_init__(self) -> None:
         overlaps = self.stride < self.length
-        fits = self.length % GROUP == 1 and self.stride % GROUP == 0
-        if not 0 < self.stride <= self.length or (overlaps and not fits):
+        is_aligned = self.length % FRAMES_PER_LATENT == 1 and self.stride % FRAMES_PER_LATENT == 0
+        if not 0 < self.stride <= self.length or (overlaps and not is_aligned):
             raise ValueError(
                 f"window of {self.length} frames every {self.stride}: the length must be 4k+1, the stride a "
                 "multiple of 4 and shorter than the window"
@@ -43,26 +42,16 @@ class WindowPlan:
 
     @classmethod
     def of(cls, pipeline: RVEDiTPipeline) -> WindowPlan:
-        """Return the windows that a pipeline was configured for."""
+        """Return the window plan of a pipeline's config."""
         plan = cls(pipeline.config.window_frames, pipeline.config.window_stride)
         if plan.stride == plan.length:
-            raise ValueError(f"window_stride {plan.stride}: windows of {plan.length} frames have to overlap")
+            raise ValueError(f"window_stride {plan.stride}: give less than window_frames, {plan.length}")
         return plan
 
     @property
-    def latents(self) -> int:
-        """Latent frames of a window."""
-        return 1 + (self.length - 1) // GROUP
-
-    @property
-    def shift(self) -> int:
-        """Latent frames from one window's start to the next."""
-        return self.stride // GROUP
-
-    @property
-    def overlap(self) -> int:
-        """Latent frames that a window takes over from the one before, its first frame aside."""
-        return self.latents - 1 - self.shift
+    def latent_stride(self) -> int:
+        """Stride in latent frames."""
+        return self.stride // FRAMES_PER_LATENT
 
     def count(self, num_frames: int) -> int:
         """Return the number of windows of a clip."""
@@ -76,45 +65,45 @@ class Window:
     index: int
     frames: Frames
     first_new: int
-    """The first frame, counted within the window, that no earlier window gives."""
+    """Index within the window of the first frame that no earlier window contains."""
 
 
 def split(frames: Iterable[Frames], plan: WindowPlan) -> Iterator[Window]:
-    """Cut a stream of frames (h, w, 3) into windows, holding one at a time; the last may be shorter."""
+    """Split a stream of frames (h, w, 3) into windows, one at a time; the last one may be shorter."""
     source = iter(frames)
-    held: list[Frames] = []
+    window: list[Frames] = []
     index = 0
-    ahead = next(source, None)
-    while ahead is not None:
-        while ahead is not None and len(held) < plan.length:
-            held.append(ahead)
-            ahead = next(source, None)
-        yield Window(index, np.stack(held), first_new=plan.length - plan.stride if index else 0)
-        held = held[plan.stride :]
+    following = next(source, None)
+    while following is not None:
+        while following is not None and len(window) < plan.length:
+            window.append(following)
+            following = next(source, None)
+        yield Window(index, np.stack(window), first_new=plan.length - plan.stride if index else 0)
+        window = window[plan.stride :]
         index += 1
 
 
 def pad_frames(frames: Frames, length: int | None = None) -> Frames:
-    """Repeat the last frame up to a length, or up to the next 4k+1 frames."""
-    missing = (1 - len(frames)) % GROUP if length is None else length - len(frames)
+    """Repeat the last frame up to `length` frames, by default up to the next 4k+1."""
+    missing = (1 - len(frames)) % FRAMES_PER_LATENT if length is None else length - len(frames)
     return np.concatenate([frames, frames[-1:].repeat(missing, axis=0)]) if missing else frames
 
 
 def carry_over(
     previous: Float[Tensor, "b c f h w"], first: Float[Tensor, "b c 1 h w"], plan: WindowPlan
 ) -> Float[Tensor, "b c k h w"]:
-    """Return the latents of a window that the previous window determines: `prefix_latents` of the pipeline.
+    """Return the pipeline's `prefix_latents` of a window: `first`, then latents of the previous window.
 
-    `first` is the window's first frame, as it was edited, encoded; the others are the previous window's own.
+    `first` encodes the window's first frame as the previous window edited it.
     """
-    return torch.cat([first, previous[:, :, plan.shift + 1 :]], dim=2)
+    return torch.cat([first, previous[:, :, plan.latent_stride + 1 :]], dim=2)
 
 
 class WindowNoise:
-    """Initial noise of each window: neighbors share it where they overlap.
+    """Initial noise of successive windows, which share it where they overlap.
 
     The first window's is `torch.randn(shape, generator=manual_seed(seed))` in fp32 on the CPU, so equal seeds
-    are equal noise on every device; `shared_ratio` of its variance is common to all frames.
+    give equal noise on every device. All frames have the fraction `shared_ratio` of its variance in common.
     """
 
     def __init__(self, plan: WindowPlan, seed: int, shared_ratio: float = 0.0):
@@ -130,6 +119,7 @@ class WindowNoise:
             self._noise = torch.randn(shape, generator=self._generator)
             self._shared = torch.randn((*shape[:2], 1, *shape[3:]), generator=self._generator)
         else:
-            fresh = torch.randn((*shape[:2], self.plan.shift, *shape[3:]), generator=self._generator)
-            self._noise = torch.cat([self._noise[:, :, self.plan.shift :], fresh], dim=2)
+            stride = self.plan.latent_stride
+            new = torch.randn((*shape[:2], stride, *shape[3:]), generator=self._generator)
+            self._noise = torch.cat([self._noise[:, :, stride:], new], dim=2)
         return mix_shared_noise(self._noise, self._shared, self.shared_ratio)

@@ -1,1 +1,1 @@
-"""How well an edit was done."""
+"""Evaluation of edits: multimodal judges, exact measures, statistics and reports."""

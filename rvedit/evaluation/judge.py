@@ -1,23 +1,24 @@
-"""`rvedit judge`: a folder of edited clips becomes scores, tables and a page (Appendix D.3)."""
+"""The job of `rvedit judge`: score a folder of edited clips and write tables and a report (Appendix D.3)."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from rvedit.evaluation.aggregate import CategoryScores, Table, group, pooled, table_of
-from rvedit.evaluation.judges import PAPER, Case, Judge, dropped
-from rvedit.evaluation.protocols import JudgeProtocol
+from rvedit.evaluation.judges import Case, Judge
+from rvedit.evaluation.protocols import PAPER, JudgeProtocol
 from rvedit.evaluation.report import write_report
 from rvedit.evaluation.statistics import Difference, agreement, compare
 from rvedit.evaluation.verdict import Verdict
@@ -28,42 +29,43 @@ from rvedit.io.manifest import prepare_folder, read_rows, write_json, write_rows
 from rvedit.io.video import probe
 
 SCORES, SUMMARY, REPORT = "scores.jsonl", "summary.json", "report.html"
+OnProgress = Callable[[str, int, int, int], None]
+"""Gets the judge's name, the number of verdicts so far, how many of them are dropped, and the total."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Which edits are to be judged."""
+    """Which edits to judge."""
 
     edits: Path
-    """The folder of edited clips."""
+    """Folder of edited clips."""
     out: Path
+    """Folder for the results."""
     bench: Path | None = None
-    """The list of items; none: what `rvedit edit --batch` left in `edits`."""
+    """The list of items; None: the list in `edits` (of `rvedit edit --batch`, a manifest or a CSV)."""
     categories: tuple[str, ...] = ()
-    """Only these; none: all that have a rubric."""
+    """The categories to judge; empty for all that have a rubric."""
     limit: int | None = None
-    """Items of each category at most."""
+    """Number of items per category: the first of the list, with or without an edit."""
     repeats: int = 1
-    probe: str = "none"
 
 
 @dataclass(frozen=True)
 class JudgeSet:
-    """What there is to judge, and what not."""
+    """The edits to judge, and the items that are left out."""
 
     cases: tuple[Case, ...]
-    """One repeat of each item that has an edit."""
+    """All repeats of the items that have an edit."""
     missing: tuple[BenchItem, ...]
     """Items without an edit."""
     without_rubric: dict[str, int]
-    """Items that are left out, by their word for the category."""
-    protocol: str = PAPER
-    scale: tuple[int, int] = (1, 100)
+    """Number of items without a rubric, by the list's category name."""
+    protocol: JudgeProtocol
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a run would send; tokens are rough."""
+class CostEstimate:
+    """The requests and, roughly, the tokens that a run would send; unreadable replies are asked again."""
 
     judge: str
     verdicts: int
@@ -75,98 +77,100 @@ class Estimate:
 
 @dataclass
 class JudgeReport:
-    """What came of a run."""
+    """The results of a run."""
 
     folder: Path
     verdicts: list[Verdict]
-    docket: JudgeSet
+    judge_set: JudgeSet
     tables: dict[str, Table | None]
     """By judge."""
     mean: Table | None
-    """Over the judges, where there are several."""
+    """Mean over the judges; None for a single judge, or if no item was scored by all."""
     agreement: dict[str, Any]
+    """By pair of judges and axis."""
     tokens: dict[str, tuple[int, int]]
+    """By judge: prompt and completion tokens of this run."""
     seconds: float = 0.0
     stopped: dict[str, str] = field(default_factory=dict)
-    """By judge: why it did not go on."""
+    """By judge: why it stopped early."""
 
     def counts(self, judge: str) -> Counter[str]:
-        """Verdicts of a judge: scored, dropped, from_cache."""
-        counts: Counter[str] = Counter()
-        for verdict in self.verdicts:
-            if verdict.judge == judge:
-                counts["scored" if verdict.scores else "dropped"] += 1
-                counts["from_cache"] += verdict.from_cache
-        return counts
+        """Count a judge's verdicts that are scored, dropped and from_cache."""
+        verdicts = [verdict for verdict in self.verdicts if verdict.judge == judge]
+        scored = sum(verdict.scores is not None for verdict in verdicts)
+        from_cache = sum(verdict.from_cache for verdict in verdicts)
+        return Counter(scored=scored, dropped=len(verdicts) - scored, from_cache=from_cache)
 
 
 def read_judge_set(config: JudgeConfig, protocol: JudgeProtocol) -> JudgeSet:
-    """Find the edits and check what can be checked before anything is decoded or asked.
+    """Find the edits and check the inputs before anything is decoded or sent.
 
-    Raises UserError where no edit is found, names are ambiguous, or nothing has a rubric.
+    Raises UserError if no edit is found, names are ambiguous, or no item has a rubric.
     """
     if not config.edits.is_dir():
-        raise UserError(f"{config.edits}: no folder: name the folder of edited clips")
+        raise UserError(f"{config.edits}: no such folder: name the folder of edited clips")
     items = read_bench(config.bench or config.edits)
-    categories = {item.id: protocol.category_of(item) for item in items}
-    without = Counter(item.word or "no category" for item in items if categories[item.id] is None)
-    chosen: list[BenchItem] = []
-    taken: Counter[str] = Counter()
+    categories: dict[str, str] = {}
+    without_rubric: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for item in items:
-        category = categories[item.id]
-        if category is None or (config.categories and category not in config.categories):
-            continue
-        if config.limit is None or taken[category] < config.limit:
-            taken[category] += 1
-            chosen.append(item)
-    if not chosen:
-        kinds = ", ".join(sorted({item.word for item in items}))
+        category = protocol.category_of(item)
+        if category is None:
+            without_rubric[item.dataset_category or "no category"] += 1
+        elif (not config.categories or category in config.categories) and counts[category] != config.limit:
+            counts[category] += 1
+            categories[item.id] = category
+    selected = [item for item in items if item.id in categories]
+    if not selected:
+        names = ", ".join(sorted({item.dataset_category for item in items}))
         raise UserError(
-            f"{config.bench or config.edits}: no item to judge: its kinds of edit are {kinds}; the "
-            f"{protocol.name} protocol has rubrics for {', '.join(protocol.categories)}"
+            f"{config.bench or config.edits}: no item to judge: its categories are {names}; the "
+            f"{protocol.name} protocol has rubrics for {', '.join(protocol.rubrics)}"
         )
-    gone = next((item for item in chosen if not item.source.is_file()), None)
-    if gone:
-        raise UserError(f"the source of {gone.id} is gone: {gone.source}: is --bench the right list?")
-    edits = resolve_edits(chosen, config.edits)
+    no_source = next((item for item in selected if not item.source.is_file()), None)
+    if no_source:
+        raise UserError(
+            f"{no_source.source}: no such file, the source of {no_source.id}: is `bench` the right list?"
+        )
+    edits = resolve_edits(selected, config.edits)
     if not edits:
         raise UserError(
-            f"{config.edits}: holds no edit of the {len(chosen)} items, such as "
-            f"{chosen[0].source.stem}_edited.mp4"
+            f"{config.edits}: has no edit of any of the {len(selected)} items, such as "
+            f"{selected[0].source.stem}_edited.mp4"
         )
     cases = tuple(
-        Case(item, category, edits[item.id])
-        for item in chosen
-        if item.id in edits and (category := categories[item.id])
+        Case(item, categories[item.id], edits[item.id], repeat)
+        for repeat in range(config.repeats)
+        for item in selected
+        if item.id in edits
     )
-    missing = tuple(item for item in chosen if item.id not in edits)
-    return JudgeSet(cases, missing, dict(without), protocol.name, (protocol.low, protocol.high))
+    missing = tuple(item for item in selected if item.id not in edits)
+    return JudgeSet(cases, missing, dict(without_rubric), protocol)
 
 
-def estimate(config: JudgeConfig, docket: JudgeSet, judges: Sequence[Judge]) -> list[Estimate]:
-    """What a run would send; sends nothing and decodes nothing."""
+def estimate(judge_set: JudgeSet, judges: Sequence[Judge]) -> list[CostEstimate]:
+    """Return the requests and tokens that a run would send, by judge, without sending or decoding."""
 
     @cache
     def size(clip: Path) -> tuple[int, int]:
         try:
             info = probe(clip)
-        except UserError:  # it will be dropped
+        except UserError:  # the item will be dropped
             return 0, 0
         return info.width, info.height
 
     estimates = []
     for judge in judges:
-        cases = list(_repeated(docket.cases, config.repeats))
-        unknown = [case for case in cases if judge.known(case) is None]
-        tokens = [judge.expected_tokens(case, *size(case.item.source)) for case in unknown]
+        pending = [case for case in judge_set.cases if judge.cached_verdict(case) is None]
+        tokens = [judge.expected_tokens(case, *size(case.item.source)) for case in pending]
         estimates.append(
-            Estimate(
+            CostEstimate(
                 judge.name,
-                len(cases),
-                len(cases) - len(unknown),
-                len(unknown),
+                len(judge_set.cases),
+                len(judge_set.cases) - len(pending),
+                sum(prompt > 0 for prompt, _ in tokens),
                 sum(prompt for prompt, _ in tokens),
-                sum(reply for _, reply in tokens),
+                sum(completion for _, completion in tokens),
             )
         )
     return estimates
@@ -174,210 +178,173 @@ def estimate(config: JudgeConfig, docket: JudgeSet, judges: Sequence[Judge]) -> 
 
 def judge_edits(
     config: JudgeConfig,
-    docket: JudgeSet,
+    judge_set: JudgeSet,
     judges: Sequence[Judge],
-    on_progress: Callable[[str, int, int, int], None] = lambda judge, done, dropped, total: None,
+    on_progress: OnProgress = lambda judge, done, dropped, total: None,
 ) -> JudgeReport:
-    """Judge all cases by all judges, and write scores, summary and report to `order.out`.
+    """Judge all cases by all judges, and write scores, summary and report to `config.out`.
 
-    Answers are kept as they come, so that a killed run goes on where it was and asks nothing twice.
-    `on_progress` gets the judge, verdicts so far, dropped ones among them, and the total.
+    Replies are stored as they arrive, so that an interrupted run resumes and sends no request twice. The
+    mean over judges is of the items that all of them scored.
     """
     started = time.perf_counter()
     prepare_folder(config.out)
-    verdicts: list[Verdict] = []
     stopped: dict[str, str] = {}
-    tokens: dict[str, tuple[int, int]] = {}
-    cases = list(_repeated(docket.cases, config.repeats))
-    known = [{i: v for i, case in enumerate(cases) if (v := judge.known(case))} for judge in judges]
+    cases = judge_set.cases
+    # By judge: the verdicts by case, at first those of earlier runs.
+    by_case = [{case: v for case in cases if (v := judge.cached_verdict(case))} for judge in judges]
 
-    async def work() -> None:
-        # All are checked before any is asked: a missing key is found before another judge's work is spent.
-        waiting = [judge for judge, found in zip(judges, known, strict=True) if len(found) < len(cases)]
+    async def run() -> None:
+        # All judges are checked before any is used: a missing key is found before another judge costs money.
+        active = [judge for judge, done in zip(judges, by_case, strict=True) if len(done) < len(cases)]
         try:
-            for judge in waiting:
+            for judge in active:
                 await judge.check()
-            for judge, found in zip(judges, known, strict=True):
-                on_progress(judge.name, len(found), 0, len(cases))
-                if judge in waiting:
-                    reason = await _score_all(judge, cases, found, config, docket, on_progress)
-                    if reason:
-                        stopped[judge.name] = reason
+            for judge, done in zip(judges, by_case, strict=True):
+                on_progress(judge.name, len(done), 0, len(cases))
+                if reason := await _score_all(judge, cases, done, on_progress):
+                    stopped[judge.name] = reason
         finally:
-            for judge in waiting:
+            for judge in active:
                 await judge.close()
 
-    asyncio.run(work())
-    for judge, found in zip(judges, known, strict=True):
-        verdicts += [found[index] for index in range(len(cases))]
-        tokens[judge.name] = judge.tokens
-    report = summarize(config.out, verdicts, docket, tokens, stopped)
-    _write(config, report)
+    asyncio.run(run())
+    verdicts = [done[case] for done in by_case for case in cases]
+    scores = scores_by_judge(verdicts)
+    report = JudgeReport(
+        config.out,
+        verdicts,
+        judge_set,
+        tables={name: table_of(of_judge) for name, of_judge in scores.items()},
+        mean=table_of(pooled(list(scores.values()))) if len(scores) > 1 else None,
+        agreement={
+            f"{a} and {b}": {axis: asdict(value) for axis, value in agreement(x, y).items()}
+            for (a, x), (b, y) in combinations(scores.items(), 2)
+        },
+        tokens={judge.name: judge.tokens for judge in judges},
+        stopped=stopped,
+    )
+    _write(report)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def summarize(
-    folder: Path,
-    verdicts: list[Verdict],
-    docket: JudgeSet,
-    tokens: dict[str, tuple[int, int]],
-    stopped: dict[str, str],
-) -> JudgeReport:
-    """Aggregate as Appendix D.3 does."""
-    names = list(dict.fromkeys(verdict.judge for verdict in verdicts))
-    scores = {name: scores_of(verdicts, name) for name in names}
-    tables = {name: table_of(scores[name]) for name in names}
-    return JudgeReport(
-        folder,
-        verdicts,
-        docket,
-        tables,
-        _mean_table(scores) if len(names) > 1 else None,
-        {
-            f"{a} and {b}": {axis: dataclasses.asdict(value) for axis, value in agreement(x, y).items()}
-            for (a, x), (b, y) in combinations(scores.items(), 2)
-        },
-        tokens,
-        stopped=stopped,
-    )
-
-
-def scores_of(verdicts: Sequence[Verdict], judge: str) -> CategoryScores:
-    """One judge's scores, as they are aggregated."""
-    return group((v.category, v.item, v.scores) for v in verdicts if v.judge == judge and v.scores)
+def scores_by_judge(verdicts: Sequence[Verdict]) -> dict[str, CategoryScores]:
+    """Return the scores of each judge by category and item."""
+    return {
+        judge: group((v.category, v.item, v.scores) for v in verdicts if v.judge == judge and v.scores)
+        for judge in dict.fromkeys(v.judge for v in verdicts)
+    }
 
 
 def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Difference]]]:
-    """B minus A, for each judge that judged both: judge -> category -> axis."""
-    (of_a, first), (of_b, second) = (read_judged(path) for path in (a, b))
-    if of_a != of_b:
-        raise UserError(f"{a} was judged by the protocol {of_a}, {b} by {of_b}: those are not compared")
-    sides = [first, second]
-    names = [name for name in sides[0] if name in sides[1]]
+    """Return B minus A for each judge that judged both: judge -> category -> axis."""
+    (protocol_a, scores_a), (protocol_b, scores_b) = (read_judged(path) for path in (a, b))
+    if protocol_a != protocol_b:
+        raise UserError(
+            f"{a} was judged by the protocol {protocol_a}, {b} by {protocol_b}: protocols cannot be compared"
+        )
+    names = [name for name in scores_a if name in scores_b]
     if not names:
-        said = " and ".join(", ".join(side) or "nobody" for side in sides)
-        raise UserError(f"{a} and {b}: no judge has judged both: {said}")
-    found = {name: compare(sides[0][name], sides[1][name]) for name in names}
-    if not any(found.values()):
-        raise UserError(f"{a} and {b}: have no item that was scored in both: was one list judged?")
-    return found
+        judges = " and ".join(", ".join(side) or "nobody" for side in (scores_a, scores_b))
+        raise UserError(f"{a} and {b}: no judge in common: judged by {judges}")
+    differences = {name: compare(scores_a[name], scores_b[name]) for name in names}
+    if not any(differences.values()):
+        raise UserError(f"{a} and {b}: no item was scored in both: judge both with the same list")
+    return differences
 
 
 def read_judged(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
-    """The protocol of a judged folder, and its scores by judge. Raises UserError for probes and mixtures."""
+    """Return a judged folder's protocol and its scores by judge.
+
+    Raises UserError if the verdicts are those of a probe or of several protocols.
+    """
     candidates = (folder, folder / SCORES, folder / "judge" / SCORES)
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise UserError(f"{folder}: holds no {SCORES}: run `rvedit judge` on it first")
-    verdicts = [Verdict.from_row(row) for row in read_rows(path)]
-    protocols = {(v.protocol, v.probe) for v in verdicts}
-    if len({name for name, _ in protocols}) > 1 or any(probe != "none" for _, probe in protocols):
-        raise UserError(f"{path}: holds verdicts of a probe or of two protocols: those are not compared")
-    judges = dict.fromkeys(v.judge for v in verdicts)
-    name = verdicts[0].protocol if verdicts else PAPER
-    return name, {judge: scores_of(verdicts, judge) for judge in judges}
-
-
-def _mean_table(scores: dict[str, CategoryScores]) -> Table | None:
-    """Over judges, each with equal weight: of the items that all of them scored."""
-    return table_of(pooled(list(scores.values())))
-
-
-def _repeated(cases: Sequence[Case], repeats: int) -> Iterator[Case]:
-    for repeat in range(repeats):
-        for case in cases:
-            yield dataclasses.replace(case, repeat=repeat)
+        raise UserError(f"{folder}: has no {SCORES}: run `rvedit judge` on it first")
+    verdicts = TypeAdapter(list[Verdict]).validate_python(read_rows(path))
+    if any(verdict.probe != "none" for verdict in verdicts):
+        raise UserError(
+            f"{path}: has verdicts of a probe, which tests the judge: compare runs without `probe`"
+        )
+    if len({verdict.protocol for verdict in verdicts}) > 1:
+        raise UserError(f"{path}: has verdicts of two protocols, whose scales differ: judge again with one")
+    return verdicts[0].protocol if verdicts else PAPER, scores_by_judge(verdicts)
 
 
 async def _score_all(
-    judge: Judge,
-    cases: list[Case],
-    found: dict[int, Verdict],
-    config: JudgeConfig,
-    docket: JudgeSet,
-    on_progress: Callable[[str, int, int, int], None],
+    judge: Judge, cases: Sequence[Case], verdicts: dict[Case, Verdict], on_progress: OnProgress
 ) -> str | None:
-    """Score the unknown cases into `found`; returns why it stopped early, if it did."""
+    """Score the cases without a verdict into `verdicts`; return why it stopped early, or None."""
     stopped: str | None = None
     num_dropped = 0
+    pending = iter([case for case in cases if case not in verdicts])
 
-    async def work(indices: Iterator[int]) -> None:
+    async def work() -> None:
         nonlocal stopped, num_dropped
-        for index in indices:  # shared: whoever is free takes the next
-            case = cases[index]
-            reason = f"not asked, as the run had stopped: {stopped}" if stopped else None
-            if not reason:
+        for case in pending:  # shared by all tasks
+            if stopped:
+                reason = f"not asked, as the run had stopped: {stopped}"
+                verdicts[case] = judge.verdict(case, dropped=reason)
+            else:
                 try:
-                    found[index] = await judge.score(case)
+                    verdicts[case] = await judge.score(case)
                 except ChatError as error:
                     stopped = stopped or str(error)
-                    reason = str(error)
-            if reason:
-                found[index] = dropped(case, judge.name, config.probe, reason, docket.protocol)
-            num_dropped += found[index].scores is None
-            on_progress(judge.name, len(found), num_dropped, len(cases))
+                    verdicts[case] = judge.verdict(case, dropped=str(error))
+            num_dropped += verdicts[case].scores is None
+            on_progress(judge.name, len(verdicts), num_dropped, len(cases))
 
-    unknown = [index for index in range(len(cases)) if index not in found]
-    if unknown:
-        # More hands than requests in flight, so that clips are decoded while every slot is taken.
-        hands = min(len(unknown), 2 * judge.concurrency)
-        indices = iter(unknown)
-        await asyncio.gather(*(work(indices) for _ in range(hands)))
+    # More tasks than requests in flight, so that clips are decoded while all request slots are in use.
+    await asyncio.gather(*(work() for _ in range(2 * judge.concurrency)))
     return stopped
 
 
-def _write(config: JudgeConfig, report: JudgeReport) -> None:
-    """scores.jsonl, summary.json, report.html; the page only where the verdicts have changed."""
-    rows = [verdict.as_row() for verdict in report.verdicts]
-    stable = [{**row, "from_cache": False} for row in rows]
-    digest = hashlib.sha256(json.dumps([stable, config.probe], sort_keys=True).encode()).hexdigest()
-    summary_path, page = config.out / SUMMARY, config.out / REPORT
-    try:
-        before = json.loads(summary_path.read_text(encoding="utf-8")).get("digest")
-    except (OSError, ValueError):
-        before = None
-    write_rows(config.out / SCORES, rows)
+def _write(report: JudgeReport) -> None:
+    """Write scores.jsonl, summary.json and, if the verdicts have changed, report.html."""
+    rows = [asdict(verdict) for verdict in report.verdicts]
     summary = summary_of(report)
-    if before != digest or not page.is_file():
-        write_report(page, summary, report.verdicts, config.out / "frames")
+    stable = [{**row, "from_cache": False} for row in rows]
+    digest = hashlib.sha256(json.dumps([stable, summary["probe"]], sort_keys=True).encode()).hexdigest()
+    summary_path, page = report.folder / SUMMARY, report.folder / REPORT
+    try:
+        old_digest = json.loads(summary_path.read_text(encoding="utf-8")).get("digest")
+    except (OSError, ValueError):
+        old_digest = None
+    write_rows(report.folder / SCORES, rows)
+    if old_digest != digest or not page.is_file():
+        write_report(page, summary, report.verdicts, report.folder / "frames")
     write_json(summary_path, {**summary, "digest": digest})
 
 
 def summary_of(report: JudgeReport) -> dict[str, Any]:
-    """What summary.json holds."""
-
-    def table(value: Table | None) -> dict[str, Any] | None:
-        return dataclasses.asdict(value) if value else None
-
-    reasons = Counter(
-        (verdict.judge, verdict.dropped) for verdict in report.verdicts if verdict.dropped is not None
-    )
+    """Return the contents of summary.json."""
+    judges = {}
+    for name, table in report.tables.items():
+        verdicts = [verdict for verdict in report.verdicts if verdict.judge == name]
+        prompt_tokens, completion_tokens = report.tokens[name]
+        judges[name] = {
+            **report.counts(name),
+            "models": sorted({v.model for v in verdicts if v.model}),
+            "asked_models": sorted({v.asked_model for v in verdicts}),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "tokens_of_all_verdicts": [
+                sum(v.prompt_tokens for v in verdicts),
+                sum(v.completion_tokens for v in verdicts),
+            ],
+            "reasons": dict(Counter(v.dropped for v in verdicts if v.dropped is not None).most_common()),
+            "stopped": report.stopped.get(name),
+            "table": asdict(table) if table else None,
+        }
     return {
-        "protocol": report.docket.protocol,
-        "scale": report.docket.scale,
-        "probe": report.verdicts[0].probe if report.verdicts else "none",
-        "judges": {
-            name: {
-                **{key: report.counts(name)[key] for key in ("scored", "dropped", "from_cache")},
-                "models": sorted({v.model for v in report.verdicts if v.judge == name and v.model}),
-                "asked_models": sorted({v.asked_model for v in report.verdicts if v.judge == name}),
-                "prompt_tokens": report.tokens.get(name, (0, 0))[0],
-                "completion_tokens": report.tokens.get(name, (0, 0))[1],
-                "tokens_of_all_verdicts": [
-                    sum(v.prompt_tokens for v in report.verdicts if v.judge == name),
-                    sum(v.completion_tokens for v in report.verdicts if v.judge == name),
-                ],
-                "reasons": {
-                    str(reason): count for (judge, reason), count in reasons.most_common() if judge == name
-                },
-                "stopped": report.stopped.get(name),
-                "table": table(report.tables[name]),
-            }
-            for name in report.tables
-        },
-        "mean_over_judges": table(report.mean),
+        "protocol": report.judge_set.protocol.name,
+        "scale": report.judge_set.protocol.scale,
+        "probe": report.verdicts[0].probe,
+        "judges": judges,
+        "mean_over_judges": asdict(report.mean) if report.mean else None,
         "agreement": report.agreement,
-        "missing": [item.id for item in report.docket.missing],
-        "without_rubric": report.docket.without_rubric,
+        "missing": [item.id for item in report.judge_set.missing],
+        "without_rubric": report.judge_set.without_rubric,
     }

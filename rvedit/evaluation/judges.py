@@ -1,16 +1,19 @@
-"""Multimodal models as judges, by the paper's protocol: Qwen and Gemini behind one interface."""
+"""The judge interface, and multimodal models as judges: Qwen and Gemini."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from rvedit.evaluation.protocols import JudgeProtocol, Media
-from rvedit.evaluation.request import CLOSING, FORMAT_TRIES, FRAMES, JudgeSettings, judge_request
+from rvedit.evaluation.request import CLOSING, FORMAT_TRIES, FRAMES, JudgeSettings, Probe, judge_request
+from rvedit.evaluation.rubrics import with_instruction
 from rvedit.evaluation.scores import Scores, read_reasoning, read_scores
 from rvedit.evaluation.verdict import Verdict
 from rvedit.io.bench import BenchItem
@@ -24,81 +27,114 @@ from rvedit.io.chat import (
     Endpoint,
     EndpointChat,
     Journal,
-    RetryPolicy,
     Sampling,
     UnreadableError,
-    grey_picture,
+    gray_image,
     lookup,
 )
+from rvedit.io.chat.frames import expected_tokens
 from rvedit.io.errors import reason_of
 
 QWEN = "Qwen/Qwen3.5-35B-A3B"
-"""The paper's "Qwen3.5-VL-35B"; no hub id of that very name is documented."""
+"""The paper's "Qwen3.5-VL-35B", for which no Hub id is documented."""
 GEMINI = "gemini-3.1-pro-preview"
 QWEN_PREFIX, GEMINI_PREFIX = "RVEDIT_QWEN", "RVEDIT_GEMINI"
-# A short answer without hidden thoughts; the seed makes a server's reply repeatable where it takes one.
+# Short replies without a thinking phase; the seed makes replies repeatable on servers that support it.
 QWEN_SAMPLING = Sampling(max_tokens=1024, seed=0, extra={"chat_template_kwargs": {"enable_thinking": False}})
-# The vendor advises against another temperature than its own, and hidden reasoning spends output tokens.
+# Google advises against changing the temperature. Thinking tokens count as output, hence the higher limit.
 GEMINI_SAMPLING = Sampling(max_tokens=8192)
-PAPER = "paper"
-EXPECTED_REPLY = 80
-_BYTES_A_TOKEN = 4.5
+EXPECTED_REPLY_TOKENS = 80
+_CHARACTERS_PER_TOKEN = 4.5
 
 
 @dataclass(frozen=True)
 class Case:
-    """An item, and the edit that is to be judged; its category has a rubric."""
+    """An item and the edit to judge."""
 
     item: BenchItem
     category: str
-    """As the protocol names it."""
+    """The protocol's category, which has a rubric."""
     edited: Path
     repeat: int = 0
 
-    def shown(self, probe: str) -> tuple[Path, Path]:
-        """The clips that stand as source and as edit before the judge."""
-        source, edited = self.item.source, self.edited
-        return {"identity": (source, source), "swap": (edited, source)}.get(probe, (source, edited))
 
+class Judge(ABC):
+    """A judge that scores edits; unless overridden, it sends no requests.
 
-class Judge(Protocol):
-    """Scores edits."""
+    Args:
+        name: qwen, gemini or reference, as in tables.
+        journal: stores results, and the digests of each clip's frames.
+        protocol: rubrics and media.
+        probe: the test of the judge, if it is one.
+        concurrency: maximum number of requests in flight.
+    """
 
-    name: str
-    concurrency: int
+    def __init__(
+        self, name: str, journal: Journal, protocol: JudgeProtocol, probe: Probe, concurrency: int
+    ) -> None:
+        self.name, self.protocol, self.probe, self.concurrency = name, protocol, probe, concurrency
+        self._journal = journal
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Prompt and completion tokens spent in this run."""
+        """Prompt and completion tokens used in this run."""
+        return 0, 0
 
-    def known(self, case: Case) -> Verdict | None:
-        """The verdict of an earlier run on clips that have not changed since."""
+    @abstractmethod
+    def cached_verdict(self, case: Case) -> Verdict | None:
+        """Return the verdict of an earlier run if the clips have not changed, else None."""
+
+    @abstractmethod
+    async def score(self, case: Case) -> Verdict:
+        """Return scores or the reason for none. Raises ChatError of scope "all" if no case can be scored."""
 
     def expected_tokens(self, case: Case, width: int, height: int) -> tuple[int, int]:
-        """Prompt and completion tokens of a verdict, roughly."""
+        """Return roughly the prompt and completion tokens of a verdict on a clip of this size in pixels."""
+        return 0, 0
 
     async def check(self) -> None:
-        """Raise UserError, before any work is spent, where nobody would answer."""
-
-    async def score(self, case: Case) -> Verdict:
-        """Scores, or the reason for being dropped. Raises ChatError of scope "all" where no case can be."""
+        """Raise UserError if the judge cannot answer; call it before any work is done."""
+        self.protocol.frames.open()
 
     async def close(self) -> None:
-        """Let go of connections or weights."""
+        """Release connections or weights."""
+        self.protocol.frames.close()
+
+    def clips(self, case: Case) -> tuple[Path, Path]:
+        """Return the clips that the judge sees as source and as edit."""
+        source, edited = case.item.source, case.edited
+        return {"identity": (source, source), "swap": (edited, source)}.get(self.probe, (source, edited))
+
+    def verdict(self, case: Case, **fields: Any) -> Verdict:
+        """Return the verdict on a case; `fields` has the scores, or why it is dropped, and other fields."""
+        return Verdict(
+            item=case.item.id,
+            category=case.category,
+            instruction=case.item.instruction,
+            judge=self.name,
+            protocol=self.protocol.name,
+            probe=self.probe,
+            repeat=case.repeat,
+            source=os.fspath(case.item.source),
+            edited=os.fspath(case.item.source if self.probe == "identity" else case.edited),
+            **fields,
+        )
+
+    def shown_frames(self, case: Case) -> dict[str, tuple[str, ...]]:
+        """Return the fields of a verdict that have the digests of the frames."""
+        source, edited = (self.protocol.frames.digests(clip) for clip in self.clips(case))
+        return {"source_frames": source, "edited_frames": edited}
 
 
-class ChatJudge:
-    """A multimodal model that is asked by the paper's protocol.
+class ChatJudge(Judge):
+    """A multimodal chat model as judge.
 
     Args:
-        name: qwen or gemini, as it stands in tables.
-        model: what is asked for.
-        connect: makes the model's side; called once, by `check`.
-        journal: remembers replies, and which frames belong to which clip.
-        protocol: what it is shown and told.
-        settings: sampling, probe, the rubric's place.
-        picture_tokens: of a picture of some width and height in pixels.
-        retry_dropped: ask anew about items whose replies could not be read in an earlier run.
+        name, journal, protocol: see `Judge`.
+        model: the model's name at the endpoint.
+        connect: creates the chat client; called once, by `check`.
+        settings: sampling, probe, and how to send requests.
+        image_tokens: returns the tokens of an image of a width and height in pixels.
     """
 
     def __init__(
@@ -109,15 +145,11 @@ class ChatJudge:
         journal: Journal,
         protocol: JudgeProtocol,
         settings: JudgeSettings,
-        picture_tokens: Callable[[int, int], int],
-        concurrency: int = 16,
-        policy: RetryPolicy | None = None,
-        retry_dropped: bool = False,
+        image_tokens: Callable[[int, int], int],
     ) -> None:
-        self.name, self.model, self.concurrency = name, model, concurrency
-        self._connect, self._journal, self._protocol, self._settings = connect, journal, protocol, settings
-        self._picture_tokens, self._policy = picture_tokens, policy
-        self._retry_dropped = retry_dropped
+        super().__init__(name, journal, protocol, settings.probe, settings.concurrency)
+        self.model = model
+        self._connect, self._settings, self._image_tokens = connect, settings, image_tokens
         self._chat: Chat | None = None
         self._client: CachedChatClient | None = None
 
@@ -126,204 +158,159 @@ class ChatJudge:
         """See `Judge`."""
         return (self._client.prompt_tokens, self._client.completion_tokens) if self._client else (0, 0)
 
-    def known(self, case: Case) -> Verdict | None:
+    def cached_verdict(self, case: Case) -> Verdict | None:
         """See `Judge`."""
-        source, edited = (self._protocol.known(clip) for clip in case.shown(self._settings.probe))
+        source, edited = (self.protocol.cached(clip) for clip in self.clips(case))
         if source is None or edited is None:
             return None
         request = self._request(case, source, edited)
-        answer = lookup(self._journal, request, self._scores)
-        if answer:
-            return self._verdict(case, request, answer)
-        failure = None if self._retry_dropped else self._journal.get(f"dropped:{request.key}")
+        if answer := lookup(self._journal, request, self._scores):
+            return self._scored(case, request, answer)
+        failure = None if self._settings.retry_dropped else self._journal.get(f"dropped:{request.key}")
         if failure is None:
             return None
-        reply = ChatReply(**failure["reply"])
-        return self._on_record(case, request, failure["reason"], reply, from_cache=True)
+        reply, reason = ChatReply(**failure["reply"]), failure["reason"]
+        return self._replied(
+            case, request, reply, dropped=reason, format_retries=FORMAT_TRIES - 1, from_cache=True
+        )
 
     def expected_tokens(self, case: Case, width: int, height: int) -> tuple[int, int]:
         """See `Judge`."""
-        scale = min(1.0, FRAMES.long_side / max(width, height, 1))
-        picture = self._picture_tokens(round(width * scale), round(height * scale))
         request = self._request(case, [], [])
-        words = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
-        return round(words / _BYTES_A_TOKEN) + self._protocol.pictures * picture, EXPECTED_REPLY
+        length = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
+        frames = self.protocol.num_frames * self._image_tokens(width, height)
+        return round(length / _CHARACTERS_PER_TOKEN) + frames, EXPECTED_REPLY_TOKENS
 
     async def check(self) -> None:
         """See `Judge`."""
-        self._protocol.frames.open()
+        await super().check()
         self._chat = self._connect()
         self._client = CachedChatClient(
-            self._chat, self._journal, self.concurrency, self._policy, FORMAT_TRIES
+            self._chat, self._journal, self.concurrency, self._settings.policy, FORMAT_TRIES
         )
-        rubric = self._protocol.rubric(self._protocol.categories[0])
-        await self._chat.check(
-            judge_request(self.model, rubric, "none", (grey_picture(), CLOSING), self._settings)
-        )
+        rubric = next(iter(self.protocol.rubrics.values()))
+        await self._chat.check(judge_request(self.model, rubric, (gray_image(), CLOSING), self._settings))
 
     async def score(self, case: Case) -> Verdict:
         """See `Judge`."""
         assert self._client is not None, "call check() first"
         try:
             source, edited = await asyncio.gather(
-                *(asyncio.to_thread(self._protocol.read, clip) for clip in case.shown(self._settings.probe))
+                *(asyncio.to_thread(self.protocol.read, clip) for clip in self.clips(case))
             )
-        except Exception as error:  # whatever one clip does, the others are still judged
-            return self._dropped(case, reason_of(error))
+        except Exception as error:  # a clip that fails must not stop the others
+            return self.verdict(case, dropped=reason_of(error))
         request = self._request(case, source, edited)
         try:
             answer = await self._client.ask(request, self._scores)
         except UnreadableError as error:
-            # The protocol gives an item three tries, not three a run: it stays dropped.
-            record = {"reason": str(error), "reply": asdict(error.reply)}
-            self._journal.put(f"dropped:{request.key}", record)
-            return self._on_record(case, request, str(error), error.reply)
+            # The protocol allows three tries for an item in all, not in each run: it stays dropped.
+            failure = {"reason": str(error), "reply": asdict(error.reply)}
+            self._journal.put(f"dropped:{request.key}", failure)
+            return self._replied(
+                case, request, error.reply, dropped=str(error), format_retries=FORMAT_TRIES - 1
+            )
         except ChatError as error:
             if error.scope == "all":
                 raise
-            return replace(
-                self._dropped(case, str(error)),
-                asked_model=self.model,
-                request=request.key,
-            )
-        return self._verdict(case, request, answer)
+            return self.verdict(case, dropped=str(error), asked_model=self.model, request=request.key)
+        return self._scored(case, request, answer)
 
     async def close(self) -> None:
         """See `Judge`."""
-        self._protocol.frames.close()
+        await super().close()
         if self._chat is not None:
             await self._chat.close()
 
     def _request(self, case: Case, source: Media, edited: Media) -> ChatRequest:
-        rubric, parts = self._protocol.rubric(case.category), self._protocol.parts(source, edited)
-        return judge_request(self.model, rubric, case.item.instruction, parts, self._settings, case.repeat)
+        rubric = with_instruction(self.protocol.rubrics[case.category], case.item.instruction)
+        parts = self.protocol.parts(source, edited)
+        return judge_request(self.model, rubric, parts, self._settings, case.repeat)
 
     def _scores(self, reply: ChatReply) -> Scores:
-        return read_scores(reply.text, self._protocol.low, self._protocol.high)
+        return read_scores(reply.text, *self.protocol.scale)
 
-    def _dropped(self, case: Case, reason: str | None) -> Verdict:
-        return dropped(case, self.name, self._settings.probe, reason, self._protocol.name)
-
-    def _verdict(self, case: Case, request: ChatRequest, answer: Answer[Scores]) -> Verdict:
-        return replace(
-            self._on_record(case, request, None, answer.reply, answer.from_cache),
+    def _scored(self, case: Case, request: ChatRequest, answer: Answer[Scores]) -> Verdict:
+        return self._replied(
+            case,
+            request,
+            answer.reply,
             scores=answer.value,
             reasoning=read_reasoning(answer.reply.text),
             transport_retries=answer.transport_retries,
             format_retries=answer.format_retries,
+            from_cache=answer.from_cache,
         )
 
-    def _on_record(
-        self,
-        case: Case,
-        request: ChatRequest,
-        reason: str | None,
-        reply: ChatReply,
-        from_cache: bool = False,
-    ) -> Verdict:
-        """A reply, and what was asked, without scores."""
-        source, edited = (self._protocol.frames.digests(clip) for clip in case.shown(self._settings.probe))
-        return replace(
-            self._dropped(case, reason),
-            reply=reply.text,
-            model=reply.model,
+    def _replied(self, case: Case, request: ChatRequest, reply: ChatReply, **fields: Any) -> Verdict:
+        """Return a verdict that has the request and the reply."""
+        values = asdict(reply)
+        return self.verdict(
+            case,
+            reply=values.pop("text"),
             asked_model=self.model,
-            response_id=reply.response_id,
-            finish_reason=reply.finish_reason,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            format_retries=FORMAT_TRIES - 1,
-            from_cache=from_cache,
             request=request.key,
-            source_frames=source,
-            edited_frames=edited,
-            note=self._lengths(case) if self._settings.probe == "none" else "",
+            note=self._length_note(case) if self.probe == "none" else "",
+            **values,
+            **self.shown_frames(case),
+            **fields,
         )
 
-    def _lengths(self, case: Case) -> str:
-        """Editors that work at a length of their own are judged all the same, and it is said."""
-        source, edited = (self._protocol.frames.length(clip) for clip in (case.item.source, case.edited))
+    def _length_note(self, case: Case) -> str:
+        """Return a note if edit and source differ in length; such an edit is judged all the same."""
+        source, edited = (self.protocol.frames.length(clip) for clip in (case.item.source, case.edited))
         return f"the edit has {edited} frames, the source {source}" if source != edited else ""
-
-
-def dropped(case: Case, judge: str, probe: str, reason: str | None, protocol: str = PAPER) -> Verdict:
-    """A verdict without scores."""
-    return Verdict(
-        item=case.item.id,
-        category=case.category,
-        instruction=case.item.instruction,
-        judge=judge,
-        protocol=protocol,
-        probe=probe,
-        repeat=case.repeat,
-        source=os.fspath(case.item.source),
-        edited=os.fspath(case.item.source if probe == "identity" else case.edited),
-        dropped=reason,
-    )
 
 
 def qwen_judge(
     journal: Journal,
     protocol: JudgeProtocol,
-    settings: JudgeSettings | None = None,
+    settings: JudgeSettings,
     *,
     base_url: str | None = None,
     model: str | None = None,
     local: str | None = None,
     device: str | None = None,
-    concurrency: int = 16,
-    timeout: float = 120.0,
-    retry_dropped: bool = False,
 ) -> ChatJudge:
-    """Qwen by an OpenAI-compatible endpoint (RVEDIT_QWEN_BASE_URL, _MODEL, _API_KEY) or from weights."""
-    settings = settings or JudgeSettings(QWEN_SAMPLING)
+    """Return Qwen as judge, on an OpenAI-compatible endpoint or, with `local`, from weights on this machine.
+
+    Without `base_url` and `model`, RVEDIT_QWEN_BASE_URL and RVEDIT_QWEN_MODEL are used; the key comes from
+    RVEDIT_QWEN_API_KEY.
+    """
 
     def connect() -> Chat:
         if local:
-            from rvedit.io.chat.local import LocalChat
-
             return LocalChat(local, device)
-        return EndpointChat(Endpoint.from_environment(QWEN_PREFIX, base_url, timeout))
+        return EndpointChat(Endpoint.from_environment(QWEN_PREFIX, base_url, settings.timeout))
 
     if local:
-        from rvedit.io.chat.local import local_name
+        from rvedit.io.chat.local import LocalChat, local_name
 
         model = local_name(local)
-    name = model or os.environ.get(f"{QWEN_PREFIX}_MODEL") or QWEN
-
-    def tokens(width: int, height: int) -> int:
-        return max(1, round(width / 32)) * max(1, round(height / 32))
-
-    return ChatJudge(
-        "qwen", name, connect, journal, protocol, settings, tokens, concurrency, retry_dropped=retry_dropped
-    )
+    model = model or os.environ.get(f"{QWEN_PREFIX}_MODEL") or QWEN
+    image_tokens = partial(expected_tokens, FRAMES, 1)
+    return ChatJudge("qwen", model, connect, journal, protocol, settings, image_tokens)
 
 
 def gemini_judge(
     journal: Journal,
     protocol: JudgeProtocol,
-    settings: JudgeSettings | None = None,
+    settings: JudgeSettings,
     *,
     base_url: str | None = None,
     model: str | None = None,
-    concurrency: int = 16,
-    timeout: float = 300.0,
-    retry_dropped: bool = False,
 ) -> ChatJudge:
-    """Gemini by Google's client; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY."""
-    from rvedit.io.chat.gemini import PICTURE_TOKENS, GeminiChat
+    """Return Gemini as judge, through Google's client; the key is in GEMINI_API_KEY or GOOGLE_API_KEY."""
+    from rvedit.io.chat.gemini import IMAGE_TOKENS, GeminiChat
 
-    settings = settings or JudgeSettings(GEMINI_SAMPLING)
-    name = model or os.environ.get(f"{GEMINI_PREFIX}_MODEL") or GEMINI
-    address = base_url or os.environ.get(f"{GEMINI_PREFIX}_BASE_URL")
+    model = model or os.environ.get(f"{GEMINI_PREFIX}_MODEL") or GEMINI
+    url = base_url or os.environ.get(f"{GEMINI_PREFIX}_BASE_URL")
     return ChatJudge(
         "gemini",
-        name,
-        lambda: GeminiChat(address, timeout),
+        model,
+        lambda: GeminiChat(url, settings.timeout),
         journal,
         protocol,
         settings,
-        lambda width, height: PICTURE_TOKENS,
-        concurrency,
-        retry_dropped=retry_dropped,
+        lambda width, height: IMAGE_TOKENS,
     )

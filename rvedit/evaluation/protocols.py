@@ -1,19 +1,19 @@
-"""The two protocols of judging by a multimodal model; nothing averages across them.
+"""The two protocols for judging with a multimodal model; their scores are never averaged together.
 
-`paper` (Appendix D.3): 1 to 100, five frames of the source and five of the edit, our own copy of its rubrics.
-`openve`: OpenVE-Bench's own, 1 to 5, both clips whole, categories by the benchmark's words, and rubrics that
-are not ours to hand on: the user names a folder with them.
+`paper` (Appendix D.3): scores of 1 to 100, five frames each of source and edit, the paper's rubrics.
+`openve` (OpenVE-Bench): scores of 1 to 5, both clips as video files, the benchmark's own categories. Its
+rubrics are not distributed with this package: the user names a folder that has them.
 """
 
 from __future__ import annotations
 
 import mimetypes
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from rvedit.evaluation.frames import FrameStore
-from rvedit.evaluation.request import CLOSING, EDITED_HEADER, FRAMES, SOURCE_HEADER
+from rvedit.evaluation.request import CLOSING, EDITED_HEADER, FRAMES, SOURCE_HEADER, Parts
 from rvedit.evaluation.rubrics import EDIT_PROMPT, rubric
 from rvedit.io.bench import BenchItem
 from rvedit.io.chat import Journal, Jpeg, Video, file_key
@@ -21,119 +21,101 @@ from rvedit.io.errors import UserError
 from rvedit.io.records import Category
 
 Media = Sequence[Jpeg | Video]
+PAPER = "paper"
 
 
-class JudgeProtocol(Protocol):
-    """What a judge is shown and told."""
+class JudgeProtocol(ABC):
+    """The rubrics, the scale and the media that a judge gets; unless overridden, the media are frames.
+
+    Args:
+        frames: frames of the clips, also for the verdicts' digests and the report.
+        rubrics: system prompt of each category, with `{edit_prompt}` in place of the instruction.
+    """
 
     name: str
-    low: int
-    """The scale's ends."""
-    high: int
-    frames: FrameStore
-    """The clips' pictures, for the record and the report."""
-    pictures: int
-    """That are sent of a pair; 0 where whole clips are."""
+    scale: tuple[int, int]
+    """Lowest and highest score."""
+    num_frames: int
+    """Number of frames sent for a source and its edit; 0 if the video files are sent."""
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Those that have a rubric."""
+    def __init__(self, frames: FrameStore, rubrics: dict[str, str]) -> None:
+        self.frames, self.rubrics = frames, rubrics
 
+    @abstractmethod
     def category_of(self, item: BenchItem) -> str | None:
-        """The category by which an item is judged; none where there is no rubric."""
+        """Return the category that an item is judged by; None if it has no rubric."""
 
-    def rubric(self, category: str) -> str:
-        """The system text, with `{edit_prompt}` where the instruction goes."""
+    @abstractmethod
+    def parts(self, source: Media, edited: Media) -> Parts:
+        """Return the user message."""
 
-    def parts(self, source: Media, edited: Media) -> tuple[str | Jpeg | Video, ...]:
-        """The turn's texts and media in their order."""
-
-    def known(self, clip: Path) -> Media | None:
-        """A clip's media by their digests, where it was read before and has not changed."""
+    def cached(self, clip: Path) -> Media | None:
+        """Return a clip's media as digests without data, or None if it is new or has changed."""
+        return self.frames.cached(clip)
 
     def read(self, clip: Path) -> Media:
-        """A clip's media. Raises UserError for a clip that is damaged."""
+        """Return a clip's media. Raises UserError if the clip is damaged."""
+        return self.frames.read(clip)
 
 
-class PaperProtocol:
-    """Appendix D.3."""
+class PaperProtocol(JudgeProtocol):
+    """The paper's protocol (Appendix D.3)."""
 
-    name, low, high = "paper", 1, 100
-    pictures = 2 * FRAMES.count
-    categories = tuple(category.value for category in Category)
+    name, scale = PAPER, (1, 100)
+    num_frames = 2 * FRAMES.count
 
     def __init__(self, frames: FrameStore) -> None:
-        self.frames = frames
+        super().__init__(frames, {category.value: rubric(category) for category in Category})
 
     def category_of(self, item: BenchItem) -> str | None:
         """See `JudgeProtocol`."""
         return item.category.value if item.category else None
 
-    def rubric(self, category: str) -> str:
-        """See `JudgeProtocol`."""
-        return rubric(Category(category))
-
-    def parts(self, source: Media, edited: Media) -> tuple[str | Jpeg | Video, ...]:
+    def parts(self, source: Media, edited: Media) -> Parts:
         """See `JudgeProtocol`."""
         return (SOURCE_HEADER, *source, EDITED_HEADER, *edited, CLOSING)
 
-    def known(self, clip: Path) -> Media | None:
-        """See `JudgeProtocol`."""
-        return self.frames.known(clip)
 
-    def read(self, clip: Path) -> Media:
-        """See `JudgeProtocol`."""
-        return self.frames.read(clip)
-
-
-class OpenVEProtocol:
-    """OpenVE-Bench's own.
+class OpenVEProtocol(JudgeProtocol):
+    """OpenVE-Bench's protocol.
 
     Args:
-        rubrics: a folder of `<edited_type>.txt`, each with `{edit_prompt}` where the instruction goes.
-        journal: remembers the clips' digests.
-        frames: for the report's pictures.
+        rubrics: folder of `<edited_type>.txt` files, each with `{edit_prompt}` in place of the instruction.
+        journal: stores the clips' digests.
+        frames: frames of the clips for the report.
     """
 
-    name, low, high = "openve", 1, 5
-    pictures = 0
+    name, scale = "openve", (1, 5)
+    num_frames = 0
 
     def __init__(self, rubrics: Path, journal: Journal, frames: FrameStore) -> None:
-        self._journal, self.frames = journal, frames
         if not rubrics.is_dir():
-            raise UserError(f"--rubrics {rubrics}: no such folder")
-        self._texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(rubrics.glob("*.txt"))}
-        if not self._texts:
-            raise UserError(f"--rubrics {rubrics}: holds no rubric such as local_change.txt")
-        wrong = [name for name, text in self._texts.items() if EDIT_PROMPT not in text]
+            raise UserError(f"`rubrics` {rubrics}: no such folder")
+        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(rubrics.glob("*.txt"))}
+        if not texts:
+            raise UserError(f"`rubrics` {rubrics}: has no rubric such as local_change.txt")
+        wrong = [name for name, text in texts.items() if EDIT_PROMPT not in text]
         if wrong:
-            raise UserError(f"{rubrics / wrong[0]}.txt: has no {EDIT_PROMPT} where the instruction goes")
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """See `JudgeProtocol`."""
-        return tuple(self._texts)
+            raise UserError(f"{rubrics / wrong[0]}.txt: has no {EDIT_PROMPT} for the instruction: add it")
+        super().__init__(frames, texts)
+        self._journal = journal
 
     def category_of(self, item: BenchItem) -> str | None:
         """See `JudgeProtocol`."""
-        return item.word if item.word in self._texts else None
+        return item.dataset_category if item.dataset_category in self.rubrics else None
 
-    def rubric(self, category: str) -> str:
-        """See `JudgeProtocol`."""
-        return self._texts[category]
-
-    def parts(self, source: Media, edited: Media) -> tuple[str | Jpeg | Video, ...]:
+    def parts(self, source: Media, edited: Media) -> Parts:
         """See `JudgeProtocol`."""
         return (*source, *edited)
 
-    def known(self, clip: Path) -> Media | None:
+    def cached(self, clip: Path) -> Media | None:
         """See `JudgeProtocol`."""
         key = file_key("video", clip)
         digest = self._journal.get(key) if key else None
         return [Video(digest, mime=_mime(clip))] if digest else None
 
     def read(self, clip: Path) -> Media:
-        """See `JudgeProtocol`; the clip is decoded too, to find out whether it is whole."""
+        """See `JudgeProtocol`; the clip is decoded as well, to check that it is complete."""
         self.frames.read(clip)
         video = Video.of(clip.read_bytes(), _mime(clip))
         if key := file_key("video", clip):

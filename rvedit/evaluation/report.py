@@ -1,12 +1,8 @@
-"""report.html: one self-contained page with the tables, the distributions and every item."""
+"""`report.html`: a self-contained page with the tables, the distributions and every item."""
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Sequence
-from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +10,15 @@ from PIL import Image
 
 from rvedit.evaluation.scores import AXIS_LABELS
 from rvedit.evaluation.verdict import Verdict
-from rvedit.io.manifest import write_text
+from rvedit.io.pages import jpeg_url, write_page
 from rvedit.io.pool import run_in_pool
 
-PICTURE_SIDE = 224
-"""Pixels, long side; the judge's own are larger."""
-_DATA = "/*DATA*/null"
+THUMBNAIL_SIDE = 224
+"""Pixels of the longer side; the judge sees larger ones."""
 
 
 def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict], frames: Path) -> None:
-    """Write the page; it needs no network, and no other file."""
+    """Write the page; `frames` is the folder of the frames that the judges saw."""
     items: dict[str, dict[str, Any]] = {}
     for verdict in verdicts:
         item = items.setdefault(
@@ -37,34 +32,22 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
                 "verdicts": [],
             },
         )
-        for side in ("source", "edited"):
-            item[side] = item[side] or getattr(verdict, f"{side}_frames")
+        item["source"] = item["source"] or verdict.source_frames
+        item["edited"] = item["edited"] or verdict.edited_frames
+        shown = {name: getattr(verdict, name) for name in ("judge", "repeat", "dropped", "reasoning")}
         scores = verdict.scores
-        item["verdicts"].append(
-            {
-                "judge": verdict.judge,
-                "repeat": verdict.repeat,
-                "scores": list(scores.values) if scores else None,
-                "mean": scores.mean if scores else None,
-                "dropped": verdict.dropped,
-                "reasoning": verdict.reasoning,
-                "model": verdict.model,
-            }
-        )
+        item["verdicts"].append({**shown, "scores": scores and scores.values, "mean": scores and scores.mean})
     data = {
         "summary": summary,
         "axes": AXIS_LABELS,
         "items": list(items.values()),
-        "pictures": _pictures(frames, verdicts),
+        "pictures": _thumbnails(frames, verdicts),
     }
-    template = files("rvedit.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    # No tag inside an instruction or a reply may act as one.
-    encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    write_text(path, template.replace(_DATA, encoded))
+    write_page(path, "rvedit.evaluation", "report.html", data)
 
 
-def _pictures(folder: Path, verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """Small JPEGs as data addresses, by their digests; without those whose file is gone."""
+def _thumbnails(folder: Path, verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """Return data URLs of small JPEGs by digest; frames whose file is missing are left out."""
     shown = {digest for verdict in verdicts for digest in (*verdict.source_frames, *verdict.edited_frames)}
     files = [folder / f"{digest}.jpg" for digest in sorted(shown)]
     return {file.stem: small for file, small in run_in_pool(_thumbnail, files, chunk=64) if small}
@@ -72,14 +55,9 @@ def _pictures(folder: Path, verdicts: Sequence[Verdict]) -> dict[str, str]:
 
 def _thumbnail(file: Path) -> tuple[Path, str | None]:
     try:
-        data = file.read_bytes()
-        image = Image.open(BytesIO(data))
-        if max(image.size) > PICTURE_SIDE:
-            image.draft("RGB", (PICTURE_SIDE, PICTURE_SIDE))
-            image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-            buffer = BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=80)
-            data = buffer.getvalue()
+        with Image.open(file) as image:
+            image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            return file, jpeg_url(image, quality=80)
     except OSError:
         return file, None
-    return file, "data:image/jpeg;base64," + base64.b64encode(data).decode()

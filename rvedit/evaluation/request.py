@@ -1,18 +1,18 @@
-"""What a judge is asked (Appendix D.3): one turn, the rubric with the instruction as its system text."""
+"""The request to a judge (Appendix D.3): one user message, and the rubric as system prompt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rvedit.evaluation.rubrics import with_instruction
 from rvedit.evaluation.scores import PARSER_VERSION
 from rvedit.io.chat.frames import FrameSettings
 from rvedit.io.chat.messages import ChatRequest, Jpeg, Sampling, Video
+from rvedit.io.chat.retries import RetryPolicy
 
 FRAMES = FrameSettings(count=5, long_side=512, quality=85)
 REQUEST_VERSION = 1
-"""Raised when the same item would be asked about in other words."""
+"""Increase it when the request for the same item changes: cached replies depend on it."""
 SOURCE_HEADER = "Frames sampled from the source video (before editing):"
 EDITED_HEADER = "Frames sampled from the edited video (after editing):"
 CLOSING = (
@@ -20,39 +20,40 @@ CLOSING = (
     "format."
 )
 FORMAT_TRIES = 3
-SEEDS_A_REPEAT = 100
+SEEDS_PER_REPEAT = 100
 
+Parts = tuple[str | Jpeg | Video, ...]
+"""Texts and media of a user message, in order."""
 Probe = Literal["none", "identity", "swap"]
-"""The edit as it is; the source in its place (compliance should collapse); the headers exchanged."""
+"""A test of the judge: none; source shown as edit (compliance should collapse); source and edit swapped."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What a verdict depends on, beside the item and the model."""
+    """Settings of a chat model as judge; verdicts depend on the first three."""
 
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=1024, seed=0))
+    sampling: Sampling
     probe: Probe = "none"
     rubric_in: Literal["system", "user"] = "system"
-    """Where the rubric stands: some servers advise against system messages for visual tasks."""
+    """The message that has the rubric: some servers advise against system prompts for visual tasks."""
+    concurrency: int = 16
+    """Maximum number of requests in flight."""
+    timeout: float = 300.0
+    """Seconds that one request may take."""
+    retry_dropped: bool = False
+    """Ask again about items whose replies could not be parsed in an earlier run."""
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 def judge_request(
-    model: str,
-    rubric: str,
-    instruction: str,
-    parts: tuple[str | Jpeg | Video, ...],
-    settings: JudgeSettings,
-    repeat: int = 0,
+    model: str, rubric: str, parts: Parts, settings: JudgeSettings, repeat: int = 0
 ) -> ChatRequest:
-    """The request for a verdict; with a seed, each repeat has another one."""
-    system: str | None = None
-    told = with_instruction(rubric, instruction)
-    if settings.rubric_in == "user":
-        parts = (told, *parts)
-    else:
-        system = told
+    """Return the request for a verdict. If the sampling has a seed, each repeat gets its own."""
+    system = rubric if settings.rubric_in == "system" else None
+    if system is None:
+        parts = (rubric, *parts)
     sampling = settings.sampling
     if sampling.seed is not None:
-        sampling = replace(sampling, seed=sampling.seed + SEEDS_A_REPEAT * repeat)
+        sampling = replace(sampling, seed=sampling.seed + SEEDS_PER_REPEAT * repeat)
     version = f"judge-{REQUEST_VERSION}.{PARSER_VERSION}"
     return ChatRequest(model, system, parts, sampling, version, repeat)

@@ -1,8 +1,7 @@
-"""Two variants against each other on the items that both have, and judges against each other."""
+"""Paired comparison of two models' scores, and agreement of two judges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,68 +19,61 @@ from rvedit.evaluation.scores import AXES
 from rvedit.io.errors import UserError
 
 PERMUTATIONS = 9999
-Counts = tuple[int, int, int]
-"""Items that both have, that A alone has, that B alone has."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A."""
+    """The difference B minus A."""
 
     items: int
-    """That both have."""
+    """Number of items in both."""
     only_a: int
     only_b: int
     mean: Estimate
     p_value: float
-    """Two-sided: signs of the items' differences, permuted."""
+    """Of a two-sided paired permutation test, which flips the signs of the items' differences."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two judges on an axis, over the items that both scored."""
+    """Agreement of two judges on an axis, over the items that both scored."""
 
     items: int
     spearman: float | None
     kendall: float | None
     mean_difference: float
-    """Of the second minus the first."""
+    """Mean of the second judge minus the first."""
     mean_absolute_difference: float
 
 
 def compare(a: CategoryScores, b: CategoryScores, seed: int = 0) -> dict[str, dict[str, Difference]]:
-    """Per category, and overall; per axis, and of their mean ("score"). Only items that both have count.
+    """Return B minus A over the items in both: category or "overall" -> axis or "score" (mean of the axes).
 
-    Overall is the mean of the categories, as in the tables; its items are flipped within their categories.
+    Overall is the mean of the categories, as in the tables; its test flips items within their categories.
     """
-    paired: dict[str, Values] = {}
-    counts: dict[str, Counts] = {}
-    for name in sorted(a.keys() | b.keys()):
-        left, right = a.get(name, {}), b.get(name, {})
-        both = sorted(left.keys() & right.keys())
-        counts[name] = (len(both), len(left) - len(both), len(right) - len(both))
-        if both:
-            ours, theirs = (item_means({item: side[item] for item in both}) for side in (left, right))
-            difference = theirs - ours
-            paired[name] = np.column_stack([difference, difference.mean(axis=1)])
-    columns = (*AXES, "score")
-    results = {
-        name: {column: _difference([rows[:, i]], counts[name], seed) for i, column in enumerate(columns)}
-        for name, rows in paired.items()
-    }
-    if paired:
-        both_all, only_a, only_b = (sum(column) for column in zip(*counts.values(), strict=True))
-        total = (both_all, only_a, only_b)
-        results["overall"] = {
-            column: _difference([rows[:, i] for rows in paired.values()], total, seed)
-            for i, column in enumerate(columns)
+    paired = {name: right - left for name, (left, right) in _shared_items(a, b).items()}
+    paired = {name: np.column_stack([rows, rows.mean(axis=1)]) for name, rows in paired.items()}
+    results = {}
+    for name in (*paired, "overall") if paired else ():
+        groups = [rows for category, rows in paired.items() if name in (category, "overall")]
+        num_shared = sum(len(rows) for rows in groups)
+        num_a, num_b = (
+            sum(len(items) for category, items in side.items() if name in (category, "overall"))
+            for side in (a, b)
+        )
+        counts = (num_shared, num_a - num_shared, num_b - num_shared)
+        results[name] = {
+            column: _difference([rows[:, i] for rows in groups], counts, seed)
+            for i, column in enumerate((*AXES, "score"))
         }
     return results
 
 
-def _difference(groups: list[Values], counts: Counts, seed: int) -> Difference:
-    """Of the mean over categories (`groups`) of their items' mean difference."""
-    permutation_test = _stats().permutation_test
+def _difference(groups: list[Values], counts: tuple[int, int, int], seed: int) -> Difference:
+    """Return the mean over categories of their items' mean difference; `groups` has an array per category.
+
+    `counts` are the items in both, only in A and only in B.
+    """
     values = np.concatenate(groups)
     weights = np.concatenate([np.full(len(rows), 1 / len(rows) / len(groups)) for rows in groups])
     mean = float(values @ weights)
@@ -89,7 +81,7 @@ def _difference(groups: list[Values], counts: Counts, seed: int) -> Difference:
         return Difference(*counts, mean=Estimate(mean, mean, mean), p_value=1.0)
     rng = np.random.default_rng(seed)
     resamples = np.mean([resampled_means(rows[:, None], rng)[:, 0] for rows in groups], axis=0)
-    test = permutation_test(
+    test = _scipy_stats().permutation_test(
         (values,),
         lambda x, axis: (x * weights).sum(axis=axis),
         permutation_type="samples",
@@ -101,37 +93,38 @@ def _difference(groups: list[Values], counts: Counts, seed: int) -> Difference:
 
 
 def agreement(a: CategoryScores, b: CategoryScores) -> dict[str, Agreement]:
-    """Of two judges, per axis; repeats of an item are averaged first."""
-    first, second = _by_item(a), _by_item(b)
-    both = sorted(first.keys() & second.keys())
-    if not both:
+    """Return the agreement of two judges by axis; empty if they share no item. Repeats are averaged first."""
+    shared = _shared_items(a, b)
+    if not shared:
         return {}
-    x, y = (np.array([side[item] for item in both]) for side in (first, second))
+    x, y = (np.concatenate(side) for side in zip(*shared.values(), strict=True))
     results = {}
     for index, axis in enumerate(AXES):
         left, right = x[:, index], y[:, index]
-        ranked = len(both) > 1 and np.ptp(left) > 0 and np.ptp(right) > 0
+        can_rank = np.ptp(left) > 0 and np.ptp(right) > 0
         results[axis] = Agreement(
-            len(both),
-            float(_stats().spearmanr(left, right).statistic) if ranked else None,
-            float(_stats().kendalltau(left, right).statistic) if ranked else None,
+            len(left),
+            float(_scipy_stats().spearmanr(left, right).statistic) if can_rank else None,
+            float(_scipy_stats().kendalltau(left, right).statistic) if can_rank else None,
             float((right - left).mean()),
             float(np.abs(right - left).mean()),
         )
     return results
 
 
-def _stats() -> Any:
+def _scipy_stats() -> Any:
     try:
         from scipy import stats
     except ImportError:
-        raise UserError("statistics of judges need scipy: pip install 'rvedit[judge]'") from None
+        raise UserError("the statistics of judges need scipy: pip install 'rvedit[judge]'") from None
     return stats
 
 
-def _by_item(scores: CategoryScores) -> Mapping[tuple[str, str], Values]:
-    return {
-        (name, item): values
-        for name, items in scores.items()
-        for item, values in zip(items, item_means(items), strict=True)
-    }
+def _shared_items(a: CategoryScores, b: CategoryScores) -> dict[str, tuple[Values, Values]]:
+    """Return the means of the items in both, (items, axes) for each side, by category."""
+    pairs = {}
+    for name in sorted(a.keys() & b.keys()):
+        if shared := sorted(a[name].keys() & b[name].keys()):
+            left, right = (item_means({item: side[name][item] for item in shared}) for side in (a, b))
+            pairs[name] = (left, right)
+    return pairs

@@ -1,17 +1,15 @@
-"""A judge's word on one edit: scores, or the reason that it was dropped; never a zero."""
+"""A judge's verdict on one edit: scores, or the reason for none; never a zero."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from rvedit.evaluation.scores import Scores
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of scores.jsonl, with all that is needed to audit it."""
+    """One line of scores.jsonl, with everything needed to audit it."""
 
     item: str
     category: str
@@ -28,39 +26,25 @@ class Verdict:
     """Why there are no scores."""
     reasoning: str = ""
     reply: str = ""
-    """Word for word."""
+    """The reply verbatim."""
     model: str = ""
-    """The name that the answering side gave itself."""
+    """The model's name as the server reports it."""
     asked_model: str = ""
+    """The model's name in the request."""
     response_id: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    """Of the reply that counted."""
+    """Of the final reply only, as are the prompt tokens."""
     transport_retries: int = 0
     format_retries: int = 0
     from_cache: bool = False
     request: str = ""
-    """Digest of rubric, frames, model, sampling and parser."""
+    """Digest of rubric, frames, model, sampling and parser version."""
     source_frames: tuple[str, ...] = ()
-    """Digests of the pictures shown."""
+    """Digests of the frames shown as the source."""
     edited_frames: tuple[str, ...] = ()
-    measures: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    """Of the reference judge: what its scores are functions of."""
+    measures: dict[str, float | None] = field(default_factory=dict)
+    """The metrics that the reference judge's scores are computed from."""
     note: str = ""
-    """What is odd about the clips, such as another length."""
-
-    def as_row(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Verdict:
-        """The inverse of `as_row`; unknown fields are passed over."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in row.items() if key in known}
-        for name in ("source_frames", "edited_frames"):
-            values[name] = tuple(values.get(name, ()))
-        if values.get("scores"):
-            values["scores"] = Scores(**values["scores"])
-        return cls(**values)
+    """Anything unusual about the clips, such as different lengths."""

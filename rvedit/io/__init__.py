@@ -1,1 +1,1 @@
-"""Clips, files, lists and chat endpoints: what every job shares."""
+"""Shared input and output: clips, manifests, caches, process pools and chat endpoints."""

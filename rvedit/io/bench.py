@@ -1,9 +1,8 @@
-"""What is edited in bulk and judged: a benchmark's CSV, a manifest, or what `rvedit edit --batch` leaves."""
+"""Lists of clips to edit or to judge: a benchmark's CSV, a manifest, or the list of a batch edit."""
 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from rvedit.io.manifest import clip_path, read_manifest, read_rows, write_rows
 from rvedit.io.records import Category
 
 BATCH_MANIFEST = "edits.jsonl"
-"""What a batch leaves beside its clips: every item and the clip that is, or will be, its edit."""
+"""Name of the list that a batch edit writes beside its clips: every item and the path of its edit."""
 OPENVE_CATEGORIES: Mapping[str, Category | None] = {
     "global_style": Category.STYLE,
     "local_change": Category.CHANGE,
@@ -26,43 +25,43 @@ OPENVE_CATEGORIES: Mapping[str, Category | None] = {
     "camera": None,
     "creative": None,
 }
-"""OpenVE's names of its kinds of edit, and the paper's categories that they belong to."""
-_COLUMNS = ("edited_type", "prompt", "original_video")
-_EDITED = "edited_result_path"
-_FOLDER_OF_BENCH = "OpenVE-Bench"
-_OURS = ", ".join(category.value for category in Category)
-_CLIPS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif", ".png", ".jpg", ".webp"}
-_ID, _ANY_ID = re.compile(r"_id\d+_edited$"), "_id*_edited"
+"""OpenVE's categories, mapped to the paper's; None where the paper has no such category."""
+_CATEGORIES = {**OPENVE_CATEGORIES, **{category.value: category for category in Category}}
+_REQUIRED_COLUMNS = ("edited_type", "prompt", "original_video")
+_EDITED_COLUMN = "edited_result_path"
+_BENCH_FOLDER = "OpenVE-Bench"
+_CLIP_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif", ".png", ".jpg", ".webp"}
+_ID_SUFFIX, _ANY_ID = re.compile(r"_id\d+_edited$"), "_id*_edited"
 _Listing = dict[str, list[Path]]
 _NOT_EDITS = re.compile(r"^concat_|_concat$|_compare$|^src_video$|^src_mask$")
 
 
 @dataclass(frozen=True)
 class BenchItem:
-    """A clip and what is asked of it."""
+    """A source clip and the instruction to edit it by."""
 
     index: int
-    """Its row, from 0."""
+    """Row in the list, from 0."""
     id: str
     """Unique within the list."""
     instruction: str
     category: Category | None
-    """Ours; from the list alone, since file names lie."""
-    word: str
-    """The list's own word for the category."""
+    """The paper's category, from the list: file names can be wrong."""
+    dataset_category: str
+    """The list's own name of the category."""
     source: Path
     target: Path | None = None
-    """The true edit, where it is known."""
+    """Ground-truth edit, if there is one."""
     description: str | None = None
-    """Words for the true edit, where there are any."""
+    """Caption of the target, if there is one."""
     edited: Path | None = None
-    """The edit, as the list spells it."""
+    """Path of the edited clip, as the list spells it."""
     list_folder: Path | None = None
-    """Where the list lies, if the edits that it names may lie beside it."""
+    """Folder of the list, if the paths of the edits may be relative to it."""
 
 
 def read_bench(path: Path) -> list[BenchItem]:
-    """Read a CSV in OpenVE-Bench's columns, a manifest (parquet or JSONL), or a batch's list.
+    """Read a CSV with OpenVE-Bench's columns, a manifest, a batch's list, or a folder with one of them.
 
     Raises UserError with the file, the row and the column.
     """
@@ -70,43 +69,39 @@ def read_bench(path: Path) -> list[BenchItem]:
         names = (BATCH_MANIFEST, "manifest.parquet", "benchmark_videos.csv")
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: holds none of {', '.join(names)}: name the list of its clips")
+            raise UserError(f"{path}: holds none of {', '.join(names)}: give the path of the list")
         path = found[0]
     if not path.is_file():
-        raise UserError(f"{path}: no such file: give a CSV of a benchmark, or a manifest")
-    if path.suffix == ".csv":
-        items = _read_csv(path)
-    elif path.suffix == ".jsonl" and _is_batch(path):
-        items = _read_batch(path)
-    elif path.suffix in (".jsonl", ".parquet"):
-        items = _read_triplets(path)
-    else:
+        raise UserError(f"{path}: no such file: give the CSV of a benchmark, or a manifest")
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_triplets}
+    if path.suffix not in readers:
         raise UserError(f"{path}: not a list of clips: give a .csv, .jsonl or .parquet")
+    items = readers[path.suffix](path)
     if not items:
-        raise UserError(f"{path}: holds no rows: there is nothing to do")
+        raise UserError(f"{path}: holds no rows: give another list")
     return _with_unique_ids(items)
 
 
 def write_batch(folder: Path, items: Sequence[BenchItem]) -> None:
-    """Write the list of a batch; clips in the folder are named relative to it."""
-    home = folder.resolve()
+    """Write the list of a batch edit; paths inside the folder are written relative to it."""
+    base = folder.resolve()
 
-    def shown(path: Path | None) -> str | None:
+    def relative(path: Path | None) -> str | None:
         if path is None:
             return None
-        whole = path.resolve()
-        return whole.relative_to(home).as_posix() if whole.is_relative_to(home) else whole.as_posix()
+        path = path.resolve()
+        return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
 
     rows = [
         {
             "id": item.id,
             "instruction": item.instruction,
             "category": item.category.value if item.category else None,
-            "edited_type": item.word,
-            "original_video": shown(item.source),
-            "target": shown(item.target),
+            "edited_type": item.dataset_category,
+            "original_video": relative(item.source),
+            "target": relative(item.target),
             "description": item.description,
-            "edited": shown(item.edited),
+            "edited": relative(item.edited),
         }
         for item in items
     ]
@@ -114,70 +109,68 @@ def write_batch(folder: Path, items: Sequence[BenchItem]) -> None:
 
 
 def resolve_edits(items: Sequence[BenchItem], folder: Path) -> dict[str, Path]:
-    """The edited clip of each item, by id, as editors name them; items without one are left out.
+    """Return the edited clip of each item by id, found by the usual names; items without one are left out.
 
-    In order: the path in the list; `<stem>_edited`, `<stem>`, the same under the category's folder,
+    Tried in order: the path in the list; `<stem>_edited`, `<stem>`, the same in the category's folder,
     `<stem>_id<N>_edited`, `<row>/generate`, `<row>_edited` with three digits. Comparisons, sources and masks
-    are passed over.
+    are skipped.
 
-    Raises UserError where two clips claim an item, or an item's clip is another one's too.
+    Raises UserError if two clips match one item, or one clip matches two items.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of edited clips")
-    clips_in = cache(_clips_in)  # a folder is listed once, not for every item
-    found: dict[str, Path] = {}
+    list_clips = cache(_list_clips)  # each folder is listed once
     owners: dict[Path, str] = {}
     for item in items:
-        path = _resolve(item, folder, clips_in)
+        path = _resolve(item, folder, list_clips)
         if path is None:
             continue
         if path in owners:
             raise UserError(
-                f"{path}: is the edit of two items, {owners[path]} and {item.id}: name each one's in a "
-                f"column {_EDITED}"
+                f"{path}: is the edit of two items, {owners[path]} and {item.id}: give the path of "
+                f"each edit in the column {_EDITED_COLUMN}"
             )
         owners[path] = item.id
-        found[item.id] = path
-    return found
+    return {owner: path for path, owner in owners.items()}
 
 
-def _resolve(item: BenchItem, folder: Path, clips_in: Callable[[Path], _Listing]) -> Path | None:
+def _resolve(item: BenchItem, folder: Path, list_clips: Callable[[Path], _Listing]) -> Path | None:
     if item.edited is not None:
         named = [folder / item.edited, folder / item.edited.name]
         named += [item.list_folder / item.edited] if item.list_folder else []
-        there = next((path for path in named if path.is_file()), None)
-        if there:
-            return there
+        if existing := next((path for path in named if path.is_file()), None):
+            return existing
     stem, index = item.source.stem, item.index
-    inside = [folder / word for word in {item.word, item.category and item.category.value} if word]
+    category_names = {item.dataset_category, item.category and item.category.value}
+    category_folders = [folder / name for name in category_names if name]
     for names in (
         [folder / f"{stem}_edited"],
         [folder / stem],
-        [home / name for name in (f"{stem}_edited", stem) for home in inside],
+        [parent / name for name in (f"{stem}_edited", stem) for parent in category_folders],
         [folder / f"{stem}{_ANY_ID}"],
         [folder / str(index) / "generate"],
         [folder / f"{index:03d}_edited"],
     ):
-        named = [clip for name in names for clip in clips_in(name.parent).get(name.name, ())]
+        named = [clip for name in names for clip in list_clips(name.parent).get(name.name, ())]
         clips = [clip for clip in named if not clip.samefile(item.source)]
         if len(clips) > 1:
             raise UserError(
                 f"{folder}: {clips[0].name} and {clips[1].name} both could be the edit of {item.id}: keep "
-                f"one, or name it in a column {_EDITED}"
+                f"one, or give its path in the column {_EDITED_COLUMN}"
             )
         if clips:
             return clips[0]
     return None
 
 
-def _clips_in(folder: Path) -> _Listing:
-    """The clips of a folder by their names without ending, and those with an id by the name without it."""
+def _list_clips(folder: Path) -> _Listing:
+    """Return a folder's clips by stem; those named `<stem>_id<N>_edited` also under `<stem>_id*_edited`."""
     clips: _Listing = {}
     if not folder.is_dir():
         return clips
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _CLIPS and not _NOT_EDITS.search(path.stem) and path.is_file():
-            for name in {path.stem, _ID.sub(_ANY_ID, path.stem)}:
+        if path.suffix.lower() in _CLIP_SUFFIXES and not _NOT_EDITS.search(path.stem) and path.is_file():
+            for name in {path.stem, _ID_SUFFIX.sub(_ANY_ID, path.stem)}:
                 clips.setdefault(name, []).append(path)
     return clips
 
@@ -186,26 +179,27 @@ def _read_csv(path: Path) -> list[BenchItem]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            missing = [name for name in _REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise UserError(f"{path}: has no column {missing[0]}: a benchmark has {', '.join(_COLUMNS)}")
+                raise UserError(f"{path}: has no column {missing[0]}: needs {', '.join(_REQUIRED_COLUMNS)}")
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8: {error}: save it as such") from None
+        raise UserError(f"{path}: not a CSV file in UTF-8: {error}: save it as UTF-8") from None
     items = []
     for index, row in enumerate(rows):
-        empty = [name for name in _COLUMNS if not (row[name] or "").strip()]
+        empty = [name for name in _REQUIRED_COLUMNS if not (row[name] or "").strip()]
         if empty:
             raise UserError(f"{path}, row {index + 1}: {empty[0]} is empty: remove the row or fill it in")
-        word, source = row["edited_type"].strip(), _clip_of_bench(path.parent, row["original_video"].strip())
-        edited = (row.get(_EDITED) or "").strip()
+        name = row["edited_type"].strip()
+        source = _find_source(path.parent, row["original_video"].strip())
+        edited = (row.get(_EDITED_COLUMN) or "").strip()
         items.append(
             BenchItem(
                 index,
                 source.stem,
                 row["prompt"],
-                _category(word),
-                word,
+                _CATEGORIES.get(name),
+                name,
                 source,
                 description=(row.get("description") or "").strip() or None,
                 edited=Path(edited) if edited else None,
@@ -215,56 +209,42 @@ def _read_csv(path: Path) -> list[BenchItem]:
     return items
 
 
-def _clip_of_bench(folder: Path, name: str) -> Path:
-    """A clip as the CSV names it, which it does with and without the benchmark's own folder."""
+def _find_source(folder: Path, name: str) -> Path:
+    """Return the path of a source clip that the CSV names with or without the benchmark's own folder."""
     parts = PurePosixPath(name).parts
-    short = Path(*parts[1:]) if len(parts) > 1 and parts[0] == _FOLDER_OF_BENCH else Path(*parts)
+    short = Path(*parts[1:]) if len(parts) > 1 and parts[0] == _BENCH_FOLDER else Path(*parts)
     candidates = [folder / short, folder / name, folder.parent / name, Path(name)]
     return next((path for path in candidates if path.is_file()), folder / short)
 
 
-def _category(word: str) -> Category | None:
-    """Ours for a list's word: OpenVE's, or our own."""
-    if word in OPENVE_CATEGORIES:
-        return OPENVE_CATEGORIES[word]
-    return Category(word) if word in {category.value for category in Category} else None
-
-
-def _is_batch(path: Path) -> bool:
-    """Told by the first row, so that a long manifest is not read twice."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        try:
-            return "original_video" in json.loads(file.readline())
-        except (ValueError, TypeError):  # whoever reads the whole says what is wrong
-            return False
-
-
-def _read_batch(path: Path) -> list[BenchItem]:
+def _read_jsonl(path: Path) -> list[BenchItem]:
+    """Read the list of a batch edit, or else a manifest."""
+    rows = read_rows(path)
+    if not rows or "original_video" not in rows[0]:
+        return _read_triplets(path)
     items = []
-    for index, row in enumerate(read_rows(path)):
-        wrong = [
-            n for n in ("instruction", "original_video") if not isinstance(row.get(n), str) or not row[n]
-        ]
-        if wrong:
-            raise UserError(f"{path}, row {index + 1}: {wrong[0]} is no text: remove the row or fill it in")
-        if row.get("category") and _category(row["category"]) is None:
+    for index, row in enumerate(rows):
+        for name in ("instruction", "original_video"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise UserError(f"{path}, row {index + 1}: {name} is not text: remove the row or fill it in")
+        if row.get("category") and _CATEGORIES.get(row["category"]) is None:
+            names = ", ".join(Category)
             raise UserError(
-                f"{path}, row {index + 1}: category is {row['category']!r}: choose {_OURS} or null"
+                f"{path}, row {index + 1}: category is {row['category']!r}: choose {names} or null"
             )
         source = path.parent / row["original_video"]
-        word = row.get("edited_type") or row.get("category") or ""
-        category = _category(row.get("category") or word)
+        dataset_category = row.get("edited_type") or row.get("category") or ""
         items.append(
             BenchItem(
                 index,
                 row.get("id") or source.stem,
                 row["instruction"],
-                category,
-                word,
+                _CATEGORIES.get(row.get("category") or dataset_category),
+                dataset_category,
                 source,
                 path.parent / row["target"] if row.get("target") else None,
                 row.get("description"),
-                # Its name alone: in another folder it would be another editor's.
+                # The name alone: a path into another folder could be another editor's clip.
                 Path(Path(row["edited"]).name) if row.get("edited") else None,
             )
         )
@@ -288,12 +268,10 @@ def _read_triplets(path: Path) -> list[BenchItem]:
 
 
 def _with_unique_ids(items: list[BenchItem]) -> list[BenchItem]:
-    """One clip may be asked for several edits: its further ones get their row's number."""
+    """Make ids unique: from the second edit of a clip on, the row number is added."""
     seen: set[str] = set()
-    unique = []
-    for item in items:
+    for position, item in enumerate(items):
         if item.id in seen:
-            item = replace(item, id=f"{item.id}_row{item.index}")
-        seen.add(item.id)
-        unique.append(item)
-    return unique
+            items[position] = replace(item, id=f"{item.id}_row{item.index}")
+        seen.add(items[position].id)
+    return items

@@ -1,26 +1,35 @@
-"""The exceptions that a user can cause (leaf: imports nothing of ours)."""
+"""Exceptions that users can cause or see (imports nothing from rvedit)."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line that names the thing, its value and the remedy.
+    """An error that the user can fix: one line that names the thing, its value and the remedy.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
+def check_choice(label: str, value: str | None, choices: Iterable[str]) -> None:
+    """Raise UserError for a value that is none of the choices; None, for the default, is accepted."""
+    choices = tuple(choices)
+    if value is not None and value not in choices:
+        raise UserError(f"{label} {value}: choose one of {', '.join(choices)}")
+
+
 def reason_of(error: Exception) -> str:
-    """Why one clip of many failed; in a line with the kind of error where it is none that was foreseen."""
+    """Return one line on why a clip failed; unforeseen errors are prefixed with their type."""
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 class Interrupted(Exception):
-    """Work was stopped from outside after what was done had been saved; one line says how to go on.
+    """A signal stopped the run after its progress was saved; the message says how to resume.
 
-    `code` is the exit code: 128 and the signal's number.
+    `code` is the exit code: 128 plus the signal number.
     """
 
-    def __init__(self, line: str, code: int):
-        super().__init__(line)
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
         self.code = code

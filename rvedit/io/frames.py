@@ -1,4 +1,4 @@
-"""Frames at the edges (t h w 3, uint8) and clips inside (3 t h w, floats in [-1, 1])."""
+"""Convert between frames (t h w 3, uint8) and the model's clips (3 t h w, floats in [-1, 1])."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-Frames = NDArray[np.uint8]
+from rvedit.io.video.clip import Frames
+
+__all__ = ["Frames", "as_frames", "resize_frames", "to_frames", "to_model_range"]
 
 
 def as_frames(video: Any) -> Frames:
-    """Return clips in any of the usual forms as uint8 (b, t, h, w, 3).
+    """Return clips in any usual form as uint8 (b, t, h, w, 3).
 
     A clip is a list of PIL images or arrays (h, w, 3), an array (t, h, w, 3) or a tensor (t, 3, h, w): uint8,
     or floats in [0, 1]. Several clips are a list of those, or one array or tensor with a leading axis.
@@ -28,7 +29,7 @@ def as_frames(video: Any) -> Frames:
             raise ValueError("video has no frames")
         parts = [_as_array(part) for part in video]
         if len({part.shape for part in parts}) > 1:
-            raise ValueError("video has frames or clips of unequal size or length: edit them one by one")
+            raise ValueError("video has frames or clips of unequal size or length: pass clips one by one")
         array = np.stack(parts)
     else:
         array = _as_array(video)
@@ -36,14 +37,14 @@ def as_frames(video: Any) -> Frames:
         array = array[None]
     if array.ndim != 5 or array.shape[-1] != 3 or not array.size:
         raise ValueError(
-            f"video is of shape {array.shape}: give RGB frames as (t, h, w, 3) arrays, (t, 3, h, w) tensors "
+            f"video has shape {array.shape}: give RGB frames as (t, h, w, 3) arrays, (t, 3, h, w) tensors "
             "or PIL images"
         )
     return array
 
 
 def _as_array(part: Any) -> Frames:
-    """Return a picture, an array or a tensor as uint8 with channels last."""
+    """Return an image, an array or a tensor as uint8 with channels last."""
     if isinstance(part, Image.Image):
         return np.asarray(part.convert("RGB"))
     if isinstance(part, list | tuple):
@@ -56,7 +57,7 @@ def _as_array(part: Any) -> Frames:
     if part.dtype == np.uint8:
         return part
     if not np.issubdtype(part.dtype, np.floating):
-        raise ValueError(f"video is of {part.dtype}: give uint8, or floats in [0, 1]")
+        raise ValueError(f"video has dtype {part.dtype}: give uint8, or floats in [0, 1]")
     if part.size and not (part.min() >= 0 and part.max() <= 1):
         raise ValueError(f"video has values from {part.min():.3g} to {part.max():.3g}: give floats in [0, 1]")
     return (part * 255).round().astype(np.uint8)
@@ -74,7 +75,7 @@ def to_frames(clip: Tensor) -> Frames:
 
 
 def resize_frames(frames: Frames, height: int, width: int) -> Frames:
-    """Resize (t, h, w, 3) frames: area-like when shrinking, bicubic when growing."""
+    """Resize (t, h, w, 3) frames bicubically, with antialiasing when shrinking."""
     if frames.shape[1:3] == (height, width):
         return frames
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w").float()

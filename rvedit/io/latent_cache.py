@@ -1,9 +1,9 @@
-"""A cache of what training would encode anew in every epoch: latents, and states of the text encoder.
+"""Cache of VAE latents and text encoder states, so that training does not encode them in every epoch.
 
-A folder of safetensors shards, each written whole, and beside each the list of what is in it; what is listed
-is not encoded again. The multimodal LLM's frames are kept with the latents, so that the clips themselves are
-not needed any more; texts are kept by their words, so that a caption written anew is a text to encode. A JSON
-file says what either is of; another VAE, text encoder, size or length is refused.
+A folder of safetensors shards, each with a JSON list of its keys; listed keys are not encoded again. The
+frames for the multimodal LLM are stored with the latents, so that training does not need the clips. Text
+states are keyed by a hash of the text, so that a changed caption is encoded again. A JSON file records the
+settings; a cache made with another VAE, text encoder, size or length is refused.
 """
 
 from __future__ import annotations
@@ -24,64 +24,66 @@ from torch import Tensor
 
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames
-from rvedit.io.manifest import Failure, failures_path, read_rows, write_json
+from rvedit.io.manifest import Failure, atomic_path, failures_path, read_rows, write_json
 from rvedit.io.records import ClipShape, Triplet
-from rvedit.io.video import temporary_sibling
 
 SETTINGS = "cache.json"
 TEXT_SETTINGS = "texts.json"
-SIDES = ("source", "target")
+_CLIP_TENSORS = ("source/latents", "source/seen", "target/latents", "target/seen")
 Settings = TypeVar("Settings", "CacheSettings", "TextSettings")
 
 
 @dataclass(frozen=True)
 class CachedClip:
-    """One side of a triplet."""
+    """Encoded source or target of a triplet."""
 
     latents: Float[Tensor, "c f y x"]
-    seen: UInt8[Frames, "n h w 3"]
-    """What the multimodal LLM sees."""
+    mllm_frames: UInt8[Frames, "n h w 3"]
+    """Input frames of the multimodal LLM."""
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What the latents of a cache are of."""
+    """VAE, clip shapes and dtype of cached latents."""
 
     vae: str
-    """Fingerprint of the VAE's weights."""
+    """Fingerprint of the VAE weights."""
     shapes: tuple[str, ...]
-    """Frames x height x width of the buckets."""
+    """Buckets as "frames x height x width"."""
     dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What the text states of a cache are of."""
+    """Text encoder and dtype of cached text states."""
 
     text_encoder: str
-    """Fingerprint of its weights."""
+    """Fingerprint of the encoder weights."""
     dtype: str = "bfloat16"
 
 
-class _Shards:
-    """Named tensors by key, in files of many keys."""
+class _Cache:
+    """Named tensors by key, in safetensors files of many keys each."""
 
     def __init__(self, folder: Path, prefix: str, dtype: str):
         self.folder, self.prefix = folder, prefix
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.of: dict[str, Path] = {}
+        self.path_of: dict[str, Path] = {}
         for listing in sorted(folder.glob(f"{prefix}-*.json")):
             shard = listing.with_suffix(".safetensors")
             if shard.is_file():
-                self.of |= dict.fromkeys(json.loads(listing.read_text(encoding="utf-8")), shard)
+                self.path_of |= dict.fromkeys(json.loads(listing.read_text(encoding="utf-8")), shard)
 
-    def read(self, key: str, names: Sequence[str]) -> list[Tensor]:
-        """The named tensors of a key."""
-        with safe_open(self.of[key], "pt") as shard:
+    def __contains__(self, key: str) -> bool:
+        return key in self.path_of
+
+    def read_tensors(self, key: str, names: Sequence[str]) -> list[Tensor]:
+        """Return the named tensors of a key."""
+        with safe_open(self.path_of[key], "pt") as shard:
             return [shard.get_tensor(f"{key}/{name}") for name in names]
 
-    def add(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write a shard; floats in the cache's precision."""
+    def write_shard(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write the named tensors of new keys, with floats in the cache's dtype."""
         tensors = {
             f"{key}/{name}": (x.to(self.dtype) if x.is_floating_point() else x).contiguous()
             for key, parts in entries.items()
@@ -89,144 +91,126 @@ class _Shards:
         }
         digest = hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
         shard = self.folder / f"{self.prefix}-{digest}.safetensors"
-        part = temporary_sibling(shard)
-        save_file(tensors, part)
-        part.replace(shard)
-        write_json(shard.with_suffix(".json"), list(entries))  # last: what is listed is there
-        self.of |= dict.fromkeys(entries, shard)
+        with atomic_path(shard) as temporary:
+            save_file(tensors, temporary)
+        write_json(shard.with_suffix(".json"), list(entries))  # last, so that listed keys exist
+        self.path_of |= dict.fromkeys(entries, shard)
+
+    def check(self, items: str, encoder: str, is_same: bool, missing: Sequence[str]) -> None:
+        """Raise UserError if the items were encoded by another encoder, or if some are missing."""
+        if not is_same:
+            raise UserError(
+                f"{self.folder}: {items} were encoded by another {encoder} than the model's: make a cache "
+                "with `rvedit prepare cache --model` and the recipe's model"
+            )
+        if missing:
+            raise UserError(
+                f"{self.folder}: {missing[0]!r} and {len(missing) - 1} more {items} are not cached: run "
+                "`rvedit prepare cache` again"
+            )
 
 
-class LatentCache:
-    """Latents of triplets, to read and to add to."""
+class LatentCache(_Cache):
+    """Cached latents of triplets, by key."""
 
     def __init__(self, folder: Path, settings: CacheSettings | None = None):
-        if settings is None and not (folder / SETTINGS).is_file():
-            raise UserError(f"{folder}: no cache of latents: make one with `rvedit prepare cache`")
-        self.folder = folder
-        self.settings = _agree(folder / SETTINGS, CacheSettings, settings)
-        self._shards = _Shards(folder, "shard", self.settings.dtype)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._shards.of
+        self.settings = _read_or_write_settings(folder / SETTINGS, CacheSettings, settings)
+        super().__init__(folder, "shard", self.settings.dtype)
 
     def __len__(self) -> int:
-        return len(self._shards.of)
+        return len(self.path_of)
 
     @property
     def failed(self) -> set[str]:
-        """The keys of triplets that could not be read when the cache was made last."""
+        """Return the keys of triplets that could not be read in the last run of `rvedit prepare cache`."""
         path = failures_path(self.folder / SETTINGS)
         rows = read_rows(path) if path.is_file() else []
-        return {Failure(**row).key for row in rows} - set(self._shards.of)
+        return {Failure(**row).key for row in rows} - set(self.path_of)
 
     def require(self, triplets: Sequence[Triplet], shapes: Sequence[ClipShape], vae: str) -> None:
-        """Raise UserError where triplets are missing, or the latents are of other shapes or another VAE."""
+        """Raise UserError if triplets are missing, or the latents have other shapes or another VAE."""
         wanted = tuple(str(shape) for shape in shapes)
         if wanted != self.settings.shapes:
-            there, asked = (" and ".join(s) for s in (self.settings.shapes, wanted))
             raise UserError(
-                f"{self.folder}: the cache has clips of {there}, the recipe asks for {asked}: change "
-                "data.num_frames, height, width or buckets, or make another cache"
-            )
-        if vae != self.settings.vae:
-            raise UserError(
-                f"{self.folder}: the latents are of another VAE than the model's: make a cache with "
-                "`rvedit prepare cache --model` and the recipe's model"
+                f"{self.folder}: has clips of {' and '.join(self.settings.shapes)}, the recipe needs "
+                f"{' and '.join(wanted)}: change data.num_frames, height, width or buckets, or the cache"
             )
         missing = [triplet.key for triplet in triplets if triplet.key not in self]
-        if missing:
-            raise UserError(
-                f"{self.folder}: {missing[0]} and {len(missing) - 1} more of the manifest are not cached: "
-                "run `rvedit prepare cache` again"
-            )
+        self.check("triplets", "VAE", vae == self.settings.vae, missing)
 
     def read(self, key: str) -> tuple[CachedClip, CachedClip]:
-        """Source and target of a triplet."""
-        names = [f"{side}/{part}" for side in SIDES for part in ("latents", "seen")]
-        a, b, c, d = self._shards.read(key, names)
+        """Return source and target of a triplet."""
+        a, b, c, d = self.read_tensors(key, _CLIP_TENSORS)
         return CachedClip(a, b.numpy()), CachedClip(c, d.numpy())
 
     def add(self, clips: Mapping[str, tuple[CachedClip, CachedClip]]) -> None:
         """Write a shard of triplets, by key."""
-        entries: dict[str, dict[str, Tensor]] = {}
+        entries = {}
         for key, pair in clips.items():
-            entries[key] = {}
-            for side, clip in zip(SIDES, pair, strict=True):
-                entries[key] |= {
-                    f"{side}/latents": clip.latents,
-                    f"{side}/seen": torch.from_numpy(clip.seen),
-                }
-        self._shards.add(entries)
+            tensors = [x for clip in pair for x in (clip.latents, torch.from_numpy(clip.mllm_frames))]
+            entries[key] = dict(zip(_CLIP_TENSORS, tensors, strict=True))
+        self.write_shard(entries)
 
 
-class TextCache:
-    """States of the text encoder by the words, to read and to add to."""
+class TextCache(_Cache):
+    """Cached text encoder states, by the hashes of the texts."""
 
     def __init__(self, folder: Path, settings: TextSettings | None = None):
-        self.folder = folder
-        self.settings = _agree(folder / TEXT_SETTINGS, TextSettings, settings)
-        self._shards = _Shards(folder, "text", self.settings.dtype)
+        self.settings = _read_or_write_settings(folder / TEXT_SETTINGS, TextSettings, settings)
+        super().__init__(folder, "text", self.settings.dtype)
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Whether a cache has text states."""
+        """Return whether a cache folder has text states."""
         return (folder / TEXT_SETTINGS).is_file()
 
     def __contains__(self, text: str) -> bool:
-        return _text_key(text) in self._shards.of
+        return super().__contains__(_text_key(text))
 
     def require(self, texts: Iterable[str], text_encoder: str) -> None:
-        """Raise UserError where texts are missing, or the states are of another encoder."""
-        if text_encoder != self.settings.text_encoder:
-            raise UserError(
-                f"{self.folder}: the text states are of another text encoder than the model's: make a cache "
-                "with `rvedit prepare cache --model` and the recipe's model"
-            )
+        """Raise UserError if texts are missing, or the states come from another text encoder."""
         missing = [text for text in texts if text not in self]
-        if missing:
-            raise UserError(
-                f"{self.folder}: {missing[0]!r} and {len(missing) - 1} more texts are not cached: run "
-                "`rvedit prepare cache` again"
-            )
+        self.check("texts", "text encoder", text_encoder == self.settings.text_encoder, missing)
 
     def read(self, text: str) -> Float[Tensor, "n c"]:
-        """A text's states, without padding."""
-        return self._shards.read(_text_key(text), ["states"])[0]
+        """Return the states of a text, without padding."""
+        return self.read_tensors(_text_key(text), ["states"])[0]
 
     def add(self, states: Mapping[str, Float[Tensor, "n c"]]) -> None:
         """Write a shard of texts."""
-        self._shards.add({_text_key(text): {"states": tensor} for text, tensor in states.items()})
+        self.write_shard({_text_key(text): {"states": tensor} for text, tensor in states.items()})
 
 
 def texts_of(triplets: Sequence[Triplet]) -> list[str]:
-    """All that the text encoder reads, each once; the empty text is what stands for dropped words."""
-    words = [text for t in triplets for text in (t.instruction, t.target_caption) if text]
-    return list(dict.fromkeys(["", *words]))
+    """Return all texts to encode, each once: instructions, captions and the empty prompt (text dropout)."""
+    texts = [text for t in triplets for text in (t.instruction, t.target_caption) if text]
+    return list(dict.fromkeys(["", *texts]))
 
 
 def _text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _agree(path: Path, kind: type[Settings], settings: Settings | None) -> Settings:
-    """The settings in a file, which must be those asked for; a file that is not there is written."""
+def _read_or_write_settings(path: Path, kind: type[Settings], settings: Settings | None) -> Settings:
+    """Return the settings in a file, written first if it is missing; raise UserError if they differ."""
     if path.is_file():
-        there = TypeAdapter(kind).validate_json(path.read_text(encoding="utf-8"))
-        for name, value in asdict(there).items():
+        saved = TypeAdapter(kind).validate_json(path.read_text(encoding="utf-8"))
+        for name, value in asdict(saved).items():
             if settings is not None and value != getattr(settings, name):
                 raise UserError(
-                    f"{path.parent}: the cache there has another {name} ({value}, not "
-                    f"{getattr(settings, name)}): choose another --out"
+                    f"{path.parent}: the cache was made with {name} {value}, not {getattr(settings, name)}: "
+                    "choose another `out`"
                 )
-        return there
-    assert settings is not None
+        return saved
+    if settings is None:
+        raise UserError(f"{path.parent}: no cache of latents: create one with `rvedit prepare cache`")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(settings))
     return settings
 
 
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of names and weights."""
+    """Return a hash of parameter names and values."""
     digest = hashlib.sha256()
     for name, tensor in parameters:
         digest.update(name.encode())

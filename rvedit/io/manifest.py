@@ -1,7 +1,7 @@
-"""Manifests: triplets as a parquet file, with a JSONL export beside it that people can read.
+"""Manifests: triplets as a parquet file, with a readable JSONL export beside it.
 
-`write_manifest("triplets/manifest.parquet", rows)` writes both; either can be read back, and both hold the
-same rows. What did not become a triplet is in the sibling `manifest.failures.jsonl`, with the reason.
+`write_manifest("triplets/manifest.parquet", rows)` writes both, with the same rows; either can be read back.
+Rows that did not become triplets are in `manifest.failures.jsonl` beside them, with the reasons.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from rvedit.io.errors import UserError
 from rvedit.io.records import Category, Triplet
 from rvedit.io.video import temporary_sibling
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Triplet))
+_FIELDS = tuple(field.name for field in dataclasses.fields(Triplet))
 _REQUIRED = tuple(f.name for f in dataclasses.fields(Triplet) if f.default is dataclasses.MISSING)
 _INTEGERS = ("num_frames", "width", "height")
-_FILE_SYSTEMS_ROOT = os.path.abspath(os.sep)
+_ROOT = os.path.abspath(os.sep)
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A row of a data set that did not become a triplet, and why."""
+    """A dataset row that did not become a triplet, and why."""
 
     dataset: str
     reason: str
-    """A few words, the same for all of a kind: they are counted."""
+    """Short text, equal for equal reasons, by which failures are counted."""
     detail: str
     file: str
     """The metadata file."""
     row: int
-    """Its row, from 1."""
+    """Row in that file, from 1."""
     id: str | None = None
     dataset_category: str | None = None
     source: str | None = None
@@ -44,33 +44,33 @@ class Failure:
 
     @property
     def key(self) -> str:
-        """As that of the triplet it would have become."""
+        """Key of the triplet that the row would have become."""
         return f"{self.dataset}/{self.id}"
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder that can be written to; raises UserError where that cannot be."""
+    """Create a folder; raises UserError if it cannot be written to."""
     probe = temporary_sibling(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}): choose another `out`") from None
 
 
 @lru_cache(maxsize=1024)
 def relative_root(folder: str | Path, manifest_folder: str | Path) -> str:
-    """`folder` as a manifest in `manifest_folder` names it.
+    """Return the path of `folder` for a manifest in `manifest_folder`.
 
-    Relative, so that both can be moved together, unless all that they share is the file system's root.
+    Relative, so that both can be moved together, unless they share only the file system's root.
     """
-    whole, start = os.path.abspath(folder), os.path.realpath(manifest_folder)
+    absolute, start = os.path.abspath(folder), os.path.realpath(manifest_folder)
     try:
-        shared = os.path.commonpath([whole, start])
+        shared = os.path.commonpath([absolute, start])
     except ValueError:  # on two drives
-        return whole
-    return whole if shared == _FILE_SYSTEMS_ROOT else Path(os.path.relpath(whole, start)).as_posix()
+        return absolute
+    return absolute if shared == _ROOT else Path(os.path.relpath(absolute, start)).as_posix()
 
 
 def write_failures(path: Path, failures: Iterable[Failure]) -> None:
@@ -79,82 +79,83 @@ def write_failures(path: Path, failures: Iterable[Failure]) -> None:
 
 
 def failures_path(manifest: Path) -> Path:
-    """Where the failures of a manifest are."""
+    """Return the path of a manifest's list of failures."""
     return manifest.with_suffix(".failures.jsonl")
 
 
 def write_manifest(path: Path, triplets: Sequence[Triplet]) -> None:
-    """Write `path` (parquet) and its JSONL export, each under a temporary name first."""
+    """Write `path` (parquet) and its JSONL export, each atomically."""
     import pyarrow as arrow
     from pyarrow import parquet
 
-    rows = [_as_row(triplet) for triplet in triplets]
-    kinds = dict.fromkeys(FIELDS, arrow.string()) | dict.fromkeys(_INTEGERS, arrow.int64())
+    rows = [dataclasses.asdict(triplet) for triplet in triplets]
+    kinds = dict.fromkeys(_FIELDS, arrow.string()) | dict.fromkeys(_INTEGERS, arrow.int64())
     kinds["fps"] = arrow.float64()
-    table = arrow.Table.from_pylist(rows, schema=arrow.schema([(name, kinds[name]) for name in FIELDS]))
+    table = arrow.Table.from_pylist(rows, schema=arrow.schema(kinds))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with put_in_place(path) as part:
-        parquet.write_table(table, part)
+    with atomic_path(path) as temporary:
+        parquet.write_table(table, temporary)
     write_rows(path.with_suffix(".jsonl"), rows)
 
 
 def read_manifest(path: Path) -> list[Triplet]:
-    """Read a parquet manifest or its JSONL export; a folder stands for the manifest in it.
+    """Read a parquet manifest, its JSONL export, or the folder of one.
 
     Raises UserError with the row and the field.
     """
     if path.is_dir():
         path = path / "manifest.parquet"
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest: make one with `rvedit prepare`")
+        raise UserError(f"{path}: no such manifest: create one with `rvedit prepare`")
     rows = read_rows(path) if path.suffix == ".jsonl" else _read_parquet(path)
     triplets = [_as_triplet(path, number, row) for number, row in enumerate(rows, start=1)]
     if not triplets:
-        raise UserError(f"{path}: the manifest is empty: there is nothing to do")
+        raise UserError(f"{path}: the manifest is empty: create it again with `rvedit prepare`")
     return triplets
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines under a temporary name, then rename."""
-    with put_in_place(path) as part, part.open("w", encoding="utf-8") as file:
+    """Write JSON lines atomically."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
-    """Write one JSON value for people to read, under a temporary name first."""
+    """Write one indented JSON value atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, under a temporary name first."""
-    with put_in_place(path) as part:
-        part.write_text(text, encoding="utf-8")
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def put_in_place(path: Path) -> Iterator[Path]:
-    """A name to write to, that becomes `path` once all is written; raises UserError, and leaves nothing."""
-    part = temporary_sibling(path)
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` at the end of the block.
+
+    Removes the temporary file on any error; raises UserError if it cannot be written.
+    """
+    temporary = temporary_sibling(path)
     try:
-        yield part
-        part.replace(path)
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"{path}: cannot be written ({reason}): make room, or choose another folder"
-        ) from None
+        raise UserError(f"{path}: cannot be written ({reason}): free space or change the folder") from None
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines."""
+    """Read JSON lines; raises UserError with the line that is not a JSON object."""
     rows = []
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON lines in UTF-8: {error}: save it as such") from None
-    # Not splitlines: it also splits at characters that may stand in an instruction.
+        raise UserError(f"{path}: not JSON lines in UTF-8: {error}: save it as UTF-8") from None
+    # Not splitlines: it also splits at characters that an instruction may contain.
     for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         if not line:
             continue
@@ -169,15 +170,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def clip_path(manifest: Path, triplet: Triplet, side: str) -> Path:
-    """Where the source or the target (`side`) of a manifest's row lies."""
+    """Return the path of the source or the target (`side`) of a manifest row."""
     folder = manifest if manifest.is_dir() else manifest.parent
     return folder / triplet.root / str(getattr(triplet, side))
-
-
-def _as_row(triplet: Triplet) -> dict[str, Any]:
-    row = dataclasses.asdict(triplet)
-    row["category"] = triplet.category.value if triplet.category else None
-    return row
 
 
 def _as_triplet(path: Path, number: int, row: dict[str, Any]) -> Triplet:
@@ -190,15 +185,14 @@ def _as_triplet(path: Path, number: int, row: dict[str, Any]) -> Triplet:
     try:
         row["category"] = None if category is None else Category(category)
     except ValueError:
-        known = ", ".join(c.value for c in Category)
         raise UserError(
-            f"{path}, row {number}: category is {category!r}: choose one of {known}, or null"
+            f"{path}, row {number}: category is {category!r}: choose one of {', '.join(Category)}, or null"
         ) from None
     if not str(row["instruction"]).strip():
         raise UserError(
             f"{path}, row {number} ({row['id']}): the instruction is empty: remove the row or fill it in"
         )
-    values: dict[str, Any] = {name: row.get(name) for name in FIELDS}
+    values: dict[str, Any] = {name: row.get(name) for name in _FIELDS}
     return Triplet(**values)
 
 

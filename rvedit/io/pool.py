@@ -1,8 +1,7 @@
-"""Work over all cores, and a journal of what is done that outlives any kind of end."""
+"""Run jobs in a pool of processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -12,8 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.connection import wait as wait_for_objects
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rvedit.io.errors import UserError
 
@@ -24,9 +22,9 @@ Out = TypeVar("Out")
 def run_in_pool(
     function: Callable[[In], Out], jobs: Sequence[In], workers: int | None = None, chunk: int = 4
 ) -> Iterator[Out]:
-    """The function's results as they come, in any order, from one process per core by default.
+    """Yield the function's results in order of completion; by default one process per core.
 
-    Few jobs are under way at once, so that little is lost where the run ends early.
+    Few jobs are submitted at once, so that little work is lost if the run ends early.
     """
     workers = max(1, min(workers or os.cpu_count() or 1, -(-len(jobs) // chunk)))
     if workers == 1:
@@ -35,13 +33,13 @@ def run_in_pool(
     starts = iter(range(0, len(jobs), chunk))
     pool = start_workers(workers)
     try:
-        waiting: set[Future[list[Out]]] = set()
+        pending: set[Future[list[Out]]] = set()
         while True:
-            for start in islice(starts, 2 * workers - len(waiting)):
-                waiting.add(pool.submit(_each, function, jobs[start : start + chunk]))
-            if not waiting:
+            for start in islice(starts, 2 * workers - len(pending)):
+                pending.add(pool.submit(_run_chunk, function, jobs[start : start + chunk]))
+            if not pending:
                 break
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from result_of(future)
     finally:
@@ -49,28 +47,28 @@ def run_in_pool(
 
 
 def start_workers(count: int) -> ProcessPoolExecutor:
-    """Processes that leave Ctrl-C to this one and end with it."""
-    return ProcessPoolExecutor(count, initializer=_begin_worker)
+    """Return a pool of processes that ignore Ctrl-C and end with this one."""
+    return ProcessPoolExecutor(count, initializer=_init_worker)
 
 
 def result_of(future: Future[Out]) -> Out:
-    """What a worker gave back. Raises UserError where it died."""
+    """Return a worker's result; raises UserError if its process died."""
     try:
         return future.result()
     except BrokenProcessPool:
         raise UserError(
             "a worker process died (killed, or out of memory): run the same command again, with fewer "
-            "--workers if memory is short; what is done is kept"
+            "`workers` if memory is short; finished jobs are kept"
         ) from None
 
 
-def _each(function: Callable[[In], Out], jobs: Sequence[In]) -> list[Out]:
+def _run_chunk(function: Callable[[In], Out], jobs: Sequence[In]) -> list[Out]:
     return [function(job) for job in jobs]
 
 
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, end with it even where it is killed, and let it run when it has work."""
-    if hasattr(os, "nice"):  # not on Windows
+def _init_worker() -> None:
+    """Ignore Ctrl-C, which the parent handles, and end with the parent even if it is killed."""
+    if hasattr(os, "nice"):  # not on Windows; the parent should not wait for its workers
         os.nice(5)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -81,36 +79,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait_for_objects([parent.sentinel])
         os._exit(1)
-
-
-class Journal:
-    """Lines of JSON by `id`, each on the disk as soon as it is done; a torn last line is ignored."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, dict[str, Any]] = {}
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        self._is_torn = bool(text) and not text.endswith("\n")
-        for line in text.split("\n"):
-            try:
-                entry = json.loads(line)
-                self.done[entry["id"]] = entry
-            except (json.JSONDecodeError, KeyError, TypeError):  # torn by a kill: done again
-                continue
-
-    def record(self, entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Pass entries through, each written before it is passed on."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" if self._is_torn else "")
-                self._is_torn = False
-                for entry in entries:
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    file.flush()
-                    self.done[entry["id"]] = entry
-                    yield entry
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}): make room or choose another --out; "
-                "what is done is kept"
-            ) from None

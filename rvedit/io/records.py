@@ -1,4 +1,4 @@
-"""The nouns of the field, as types (leaf: imports nothing of ours)."""
+"""Records that all jobs share: categories, triplets and clip shapes (imports nothing from rvedit)."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ CATEGORY_TITLES = {
     "style": "Global Style",
     "overall": "Overall",
 }
-"""The paper's names of the categories."""
+"""Titles of the categories in the paper's tables."""
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """One row of a manifest: a source clip, an instruction, and the clip that it asks for."""
+    """One row of a manifest: a source clip, an instruction and the target clip."""
 
     id: str
-    """Unique within its data set."""
+    """Unique within the dataset."""
     dataset: str
-    """Where it comes from: openve, reco, ditto, kiwi or playground."""
+    """Name of the dataset: openve, reco, ditto, kiwi or playground."""
     root: str
-    """Folder that the clips' paths are relative to; itself relative to the manifest's folder, or absolute."""
+    """Folder of the clips' paths, itself relative to the manifest's folder or absolute."""
     source: str
     target: str
     instruction: str
     category: Category | None
-    """Ours; none for the kinds of edit that the paper's benchmark does not have."""
+    """The paper's category; None for edits that its benchmark does not have."""
     dataset_category: str
-    """The data set's own word for the kind of edit."""
+    """The dataset's own name of the category."""
     num_frames: int
-    """Frames that both clips have; 0 where they have not been probed."""
+    """Frames that both clips have; 0 before they are probed."""
     fps: float
     width: int
     height: int
     licence: str
     target_caption: str | None = None
-    """Words for the target, l* of the reference branch."""
+    """Caption of the target: l* of the reference branch."""
     caption_model: str | None = None
-    """Who wrote them; none where the data set came with them."""
+    """Model that wrote the caption; None if it is the dataset's own."""
     caption_prompt: str | None = None
 
     @property
     def key(self) -> str:
-        """Unique over all data sets."""
+        """Id that is unique over all datasets."""
         return f"{self.dataset}/{self.id}"
 
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Frames, and pixels of each."""
+    """Number of frames, and their size in pixels."""
 
     num_frames: int
     height: int
@@ -73,5 +73,5 @@ class ClipShape:
 
     @property
     def still(self) -> ClipShape:
-        """Its first frame."""
+        """Shape of the first frame alone."""
         return replace(self, num_frames=1)

@@ -1,1 +1,1 @@
-"""The two terms of Eq. 6."""
+"""The two losses of Eq. 6: flow matching and alignment."""

@@ -1,8 +1,8 @@
 """Reference-anchored attention alignment (section 4.3, Eqs. 4-5), in memory linear in S.
 
-The S x S matrix of similarities is never kept, nor are normalised copies of the traces. One pass over tiles
-collects the log-sum-exp of every row and every column, which is the loss; the backward pass recomputes each
-tile and has the gradient, which is all of size S x d that is allocated.
+Neither the S x S similarity matrix nor normalized copies of the traces are stored. The forward pass computes
+the log-sum-exp of every row and column tile by tile; the backward pass recomputes the tiles and allocates
+only the S x d gradient.
 """
 
 from __future__ import annotations
@@ -23,21 +23,19 @@ def alignment_loss(
     temperature: float = 0.07,
     chunk: int = CHUNK,
 ) -> Float[Tensor, ""]:
-    """-I(A; A*) of Eq. 5: symmetric InfoNCE between two traces, mean over the batch.
+    """Return -I(A; A*) of Eq. 5: the symmetric InfoNCE loss between two traces, mean over the batch.
 
-    Row i of the editing branch's trace is pulled to row i of the reference's, and pushed from the other
-    S - 1 rows, in both directions. The reference is detached: it is a fixed anchor. At uniform features the
-    loss is ln S. (The printed second term normalises over exp(a_j . a_i); it is read as exp(a_j . a*_i), the
-    only reading that is symmetric as the text says.) Computed in fp32, or in fp64 if `trace` is.
-
-    Tiles of chunk x chunk similarities are held, one per clip.
+    Row i of the editing branch's trace is the positive of row i of the reference trace; the other S - 1 rows
+    are negatives, in both directions. The reference is detached. The loss of uniform features is ln S. (The
+    paper prints exp(a_j . a_i) in the second denominator; this uses exp(a_j . a*_i), since its text calls the
+    loss symmetric.) Computed in fp32, or in fp64 if `trace` is fp64, in tiles of `chunk` x `chunk`.
     """
     loss: Tensor = _StreamedInfoNCE.apply(trace, reference_trace.detach(), temperature, chunk)
     return loss
 
 
 class _StreamedInfoNCE(torch.autograd.Function):
-    """Eq. 5; l_ij = a_i . a*_j / tau, where a_i and a*_j are rows of unit length."""
+    """Eq. 5 with l_ij = a_i . a*_j / tau, where a_i and a*_j are rows of unit length."""
 
     @staticmethod
     def forward(ctx: Any, trace: Tensor, reference: Tensor, temperature: float, chunk: int) -> Tensor:
@@ -61,7 +59,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        """dL/dl_ij = (softmax over j + softmax over i - 2 [i = j]) / 2bS, then dl_ij/da_i = a*_j / tau."""
+        """Return dL/da; dL/dl_ij = (softmax_j + softmax_i - 2 [i = j]) / 2bS and dl_ij/da_i = a*_j / tau."""
         trace, reference, row_lse, column_lse = ctx.saved_tensors
         gradient = torch.empty_like(trace)
         scale = grad_outputs[0] / (2 * row_lse.numel() * ctx.temperature)
@@ -70,7 +68,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
                 rows = trace[:, i].to(row_lse.dtype)
                 length = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
                 rows = rows / length
-                to_rows = torch.zeros_like(rows)
+                row_gradient = torch.zeros_like(rows)
                 for j in ctx.spans:
                     columns = F.normalize(reference[:, j].to(rows.dtype), dim=-1)
                     logits = rows @ columns.mT / ctx.temperature
@@ -78,7 +76,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
                     weights += logits.sub_(column_lse[:, None, j]).exp_()
                     if i == j:
                         weights.diagonal(dim1=1, dim2=2).sub_(2)
-                    to_rows.baddbmm_(weights, columns)
-                along = (rows * to_rows).sum(dim=-1, keepdim=True)  # what the unit length takes away
-                gradient[:, i] = (to_rows - rows * along) * (scale / length)
+                    row_gradient.baddbmm_(weights, columns)
+                radial = (rows * row_gradient).sum(dim=-1, keepdim=True)  # removed by the normalization
+                gradient[:, i] = (row_gradient - rows * radial) * (scale / length)
         return gradient, None, None, None

@@ -1,1 +1,1 @@
-"""The routed video diffusion transformer and what conditions it."""
+"""The routed video diffusion transformer, its conditioning and its VAE."""

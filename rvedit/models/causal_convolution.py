@@ -1,4 +1,4 @@
-"""Two things about the causal convolutions of Wan's VAE that its training on little compute turns on."""
+"""Faster convolutions and an initialization for training Wan's VAE with little compute."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rvedit.compat import spatial_padding
+
 
 class SingleFrameConv3d(WanCausalConv3d):
-    """The same convolution, which computes of a single frame only the tap that meets it.
+    """`WanCausalConv3d` that convolves a single frame with the last temporal tap only.
 
-    Before the first frame there are zeros, so two of three taps add nothing; diffusers computes them.
+    The other taps see the zero padding before the first frame; diffusers computes them nevertheless.
     """
 
     def forward(
         self, x: Float[Tensor, "b c t h w"], cache_x: Float[Tensor, "b c p h w"] | None = None
     ) -> Float[Tensor, "b d t h w"]:
-        """See `WanCausalConv3d`."""
+        """Convolve as `WanCausalConv3d` does."""
         if cache_x is not None or x.shape[2] > 1:
-            output: Tensor = super().forward(x, cache_x)
-            return output
-        left, _, top, _, _, _ = self._padding
-        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=(top, left)).unsqueeze(2)
+            return super().forward(x, cache_x)
+        padding = spatial_padding(self)
+        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=padding).unsqueeze(2)
 
 
 def use_single_frame_convolutions(vae: AutoencoderKLWan) -> None:
-    """Let stills, and the first frame of clips, cost a third; the function is the same."""
+    """Compute images, and the first frame of clips, at a third of the cost; the results stay the same."""
     for module in vae.modules():
         if type(module) is WanCausalConv3d and module.stride == (1, 1, 1):
             module.__class__ = SingleFrameConv3d
@@ -36,11 +37,11 @@ def use_single_frame_convolutions(vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def start_as_image_autoencoder(vae: AutoencoderKLWan) -> None:
-    """Let a fresh VAE look at each frame alone, so that what stills teach holds for clips from the start.
+    """Initialize a VAE so that it treats each frame alone: training on images then also helps clips.
 
-    Wan's own VAE is first trained on images and then inflated to video; here the inflated form is the
-    initial one. Taps of the past start at zero, halving the frame rate takes the later of two frames, and
-    doubling it repeats them.
+    Wan's own VAE is trained on images and then inflated to video; this starts from the inflated form. The
+    taps on past frames start at zero, temporal downsampling takes the later of two frames, and temporal
+    upsampling repeats each frame.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, WanCausalConv3d) or module.kernel_size[0] == 1:

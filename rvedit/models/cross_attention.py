@@ -1,8 +1,8 @@
 """The cross-attention of a routed block: K/V reuse over steps, and the trace A^(i) of Eqs. 4-5.
 
-A block of diffusers hands its `encoder_hidden_states` on to `attn2` untouched, so what a block reads travels
-as a `BlockContext`: the tokens of Eq. 3, and the two things that are kept about reading them. Nothing is
-stored in the modules; a new clip has new contexts, so nothing can go stale.
+A diffusers block passes its `encoder_hidden_states` to `attn2` unchanged, so each block receives a
+`BlockContext` there: the tokens of Eq. 3, the cached keys and values, and the trace. The modules themselves
+store nothing; each clip has its own contexts, so no cached value can be out of date.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 
 class Trace:
-    """A place for A^(i): the output of a cross-attention, before the residual sum.
+    """Storage for A^(i): the output of a cross-attention, before the residual sum.
 
-    No dataclass: FSDP2 hands a block copies of the dataclasses that it is called with.
+    Not a dataclass: FSDP2 copies dataclass arguments, so a value set inside a block would be lost.
     """
 
     value: Float[Tensor, "b s d"] | None = None
@@ -27,20 +27,20 @@ class Trace:
 
 @dataclass
 class BlockContext:
-    """What one block reads in its cross-attention, and what is kept about it."""
+    """The input of one block's cross-attention, its cached keys and values, and its trace."""
 
     tokens: Float[Tensor, "b c d"]
     """C^(i) of Eq. 3."""
     reuse: bool = False
-    """Keep the projected keys and values for the next step: the tokens do not depend on the step."""
+    """Cache the projected keys and values for later steps: the tokens do not depend on the step."""
     key_value: tuple[Tensor, Tensor] | None = None
-    """Kept keys and values, each (b, c, heads, head_dim)."""
+    """Cached keys and values, each (b, c, heads, head_dim)."""
     trace: Trace | None = None
-    """Where to keep A^(i), if it is wanted."""
+    """Receives A^(i); None: it is not stored."""
 
 
 class RoutedCrossAttnProcessor:
-    """Wan's cross-attention, reading a `BlockContext`. Stateless."""
+    """Stateless attention processor: Wan's cross-attention with a `BlockContext`."""
 
     _attention_backend = None
     _parallel_config = None
@@ -53,7 +53,7 @@ class RoutedCrossAttnProcessor:
         attention_mask: None = None,
         rotary_emb: None = None,
     ) -> Float[Tensor, "b s d"]:
-        """Attend from the video's positions to the context's tokens."""
+        """Return the attention output, with the video's positions as queries and the context's as keys."""
         context = encoder_hidden_states
         query = rearrange(attn.norm_q(attn.to_q(hidden_states)), "b s (h d) -> b s h d", h=attn.heads)
         key, value = context.key_value or self._project(attn, context.tokens)
@@ -69,9 +69,8 @@ class RoutedCrossAttnProcessor:
     def attend(
         self, query: Float[Tensor, "b s h e"], key: Float[Tensor, "b n h e"], value: Float[Tensor, "b n h e"]
     ) -> Float[Tensor, "b s h e"]:
-        """Softmax attention of all heads, by the chosen kernels."""
-        attended: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return attended
+        """Return softmax attention over all heads, computed by the selected backend."""
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
 
     @staticmethod
     def _project(attn: WanAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,15 +86,12 @@ def block_trace(
     timestep_proj: Float[Tensor, "b 6 d"],
     rotary_emb: tuple[Tensor, Tensor],
 ) -> Float[Tensor, "b s d"]:
-    """A^(i) of a block without the rest of it: its self-attention, then its cross-attention.
+    """Return A^(i) of a block: run its self-attention and cross-attention, but not its feed-forward layer.
 
-    The reference branch needs no more, and stops here.
+    The reference branch stops here.
     """
     shift, scale, gate = (block.scale_shift_table + timestep_proj.float()).chunk(6, dim=1)[:3]
     modulated = (block.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)
     attended = block.attn1(modulated, None, None, rotary_emb)
     hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
-    trace: Tensor = block.attn2(
-        block.norm2(hidden_states.float()).type_as(hidden_states), context, None, None
-    )
-    return trace
+    return block.attn2(block.norm2(hidden_states.float()).type_as(hidden_states), context, None, None)

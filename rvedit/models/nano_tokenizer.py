@@ -1,4 +1,4 @@
-"""Nano's vocabulary: byte-level pairs learned from the playground's language; any text is accepted."""
+"""Nano's tokenizer: byte-level BPE trained on the playground's instructions; it accepts any text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SPECIAL_TOKENS = (
 
 
 def train_tokenizer(corpus: Iterable[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's special tokens."""
+    """Return a byte-level BPE tokenizer with Qwen's special tokens, trained on `corpus`."""
     tokenizer = Tokenizer(models.BPE())
-    # People write "Replace the dog." where the playground says "replace the dog".
+    # Users write "Replace the dog."; the playground's instructions are of the form "replace the dog".
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(r"[.!?]+\s*$"), "")]
     )

@@ -1,16 +1,17 @@
-"""The two sizes, side by side: the same classes, other numbers."""
+"""Configs of nano, and of the 5B's transformer and connector; its other modules are in `presets_5b`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import Qwen2_5_VLConfig, UMT5Config
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig, UMT5Config
 
-NANO_LATENTS = 24
+NANO_LATENT_CHANNELS = 24
 NANO_VAE: dict[str, Any] = {
     "base_dim": 16,
     "decoder_base_dim": 24,
-    "z_dim": NANO_LATENTS,
+    "z_dim": NANO_LATENT_CHANNELS,
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "temperal_downsample": [True, True],
@@ -20,8 +21,8 @@ NANO_VAE: dict[str, Any] = {
     "patch_size": 2,
     "scale_factor_temporal": 4,
     "scale_factor_spatial": 8,
-    "latents_mean": [0.0] * NANO_LATENTS,
-    "latents_std": [1.0] * NANO_LATENTS,
+    "latents_mean": [0.0] * NANO_LATENT_CHANNELS,
+    "latents_std": [1.0] * NANO_LATENT_CHANNELS,
 }
 
 NANO_WIDTH = 256
@@ -32,8 +33,8 @@ NANO_TRANSFORMER: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 8,
     "attention_head_dim": 32,
-    "in_channels": NANO_LATENTS,
-    "out_channels": NANO_LATENTS,
+    "in_channels": NANO_LATENT_CHANNELS,
+    "out_channels": NANO_LATENT_CHANNELS,
     "text_dim": NANO_TEXT_WIDTH,
     "freq_dim": 256,
     "ffn_dim": 1024,
@@ -88,8 +89,10 @@ WAN22_5B_CONNECTOR: dict[str, Any] = {
 
 
 def nano_mllm_config(tokenizer: Any) -> Qwen2_5_VLConfig:
-    """A Qwen2.5-VL of about 2 M parameters over nano's own vocabulary."""
-    special = tokenizer.convert_tokens_to_ids
+    """Return the config of a Qwen2.5-VL of about 2.6 M parameters with nano's vocabulary."""
+    from transformers import Qwen2_5_VLConfig
+
+    token_id = tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -101,7 +104,7 @@ def nano_mllm_config(tokenizer: Any) -> Qwen2_5_VLConfig:
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
-            "eos_token_id": special("<|im_end|>"),
+            "eos_token_id": token_id("<|im_end|>"),
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
@@ -117,16 +120,18 @@ def nano_mllm_config(tokenizer: Any) -> Qwen2_5_VLConfig:
             "fullatt_block_indexes": [0, 1],
             "tokens_per_second": 1,
         },
-        image_token_id=special("<|image_pad|>"),
-        video_token_id=special("<|video_pad|>"),
-        vision_start_token_id=special("<|vision_start|>"),
-        vision_end_token_id=special("<|vision_end|>"),
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
 
 
 def nano_text_config(tokenizer: Any) -> UMT5Config:
-    """A umT5 encoder of less than 1 M parameters."""
+    """Return the config of a umT5 encoder of less than 1 M parameters."""
+    from transformers import UMT5Config
+
     return UMT5Config(
         vocab_size=len(tokenizer),
         d_model=NANO_TEXT_WIDTH,

@@ -1,12 +1,13 @@
-"""The published sizes of what goes with Wan2.2-TI2V-5B. For plans: weights come with their own configs."""
+"""Published configs of Wan2.2-TI2V-5B's other modules, for memory plans (checkpoints have their own)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import Qwen2_5_VLConfig, UMT5Config
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig, UMT5Config
 
-# Wan-AI/Wan2.2-TI2V-5B-Diffusers, vae/, without the statistics of its latents.
+# Wan-AI/Wan2.2-TI2V-5B-Diffusers, vae/, without latents_mean and latents_std.
 WAN22_VAE: dict[str, Any] = {
     "base_dim": 160,
     "decoder_base_dim": 256,
@@ -24,11 +25,13 @@ WAN22_VAE: dict[str, Any] = {
 }
 
 MAX_TEXT_LENGTH = 512
-"""Tokens of umT5 that Wan2.2 was trained with."""
+"""Text tokens that Wan2.2 was trained with."""
 
 
 def qwen25_vl_3b_config() -> Qwen2_5_VLConfig:
-    """Qwen/Qwen2.5-VL-3B-Instruct."""
+    """Return the config of Qwen/Qwen2.5-VL-3B-Instruct."""
+    from transformers import Qwen2_5_VLConfig
+
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 151_936,
@@ -60,7 +63,9 @@ def qwen25_vl_3b_config() -> Qwen2_5_VLConfig:
 
 
 def umt5_xxl_config() -> UMT5Config:
-    """The encoder of google/umt5-xxl."""
+    """Return the config of the encoder of google/umt5-xxl."""
+    from transformers import UMT5Config
+
     return UMT5Config(
         vocab_size=256_384,
         d_model=4096,

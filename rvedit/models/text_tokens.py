@@ -1,4 +1,4 @@
-"""T_l: the instruction as the backbone's own text encoder reads it (X_l of section 4.2)."""
+"""T_l: text encoding of the instruction by the backbone's own text encoder (X_l of section 4.2)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 
 def encode_text(
-    tokenizer: Any, text_encoder: nn.Module, texts: Sequence[str], max_length: int
+    tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], max_length: int
 ) -> Float[Tensor, "b m c"]:
-    """Last hidden states of the text encoder, zero behind the end of each text, as Wan was trained.
+    """Return the text encoder's last hidden states, padded with zeros to `max_length` as in Wan's training.
 
-    All rows are `max_length` tokens long, since that is what the backbone's attention knows; longer texts are
-    cut.
+    Longer prompts are truncated to `max_length` tokens.
     """
     inputs = tokenizer(
-        list(texts),
+        list(prompts),
         padding="max_length",
         padding_side="right",
         truncation=True,
@@ -28,16 +27,15 @@ def encode_text(
         return_tensors="pt",
     ).to(next(text_encoder.parameters()).device)
     states = text_encoder(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
-    masked: Tensor = states * inputs.attention_mask[..., None].to(states.device)
-    return masked
+    return states * inputs.attention_mask[..., None].to(states.device)
 
 
 def trim_padding(states: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
-    """A text's states without the zeros behind its end."""
-    words = states.abs().amax(dim=-1).nonzero()
-    return states[: int(words.max()) + 1 if len(words) else 0]
+    """Return a prompt's hidden states without the zero padding at the end."""
+    nonzero = states.abs().amax(dim=-1).nonzero()
+    return states[: int(nonzero.max()) + 1 if len(nonzero) else 0]
 
 
-def pad_texts(texts: Sequence[Tensor], length: int) -> Float[Tensor, "b m c"]:
-    """The inverse: a batch of texts with zeros behind their ends."""
-    return torch.stack([F.pad(states, (0, 0, 0, length - len(states))) for states in texts])
+def pad_text_states(text_states: Sequence[Tensor], length: int) -> Float[Tensor, "b m c"]:
+    """Return a batch of hidden states, padded with zeros to `length` tokens."""
+    return torch.stack([F.pad(states, (0, 0, 0, length - len(states))) for states in text_states])

@@ -1,49 +1,36 @@
-"""From a premise (clip, words) to the transformer's conditioning, for training and inference alike."""
+"""Encoding of (clip, instruction) to the transformer's token groups, for training and inference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from rvedit.models.edit_tokens import EditTokenEncoder
 from rvedit.models.routing import TokenGroups
 from rvedit.models.text_tokens import encode_text
 
 
-@runtime_checkable
-class TokenEncoders(Protocol):
-    """What the three token groups are made with."""
-
-    transformer: Any
-    text_encoder: Any
-    tokenizer: Any
-    config: Any
-
-    @property
-    def edit_token_encoder(self) -> EditTokenEncoder:
-        """g_phi of Alg. 1."""
-
-
 def encode_tokens(
-    models: TokenEncoders,
+    models: Any,
     latents: Float[Tensor, "b c f y x"],
     frames: Sequence[UInt8[np.ndarray, "n h w 3"]],
-    texts: Sequence[str],
-    states: Float[Tensor, "b m e"] | None = None,
+    prompts: Sequence[str],
+    text_states: Float[Tensor, "b m e"] | None = None,
 ) -> TokenGroups:
-    """X_e, X_v and X_l (Alg. 1, lines 3-4; Alg. 2, line 1) of clips and their words.
+    """Return X_e, X_v and X_l (Alg. 1, lines 3-4; Alg. 2, line 1) of clips and their instructions.
 
-    `latents` are the clips' own, clean and normalised; `frames` are what the multimodal LLM sees of them;
-    `states` are those of the text encoder, where they are known already.
+    `models` is a pipeline, or the part of one that encodes the groups. `latents` are the clips' clean,
+    normalized latents, `frames` their frames after `frame_processor`; `text_states`, the text encoder's
+    hidden states, are computed if absent.
     """
     transformer = models.transformer
-    edit_tokens = models.edit_token_encoder(frames, texts)
+    edit_tokens = models.edit_token_encoder(frames, prompts)
     if not transformer.reads_native_tokens:
         return transformer.embed_tokens(edit_tokens, latents)
-    if states is None:
-        states = encode_text(models.tokenizer, models.text_encoder, texts, models.config.max_text_length)
-    return transformer.embed_tokens(edit_tokens, latents, states.to(edit_tokens.device))
+    if text_states is None:
+        limit = models.config.max_text_length
+        text_states = encode_text(models.tokenizer, models.text_encoder, prompts, limit)
+    return transformer.embed_tokens(edit_tokens, latents, text_states.to(edit_tokens.device))

@@ -1,7 +1,8 @@
-"""The routed diffusion transformer: Wan's blocks, conditioned by depth (section 4.2)."""
+"""The routed diffusion transformer: Wan's blocks with a context that depends on depth (section 4.2)."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,30 +14,30 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rvedit.compat import onload
 from rvedit.models.cross_attention import BlockContext, RoutedCrossAttnProcessor, Trace, block_trace
-from rvedit.models.offloading import onload
 from rvedit.models.routing import TokenGroups, route
 from rvedit.models.visual_tokens import flatten_tokens, position_embedding
 
 
 @dataclass
 class RoutedOutput:
-    """What a forward pass gives."""
+    """The output of a forward pass."""
 
     sample: Float[Tensor, "b c f h w"] | None
-    """The velocity eps - x_1; none where the pass stopped at the trace."""
+    """The velocity eps - x_1; None with `stop_at_trace`."""
     trace: Float[Tensor, "b s d"] | None = None
-    """A^(i) at the asked depth."""
+    """A^(i) of block `trace_depth`."""
 
 
 class RoutedWanTransformer3DModel(WanTransformer3DModel):
-    """`WanTransformer3DModel` whose blocks read what Eq. 3 shows them.
+    """`WanTransformer3DModel` whose blocks attend to the tokens of Eq. 3.
 
-    Beside Wan's configuration:
-        routing_depth: L_s, in blocks; blocks 1 ... L_s read X_e alone.
-        source_position: whether the source's tokens, as they are added to the noisy tokens, carry their place
-            in the frame. Rotary embeddings tell distances alone, so nano, trained from scratch, is told
-            where "the top left" is; pretrained backbones are left as they are.
+    Args (in addition to Wan's):
+        routing_depth: L_s, in blocks; blocks 1 ... L_s attend to X_e alone.
+        source_position: add absolute position embeddings to the source tokens. Rotary embeddings encode
+            relative positions alone, so nano, trained from scratch, needs this for instructions such as "in
+            the top left"; pretrained backbones do not use it.
     """
 
     @register_to_config
@@ -61,24 +62,9 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         routing_depth: int = 15,
         source_position: bool = False,
     ) -> None:
-        super().__init__(
-            patch_size=patch_size,
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            text_dim=text_dim,
-            freq_dim=freq_dim,
-            ffn_dim=ffn_dim,
-            num_layers=num_layers,
-            cross_attn_norm=cross_attn_norm,
-            qk_norm=qk_norm,
-            eps=eps,
-            image_dim=image_dim,
-            added_kv_proj_dim=added_kv_proj_dim,
-            rope_max_seq_len=rope_max_seq_len,
-            pos_embed_seq_len=pos_embed_seq_len,
-        )
+        # `register_to_config` has stored the arguments in the config.
+        wan_arguments = inspect.signature(WanTransformer3DModel).parameters
+        super().__init__(**{name: self.config[name] for name in wan_arguments})
         width = num_attention_heads * attention_head_dim
         p_t, p_h, p_w = patch_size
         patch = (p_t, p_h, p_w)
@@ -89,16 +75,16 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
 
     @property
     def reads_native_tokens(self) -> bool:
-        """Whether any block reads X_v and X_l (Eq. 3), which is L_s < L."""
+        """Whether any block attends to X_v and X_l (Eq. 3), that is L_s < L."""
         return bool(self.config.routing_depth < len(self.blocks))
 
-    def encode_tokens(
+    def embed_tokens(
         self,
         edit_tokens: Float[Tensor, "b k d"] | None = None,
         source_latents: Float[Tensor, "b c f h w"] | None = None,
         text_states: Float[Tensor, "b m e"] | None = None,
     ) -> TokenGroups:
-        """Build X_e, X_v and X_l in the transformer's width, once per clip.
+        """Return X_e, X_v and X_l in the transformer's width; call it once per clip.
 
         `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` are
         the text encoder's hidden states.
@@ -107,19 +93,17 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         visual = source = text = None
         if source_latents is not None:
             visual_volume = self.visual_embedder(source_latents)
-            source_volume = self.source_embedder(source_latents)
-            visual, source = flatten_tokens(visual_volume), flatten_tokens(source_volume)
+            visual = flatten_tokens(visual_volume)
+            source = flatten_tokens(self.source_embedder(source_latents))
             position = position_embedding(visual_volume).to(visual.dtype)
             visual = visual + position
             source = source + position if self.config.source_position else source
         if text_states is not None:
             text = self.condition_embedder.text_embedder(text_states)
-        return TokenGroups(
-            edit_tokens=edit_tokens, visual_tokens=visual, text_tokens=text, source_tokens=source
-        )
+        return TokenGroups(edit_tokens, visual, text, source)
 
     def contexts(self, groups: TokenGroups, reuse: bool = False) -> list[BlockContext]:
-        """What each block reads (Eq. 3); made once per clip with `reuse`, it is projected once."""
+        """Return each block's context (Eq. 3). `reuse`: cache the projected keys and values over steps."""
         routed = route(groups, len(self.blocks), self.config.routing_depth)
         return [BlockContext(tokens=tokens, reuse=reuse) for tokens in routed]
 
@@ -132,15 +116,15 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         trace_depth: int | None = None,
         stop_at_trace: bool = False,
     ) -> RoutedOutput:
-        """Predict the velocity eps - x_1 of noisy latents.
+        """Return the predicted velocity eps - x_1 of noisy latents, and the trace if requested.
 
         Args:
             hidden_states: noisy latents x_t.
             timestep: 1000 t, one per clip.
-            groups: from `encode_tokens`.
-            contexts: from `contexts`, to reuse keys and values over steps; made anew if absent.
+            groups: from `embed_tokens`.
+            contexts: from `contexts`, to reuse keys and values over steps; by default without reuse.
             trace_depth: block (1 ... L) whose cross-attention output is returned as the trace.
-            stop_at_trace: stop right there, without a sample.
+            stop_at_trace: return after that cross-attention, without a sample.
         """
         contexts = contexts or self.contexts(groups)
         rotary_emb = self.rope(hidden_states)
@@ -155,7 +139,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         trace = Trace()
         for depth, (block, context) in enumerate(zip(self.blocks, contexts, strict=True), start=1):
             if depth == trace_depth and stop_at_trace:
-                # A sharded block brings its own method, which puts its weights together first.
+                # A block sharded by FSDP2 has a `trace` method that gathers its weights first.
                 run = getattr(block, "trace", None) or partial(block_trace, block)
                 return RoutedOutput(None, run(tokens, context, timestep_proj, rotary_emb))
             context.trace = trace if depth == trace_depth else None
@@ -175,7 +159,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         return RoutedOutput(sample, trace.value)
 
     def _embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The time embedding (b, d) and its six modulations (b, 6, d)."""
+        """Return the time embedding (b, d) and its six modulations (b, 6, d)."""
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
         temb = embedder.time_embedder(frequencies).to(dtype)

@@ -1,1 +1,1 @@
-"""Pipelines as diffusers users know them: RVEDiT, the baselines of Table 1, loading and placement."""
+"""Diffusers pipelines: RVEDiT, the baselines of Table 1, loading and device placement."""

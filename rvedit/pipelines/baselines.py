@@ -1,4 +1,4 @@
-"""The other models of Table 1 that diffusers runs: Lucy-Edit, VACE, and Ditto's adapters on VACE."""
+"""Baselines of Table 1 that run in diffusers: Lucy-Edit, VACE, and VACE with Ditto's LoRA weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from diffusers import DiffusionPipeline, LucyEditPipeline, WanVACEPipeline
 
 from rvedit.io.errors import UserError
-from rvedit.pipelines.adapters import add_adapters
+from rvedit.pipelines.adapters import add_lora_weights
 from rvedit.pipelines.checkpoints import check_components, find_checkpoint
 
 
 @dataclass(frozen=True)
 class NativeFormat:
-    """The clips that a model was trained on."""
+    """The size, length and frame rate of the clips that a model was trained on."""
 
     height: int
     width: int
@@ -27,9 +27,9 @@ class NativeFormat:
     frame_rate: float
 
     def size(self, height: int, width: int, grid: int) -> tuple[int, int]:
-        """Return the native size, in portrait or landscape, for frames of about its aspect ratio.
+        """Return the native size, landscape or portrait, if the frames have about its aspect ratio.
 
-        For other frames: a size of the same area and their aspect ratio, in multiples of `grid`.
+        Otherwise return a size of the same area with the frames' aspect ratio, in multiples of `grid`.
         """
         shape = (self.height, self.width) if width >= height else (self.width, self.height)
         if abs(np.log(width / height) - np.log(shape[1] / shape[0])) < 0.1:
@@ -39,48 +39,44 @@ class NativeFormat:
         return rows, columns
 
     def frame_step(self, frame_rate: float | None) -> float:
-        """Return the source's frames per frame that the model sees: 1 for sources up to the native rate."""
+        """Return the number of source frames per model frame: 1 up to the native frame rate."""
         return max(1.0, (frame_rate or 0.0) / self.frame_rate)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model reads beside a clip and an instruction."""
+    """The inputs of a model beside the clip."""
 
     description: bool = False
-    """A description of the result, which it reads instead of the instruction."""
+    """It reads a description of the result instead of the instruction."""
     mask: bool = False
 
     def check(self, config: Any) -> None:
-        """Raise UserError for a missing `description`, and for settings of `config` that are not read."""
+        """Raise UserError if `config` lacks a `description` or has a setting that the model ignores."""
         if self.description and not config.description:
             raise UserError(
                 "`description`: this model reads a description of the result, not an instruction: give one"
             )
         if config.description and not self.description:
-            raise UserError("`description`: this model reads the instruction: leave it out, or use vace")
+            raise UserError("`description`: this model reads the instruction only: omit it, or use vace")
         if config.mask and not self.mask:
             raise UserError(
-                "`mask`: this model reads none: say in the instruction where to edit, or use vace or ditto"
+                "`mask`: this model reads no mask: name the region in the instruction, or use vace or ditto"
             )
-
-
-NO_CAPABILITIES = Capabilities()
-"""RVEDiT's."""
 
 
 @dataclass(frozen=True)
 class BaselineSpec:
-    """A model of Table 1."""
+    """The weights and inputs of a model of Table 1."""
 
     weights: str
     """Hub id."""
     native: NativeFormat
     variable: str
-    """Environment variable that names other weights."""
+    """Environment variable that overrides `weights`."""
     capabilities: Capabilities
-    adapters: str | None = None
-    """Hub id of LoRA weights that are added."""
+    lora_weights: str | None = None
+    """Hub id of additional LoRA weights."""
 
 
 BASELINES = {
@@ -97,63 +93,63 @@ BASELINES = {
         "Wan-AI/Wan2.1-VACE-14B-diffusers",
         NativeFormat(480, 832, 73, 20.0),
         "RVEDIT_VACE",
-        Capabilities(mask=True),  # the adapters were trained on instructions
+        Capabilities(mask=True),  # its LoRA weights were trained on instructions
         "QingyanBai/Ditto_models",
     ),
 }
-"""By name of the model."""
+"""Specs by baseline name."""
 
 BASELINE_CLASSES = {"LucyEditPipeline": "lucy", "WanVACEPipeline": "vace"}
-"""The baseline that a pipeline's class stands for, unless it was loaded as another."""
+"""Baseline names by pipeline class; `load_baseline_folder` can override them."""
 
 
 def baseline_spec(pipe: Any) -> BaselineSpec:
-    """Return the spec of a pipeline. Raises ValueError for one that does not edit."""
+    """Return the spec of a baseline pipeline. Raises ValueError for other pipelines."""
     name = getattr(pipe, "rvedit_baseline", None) or BASELINE_CLASSES.get(type(pipe).__name__)
     if name is None:
-        known = ", ".join(["RVEDiTPipeline", *BASELINE_CLASSES])
-        raise ValueError(f"a {type(pipe).__name__} does not edit video here: give one of {known}")
+        supported = ", ".join(["RVEDiTPipeline", *BASELINE_CLASSES])
+        raise ValueError(f"a {type(pipe).__name__} is not a supported editing pipeline: use {supported}")
     return BASELINES[name]
 
 
 def capabilities(pipe: Any) -> Capabilities:
-    """Return what a pipeline reads; RVEDiT's reads neither a description nor a mask."""
-    return NO_CAPABILITIES if type(pipe).__name__ == "RVEDiTPipeline" else baseline_spec(pipe).capabilities
+    """Return the capabilities of a pipeline."""
+    return Capabilities() if type(pipe).__name__ == "RVEDiTPipeline" else baseline_spec(pipe).capabilities
 
 
 def load_baseline(name: str, dtype: torch.dtype) -> Any:
-    """Load `lucy`, `vace` or `ditto`, from the hub or from the folder that its variable names."""
+    """Load `lucy`, `vace` or `ditto` from the hub or from the folder in its environment variable."""
     spec = BASELINES[name]
     folder = find_checkpoint(os.environ.get(spec.variable) or spec.weights, spec.variable)
     pipe = load_baseline_folder(folder, name, dtype)
-    if spec.adapters:
-        adapters = os.environ.get("RVEDIT_DITTO") or spec.adapters
-        add_adapters(pipe.transformer, _adapter(find_checkpoint(adapters, "RVEDIT_DITTO")))
+    if spec.lora_weights:
+        path = find_checkpoint(os.environ.get("RVEDIT_DITTO") or spec.lora_weights, "RVEDIT_DITTO")
+        add_lora_weights(pipe.transformer, _lora_file(path))
     return pipe
 
 
 def load_baseline_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    """Load a folder of Lucy's or VACE's pipeline as the named baseline; the VAE in fp32."""
+    """Load a Lucy or VACE pipeline from a folder as baseline `name`, with the VAE in fp32."""
     if importlib.util.find_spec("ftfy") is None:
-        raise UserError(f"{name}: its pipeline needs ftfy: pip install 'rvedit[editors]'")
+        raise UserError(f"{name}: needs the package ftfy: pip install 'rvedit[editors]'")
     check_components(folder)
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype={"default": dtype, "vae": torch.float32})
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
     if not isinstance(pipe, (LucyEditPipeline, WanVACEPipeline)):
-        raise UserError(f"{folder}: a {type(pipe).__name__}, which does not edit video here")
+        raise UserError(f"{folder}: a {type(pipe).__name__} is not a supported editing pipeline")
     pipe.rvedit_baseline = name
     return pipe
 
 
-def _adapter(file: Path) -> Path:
-    """Return the file of LoRA weights: the named one, or Ditto's for global edits in a folder."""
-    if file.is_file():
-        return file
-    found = sorted(
-        path for path in file.glob("**/*.safetensors") if "global" in path.name and "style" not in path.name
+def _lora_file(path: Path) -> Path:
+    """Return `path` if it is a file, else Ditto's LoRA weights for global edits in that folder."""
+    if path.is_file():
+        return path
+    files = sorted(
+        file for file in path.glob("**/*.safetensors") if "global" in file.name and "style" not in file.name
     )
-    if not found:
-        raise UserError(f"{file}: holds no adapters of global edits: name a file with RVEDIT_DITTO")
-    return found[0]
+    if not files:
+        raise UserError(f"{path}: no LoRA weights for global edits: set RVEDIT_DITTO to a safetensors file")
+    return files[0]

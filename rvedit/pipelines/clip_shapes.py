@@ -1,4 +1,4 @@
-"""Shapes of clips that a model can be trained on."""
+"""Validation of clip shapes for training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 
 def check_shapes(shapes: Sequence[ClipShape], pipeline: RVEDiTPipeline) -> None:
-    """Raises UserError for clips of another length than 4k+1, or of a size that patches do not fill."""
+    """Raise UserError for a length other than 4k+1 frames or a size that is not a multiple of a patch."""
     vae, patch = pipeline.vae.config, pipeline.transformer.config.patch_size
     grid, group = vae.scale_factor_spatial * patch[1], vae.scale_factor_temporal
     for shape in shapes:

@@ -1,4 +1,4 @@
-"""Pipelines by their names, placed on a device."""
+"""Loading of pipelines by name, and placement on a device."""
 
 from __future__ import annotations
 
@@ -6,32 +6,18 @@ from typing import Any
 
 import torch
 
-from rvedit.io.errors import UserError
+from rvedit.io.errors import UserError, check_choice
+from rvedit.pipelines import memory, speed
 from rvedit.pipelines.baselines import (
     BASELINE_CLASSES,
     BASELINES,
-    NO_CAPABILITIES,
     Capabilities,
     load_baseline,
     load_baseline_folder,
 )
 from rvedit.pipelines.checkpoints import find_checkpoint, is_hub_id, load_checkpoint, pipeline_kind
-from rvedit.pipelines.memory import (
-    Offload,
-    Quantize,
-    check_packages,
-    check_placement,
-    place,
-    quantize,
-)
-from rvedit.pipelines.speed import (
-    Fast,
-    check_attention,
-    check_fast,
-    choose_attention,
-    compile_blocks,
-    reuse_steps,
-)
+from rvedit.pipelines.memory import Offload, Quantize
+from rvedit.pipelines.speed import Fast
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,80 +34,76 @@ def load_pipeline(
     compile: bool = False,
     attention: str | None = None,
 ) -> Any:
-    """Load a pipeline for `edit_video` and put it on a device.
+    """Load a pipeline for `edit_video` and place it on a device.
 
     Args:
-        model: `nano`, `lucy`, `vace`, `ditto`, or a folder, file or hub id of weights: RVEDiT's,
-            Wan2.2-TI2V-5B's, Kiwi-Edit's, Lucy's or VACE's.
+        model: `nano`, `lucy`, `vace`, `ditto`, or a folder, file or hub id with weights of RVEDiT,
+            Wan2.2-TI2V-5B, Kiwi-Edit, Lucy or VACE.
         device: by default a GPU if there is one.
         dtype: `fp32`, `bf16` or `fp16`; by default fp32 on a CPU and bf16 elsewhere.
-        offload: keep what does not compute on the CPU: whole components (`model`) or all layers (`group`);
-            `auto` offloads components if the weights fill more than half of the device's free memory.
-        quantization: store the large matrices in int8, fp8 or nf4.
-        vae_tiling: encode and decode by tiles.
-        fast: reuse work of earlier steps (`first-block`, `magcache`, `taylorseer`).
+        offload: keep idle weights on the CPU, by component (`model`) or by layer (`group`); `auto` offloads
+            components if the weights exceed half of the device's free memory.
+        quantization: store the weights of large linear layers in int8, fp8 or nf4.
+        vae_tiling: encode and decode in tiles.
+        fast: step cache (`first-block`, `magcache`, `taylorseer`).
         compile: compile the transformer's blocks.
-        attention: attention kernels by diffusers' names.
+        attention: attention backend, by its name in diffusers.
 
-    Raises UserError; for what can be known before weights are read, before that.
+    Raises UserError for invalid arguments, before weights are read wherever possible.
     """
-    check_placement(offload, quantization)
-    check_packages(quantization)
-    check_fast(fast)
-    check_attention(attention)
-    at = pick_device(device)
-    torch_dtype = pick_dtype(dtype, at)
+    memory.check_placement(offload, quantization)
+    memory.check_packages(quantization)
+    speed.check_fast(fast)
+    speed.check_attention(attention)
+    torch_device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, torch_device)
     path = None if model in BASELINES else find_checkpoint(model)
     baseline = model if path is None else BASELINE_CLASSES.get(pipeline_kind(path))
-    if baseline and fast:
-        check_fast(fast, baseline)
+    speed.check_fast(fast, baseline)
     if path is None:
         pipe = load_baseline(model, torch_dtype)
     elif baseline:
         pipe = load_baseline_folder(path, baseline, torch_dtype)
     else:
         pipe = load_checkpoint(path, torch_dtype)
-        if not pipe.transformer.reads_native_tokens:  # 11 GB of the 5B's that nothing would read
+        if not pipe.transformer.reads_native_tokens:  # saves 11 GB for the 5B model
             pipe.register_modules(text_encoder=None, tokenizer=None)
     if quantization:
-        quantize(pipe, quantization, at)
+        memory.quantize(pipe, quantization, torch_device)
     if vae_tiling:
         pipe.vae.enable_tiling()
     if attention:
-        choose_attention(pipe, attention)
-    place(pipe, at, offload)
+        speed.choose_attention(pipe, attention)
+    memory.place(pipe, torch_device, offload)
     if fast:
-        reuse_steps(pipe, fast)
+        speed.enable_step_cache(pipe, fast)
     if compile:
-        compile_blocks(pipe)
+        pipe.transformer.compile_repeated_blocks(dynamic=None)  # one block, for all of them
     return pipe
 
 
 def capabilities_of(model: str) -> Capabilities | None:
-    """Return what a model reads, before it is loaded; None for a hub id, which is not known until then."""
-    if model in BASELINES:
-        return BASELINES[model].capabilities
+    """Return a model's capabilities without loading it; None for a hub id, where they are unknown."""
     if is_hub_id(model):
         return None
-    baseline = BASELINE_CLASSES.get(pipeline_kind(find_checkpoint(model)))
-    return BASELINES[baseline].capabilities if baseline else NO_CAPABILITIES
+    name = model if model in BASELINES else BASELINE_CLASSES.get(pipeline_kind(find_checkpoint(model)))
+    return BASELINES[name].capabilities if name else Capabilities()
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """Return a dtype by name; fp32 on a CPU and bf16 elsewhere by default."""
-    kind = name or ("fp32" if device.type == "cpu" else "bf16")
-    if kind not in DTYPES:
-        raise UserError(f"`dtype` {kind}: choose one of {', '.join(DTYPES)}")
-    return DTYPES[kind]
+    """Return the dtype of a name; by default fp32 on a CPU and bf16 elsewhere."""
+    name = name or ("fp32" if device.type == "cpu" else "bf16")
+    check_choice("`dtype`", name, DTYPES)
+    return DTYPES[name]
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return a device by name; a GPU if there is one by default. Raises UserError if it cannot be used."""
+    """Return the device of a name; by default a GPU if there is one. Raises UserError if it is unusable."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"`device` {name}: this machine or this build of torch has no CUDA: try cpu")
-        torch.zeros(1, device=device).item()  # which says whether it can be computed with
+            raise UserError(f"`device` {name}: CUDA is not available on this machine: try cpu")
+        torch.zeros(1, device=device).item()  # raises an error if the device is unusable
     except (RuntimeError, AssertionError, ImportError, NotImplementedError):
         raise UserError(f"`device` {name}: no such device: try cpu, cuda or cuda:0") from None
     return device

@@ -1,4 +1,4 @@
-"""What a checkpoint was made from, kept beside its weights, and the model card that says so."""
+"""Provenance record and model card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rvedit.io.errors import UserError
 
 FILE, CARD = "provenance.json", "README.md"
 WAN, QWEN, KIWI = "Wan-AI/Wan2.2-TI2V-5B", "Qwen/Qwen2.5-VL-3B-Instruct", "Kiwi-Edit"
-# As their owners state them; whoever publishes what is made from them is bound by all.
 PLAYGROUND = "the playground, drawn by rvedit"
-LICENCES = {
+# As stated by the owners; published derivatives are bound by all of them.
+LICENSES = {
     "nano": "Apache-2.0",
     PLAYGROUND: "Apache-2.0",
     WAN: "Apache-2.0",
@@ -40,27 +40,27 @@ rvedit edit clip.mp4 "replace the dog with a corgi" --model THIS_FOLDER_OR_REPOS
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights come from."""
+    """The origin of a checkpoint's weights."""
 
     base: tuple[str, ...] = ()
-    """The weights it began with."""
+    """The initial weights."""
     data: tuple[str, ...] = ()
-    """What it was trained on."""
+    """The training datasets."""
     recipe: Mapping[str, Any] | None = None
-    """Of the last training."""
+    """The recipe of the last training run."""
     scores: Mapping[str, Any] = field(default_factory=dict)
-    """What judges said: by judge, the table in the summary of `rvedit judge`."""
+    """By judge: the table in the summary of `rvedit judge`."""
 
     def write(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
-        """Leave the record and the card in a checkpoint's folder; of absolute paths the names alone."""
-        shown = replace(self, recipe=_names_alone(self.recipe))
-        record = json.dumps(asdict(shown), indent=2, ensure_ascii=False, default=str)
+        """Write the record and the model card to a checkpoint's folder, with directories of paths removed."""
+        public = replace(self, recipe=_strip_directories(self.recipe))
+        record = json.dumps(asdict(public), indent=2, ensure_ascii=False, default=str)
         (folder / FILE).write_text(record + "\n", encoding="utf-8")
-        (folder / CARD).write_text(shown.card(name, facts), encoding="utf-8")
+        (folder / CARD).write_text(public.card(name, facts), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Provenance:
-        """The record; an empty one where there is none. Raises UserError for one that cannot be read."""
+        """Return the record of a folder, empty if it has none. Raises UserError for a damaged record."""
         path = folder / FILE
         if not path.is_file():
             return cls()
@@ -69,31 +69,30 @@ class Provenance:
             return cls(tuple(values["base"]), tuple(values["data"]), values["recipe"], values["scores"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}): delete it, or the folder"
+                f"{path}: cannot be read ({type(error).__name__}): delete the file or the folder"
             ) from None
 
     def with_scores(self, summary: Path) -> Provenance:
-        """Also what `rvedit judge` found: the `judge/summary.json` of the edits' folder."""
+        """Return the record with the scores of `rvedit judge`, read from its `judge/summary.json`."""
         judges = json.loads(summary.read_text(encoding="utf-8"))["judges"]
-        return replace(self, scores={name: {"table": found["table"]} for name, found in judges.items()})
+        return replace(self, scores={name: {"table": scores["table"]} for name, scores in judges.items()})
 
     def card(self, name: str, facts: Mapping[str, Any]) -> str:
-        """A model card: base weights, licences, recipe, scores."""
+        """Return a model card with base weights, licenses, recipe and scores."""
         sources = [*self.base, *self.data]
-        free = sources and all("Apache" in LICENCES.get(source, "") for source in sources)
+        is_apache = sources and all("Apache" in LICENSES.get(source, "") for source in sources)
         header = {
             "library_name": "rvedit",
             "tags": ["video-editing", "diffusion", "rvedit"],
-            "license": "apache-2.0" if free else "other",
+            "license": "apache-2.0" if is_apache else "other",
             "base_model": [source for source in self.base if "/" in source],
         }
-        shown = yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False)
-        lines = ["---", shown.strip(), "---", "", *_INTRODUCTION.format(name=name).splitlines(), ""]
+        metadata = yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False)
+        lines = ["---", metadata.strip(), "---", "", *_INTRODUCTION.format(name=name).splitlines(), ""]
         lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), ""]
         if sources:
-            lines += ["## Made from", "", "| | licence |", "|---|---|"]
-            lines += [f"| {source} | {LICENCES.get(source, 'see there')} |" for source in sources]
-            lines += [""]
+            lines += ["## Made from", "", "| | license |", "|---|---|"]
+            lines += [*(f"| {source} | {LICENSES.get(source, 'unknown')} |" for source in sources), ""]
         if self.recipe:
             recipe = yaml.safe_dump(dict(self.recipe), sort_keys=False)
             lines += ["## Recipe", "", "```yaml", recipe.strip(), "```", ""]
@@ -103,9 +102,10 @@ class Provenance:
         return "\n".join(lines)
 
 
-def _names_alone(values: Any) -> Any:
+def _strip_directories(values: Any) -> Any:
+    """Replace absolute paths by their file names."""
     if isinstance(values, Mapping):
-        return {key: _names_alone(value) for key, value in values.items()}
+        return {key: _strip_directories(value) for key, value in values.items()}
     is_path = isinstance(values, str) and Path(values).is_absolute()
     return Path(values).name if is_path else values
 

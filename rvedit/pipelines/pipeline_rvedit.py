@@ -1,6 +1,6 @@
-"""Inference (Algorithm 2): edit one window of a clip by an instruction, with no reference branch.
+"""Inference (Algorithm 2): edit one window of a clip by an instruction.
 
-Clips of any length and size are edited by `rvedit.edit_video`, which calls this pipeline window by window.
+`rvedit.edit_video` edits clips of any length and size by calling this pipeline window by window.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from diffusers.video_processor import VideoProcessor
 from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from rvedit.compat import smart_resize
 from rvedit.io.frames import Frames, as_frames, resize_frames, to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.models.cross_attention import BlockContext
@@ -37,32 +37,32 @@ from rvedit.pipelines.step_cache import reset_step_cache
 
 OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
-"""(pipeline, step, timestep, tensors) -> the tensors to go on with, as diffusers' callbacks."""
+"""(pipeline, step, timestep, tensors) -> tensors to replace, as in diffusers."""
 
 
 class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
-    """Edit one window of a clip by an instruction.
+    """Pipeline that edits one window of a clip by an instruction.
 
-    Args (beside the modules):
-        max_text_length: tokens of the instruction that the text encoder reads.
-        window_frames, window_stride: frames of a window, and frames from one window's start to the next.
-        min_area, max_area: pixels of a frame inside the model; clips of other sizes are resized.
-        default_steps, default_guidance: `num_inference_steps` and `guidance_scale` where a call has none.
-        sigma_min: the last sigma before the shift; the last step goes to 0 regardless.
+    Args (in addition to the modules):
+        max_text_length: maximum number of prompt tokens for the text encoder.
+        window_frames, window_stride: frames per window, and frames between the starts of two windows.
+        min_area, max_area: bounds of height x width inside the model; clips of other sizes are resized.
+        default_steps, default_guidance: defaults of `num_inference_steps` and `guidance_scale`.
+        sigma_min: last sigma of the schedule before the shift; the last step always ends at 0.
         shared_noise_ratio: share of the initial noise's variance that is common to all frames.
-        round_up: round sizes up to the model's grid, as Kiwi-Edit does, instead of to the nearest multiple.
+        round_up: round sizes up to multiples of the grid, as Kiwi-Edit does, instead of to the nearest.
 
-    `text_encoder` and `tokenizer` may be None if every block reads the editing tokens alone. The VAE always
-    computes in fp32.
+    `text_encoder` and `tokenizer` may be None if every block attends to the editing tokens alone. The VAE
+    always computes in fp32.
     """
 
-    # The order in which they compute: each sends the one before it back to the CPU.
+    # In the order of execution.
     model_cpu_offload_seq = "mllm->connector->text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     reuse_key_values = True
-    """Project the tokens that blocks read to keys and values once per call instead of once per step."""
+    """Compute the cross-attention's keys and values once per call instead of once per step."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         shared_noise_ratio: float = 0.0,
         round_up: bool = False,
     ) -> None:
+        arguments = dict(locals())
         super().__init__()
         self.provenance = Provenance()
         self.register_modules(
@@ -97,29 +98,18 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             mllm_tokenizer=mllm_tokenizer,
             scheduler=scheduler,
         )
-        self.register_to_config(
-            max_text_length=max_text_length,
-            window_frames=window_frames,
-            window_stride=window_stride,
-            min_area=min_area,
-            max_area=max_area,
-            default_steps=default_steps,
-            default_guidance=default_guidance,
-            sigma_min=sigma_min,
-            shared_noise_ratio=shared_noise_ratio,
-            round_up=round_up,
-        )
+        self.register_to_config(**{name: arguments[name] for name in RVEDiTPipeline.setting_names()})
         self.video_processor = VideoProcessor(vae_scale_factor=vae.config.scale_factor_spatial)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> RVEDiTPipeline:
-        """Load a folder or hub id as diffusers does, in `torch_dtype` or else in fp32; the VAE in fp32."""
+        """Load a folder or hub id as diffusers does, in `torch_dtype` (default: fp32); the VAE in fp32."""
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
         dtypes = {**(dtype if isinstance(dtype, dict) else {"default": dtype}), "vae": torch.float32}
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            kept = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-            options = {name: kwargs[name] for name in kept if name in kwargs}
+            names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+            options = {name: kwargs[name] for name in names if name in kwargs}
             folder = Path(cls.download(pretrained_model_name_or_path, **options))
         pipeline: RVEDiTPipeline = super().from_pretrained(folder, dtype=dtypes, **kwargs)
         pipeline.provenance = Provenance.read(folder)
@@ -127,11 +117,11 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """Read model_index.json as diffusers does; names of version 0.1 are translated."""
-        found = super().load_config(*args, **kwargs)
-        return (
-            (from_version_0_1(found[0]), *found[1:]) if isinstance(found, tuple) else from_version_0_1(found)
-        )
+        """Load model_index.json as diffusers does, with names of version 0.1 translated."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, tuple):
+            return from_version_0_1(config[0]), *config[1:]
+        return from_version_0_1(config)
 
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
@@ -140,27 +130,24 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         return tuple(p.name for p in parameters if p.default is not inspect.Parameter.empty)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save as diffusers does, and write a model card with the weights' provenance."""
+        """Save as diffusers does, with a model card and the provenance of the weights."""
         folder = Path(save_directory)
         super().save_pretrained(folder, *args, **{**kwargs, "push_to_hub": False})
         blocks, depth = len(self.transformer.blocks), self.transformer.config.routing_depth
-        count = sum(
-            p.numel()
-            for part in self.components.values()
-            if hasattr(part, "parameters")
-            for p in part.parameters()
-        )
+        modules = [module for module in self.components.values() if hasattr(module, "parameters")]
+        count = sum(p.numel() for module in modules for p in module.parameters())
         facts = {
             "parameters": f"{count / 1e9:.3g} billion",
             "blocks, routing depth": f"{blocks}, {depth}",
             "editing tokens": self.connector.config.num_queries,
-            "frames at once": self.config.window_frames,
+            "frames per window": self.config.window_frames,
             "steps, guidance": f"{self.config.default_steps}, {self.config.default_guidance:g}",
         }
-        self.provenance.write(folder, kwargs.get("repo_id") or folder.resolve().name, facts)
+        name = kwargs.get("repo_id") or folder.resolve().name
+        self.provenance.write(folder, name, facts)
         if kwargs.get("push_to_hub"):
             options = {key: kwargs[key] for key in ("private", "token") if key in kwargs}
-            self.push_to_hub(kwargs.get("repo_id") or folder.resolve().name, folder=folder, **options)
+            self.push_to_hub(name, folder=folder, **options)
 
     def push_to_hub(
         self,
@@ -169,7 +156,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         token: str | None = None,
         folder: str | Path | None = None,
     ) -> str:
-        """Upload the pipeline, or the folder that it was saved to; return the repository's address."""
+        """Upload the pipeline, or `folder` if it was saved there, and return the repository's URL."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
@@ -188,7 +175,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
 
     @property
     def grid(self) -> int:
-        """Pixels that height and width are multiples of: one transformer token."""
+        """Pixels per transformer token along each side; height and width are multiples of it."""
         return int(self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1])
 
     @property
@@ -197,26 +184,23 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         return self._num_timesteps
 
     def model_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the nearest (height, width) on the grid, of an area between `min_area` and `max_area`.
+        """Return the nearest (height, width) in multiples of `grid`, with an area within the bounds.
 
-        The aspect ratio is kept as far as the grid allows.
+        The aspect ratio is kept as far as the grid allows, up to 100.
         """
-        grid = self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
-        ratio = max(height, width) / min(height, width)
-        if ratio > 100:  # a strip, which no size on the grid matches
+        if max(height, width) / min(height, width) > 100:
             height, width = (100, 10_000) if width > height else (10_000, 100)
-        least, most = self.config.min_area, self.config.max_area
-        if self.config.round_up and height * width >= least:
-            scale = min(1.0, (most / (height * width)) ** 0.5)
+        min_area, max_area = self.config.min_area, self.config.max_area
+        if self.config.round_up and height * width >= min_area:
+            scale = min(1.0, (max_area / (height * width)) ** 0.5)
             if scale < 1:
                 height, width = (int(side * scale) // 16 * 16 for side in (height, width))
-            return -(-height // grid) * grid, -(-width // grid) * grid
-        rows, columns = smart_resize(height, width, grid, least, most)
-        return int(rows), int(columns)
+            return -(-height // self.grid) * self.grid, -(-width // self.grid) * self.grid
+        return smart_resize(height, width, self.grid, min_area, max_area)
 
     @torch.no_grad()
     def encode_video(self, frames: Frames) -> Float[Tensor, "1 c f y x"]:
-        """Return the normalised latents of 4k+1 frames (t, h, w, 3) at a size on the model's grid."""
+        """Return the normalized latents of 4k+1 frames (t, h, w, 3) whose size is a multiple of `grid`."""
         return encode(self.vae, to_model_range(frames)[None].to(self._execution_device))
 
     @torch.no_grad()
@@ -241,23 +225,23 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         """Edit a clip of at most `window_frames` frames (Eq. 1 by Algorithm 2).
 
         Args:
-            video: frames as PIL images, arrays (h, w, 3), one array (t, h, w, 3) or tensor (t, 3, h, w):
-                uint8, or floats in [0, 1]. Several clips of one size and length: a list of them, or a fifth,
-                leading axis.
+            video: frames as a list of PIL images or arrays (h, w, 3), an array (t, h, w, 3) or a tensor
+                (t, 3, h, w): uint8, or floats in [0, 1]. A batch of clips of equal size and length is a list
+                of these, or has a leading axis.
             prompt: the instruction, or one for each clip.
-            negative_prompt: what guidance moves away from; nothing by default.
+            negative_prompt: prompt of the unconditional branch; empty by default.
             height, width: size to edit at, in multiples of `grid`; by default `model_size` of the video's.
-            num_inference_steps, guidance_scale: by default the config's; guidance 1 costs one pass a step.
-            generator: draws the initial noise.
-            latents: initial noise, in the place of a generator.
-            source_latents: the video's latents, if they are known already (`encode_video`).
-            prefix_latents: first latents that are known: at each step they are held on their way from the
-                noise, and the others follow them. This is how a window continues the one before it.
+            num_inference_steps, guidance_scale: by default the config's; guidance 1 needs one pass per step.
+            generator: generator of the initial noise.
+            latents: initial noise, instead of a generator.
+            source_latents: the video's latents, if already computed (`encode_video`).
+            prefix_latents: clean latents of the first frames, which are noised to each step's sigma and
+                constrain the others. Windows after the first continue the edit in this way.
             output_type: `np` (b, t, h, w, 3) in [0, 1], `pil`, `pt` (b, t, 3, h, w) or `latent`.
             return_dict: return an object with `.frames` instead of a tuple.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: as diffusers'; it may change `latents`.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: as in diffusers; may change `latents`.
 
-        Raises ValueError for an argument that does not fit, or that nothing would read.
+        Raises ValueError for invalid arguments, and for arguments that would have no effect.
         """
         guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
         num_steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
@@ -269,14 +253,16 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         size = self.model_size(*clips.shape[2:4]) if height is None or width is None else (height, width)
         self._check(clips, prompts, negatives, height, width, num_steps, guidance, output_type)
         if negative_prompt is not None and guidance == 1.0:
-            raise ValueError("negative_prompt is read only if guidance_scale is not 1: leave it out")
+            raise ValueError("`negative_prompt` has no effect with `guidance_scale` 1: omit it")
         if latents is not None and generator is not None:
-            raise ValueError("latents are the initial noise that generator would draw: give one of them")
+            raise ValueError("`latents` replace the noise of `generator`: give one of them")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown.pop()}: only latents is given")
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {unknown.pop()}: only latents is available"
+            )
 
         device = self._execution_device
-        # Windows are 4k+1 frames long: a shorter clip is padded by its last frame and cut again.
+        # The VAE needs 4k+1 frames: other clips are padded with their last frame, which is cut again.
         padding = (1 - num_frames) % self.vae.config.scale_factor_temporal
         padded = np.concatenate([clips, clips[:, -1:].repeat(padding, axis=1)], axis=1)
         frames = [resize_frames(clip, *size) for clip in padded]
@@ -285,14 +271,16 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         if latents is None:
             latents = self._draw_noise(source_latents.shape, generator)
         if latents.shape != source_latents.shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}, not {tuple(source_latents.shape)}")
+            raise ValueError(
+                f"`latents` have shape {tuple(latents.shape)}: give {tuple(source_latents.shape)}"
+            )
         noise = latents = latents.to(device)
 
         conditional = self._encode_tokens(source_latents, frames, prompts)
         unconditional = None
         if guidance != 1.0:
             unconditional = self._encode_tokens(source_latents, frames, negatives)
-        # From pure noise to the target; the scheduler shifts the sigmas once and ends at 0.
+        # The scheduler shifts the sigmas and appends 0.
         sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
         self._num_timesteps = num_steps
@@ -306,8 +294,8 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if prefix_latents is not None:
                     sigma = self.scheduler.sigmas[step + 1]
-                    known = prefix_latents.shape[2]
-                    latents[:, :, :known] = (1 - sigma) * prefix_latents + sigma * noise[:, :, :known]
+                    prefix = slice(prefix_latents.shape[2])
+                    latents[:, :, prefix] = (1 - sigma) * prefix_latents + sigma * noise[:, :, prefix]
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
                     changed = callback_on_step_end(self, step, timestep, tensors) or {}
@@ -334,30 +322,29 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
     ) -> None:
         if clips.shape[1] > self.config.window_frames:
             raise ValueError(
-                f"video has {clips.shape[1]} frames, more than a window of {self.config.window_frames}: edit "
-                "it with rvedit.edit_video"
+                f"`video` has {clips.shape[1]} frames, more than a window of {self.config.window_frames}: "
+                "edit it with rvedit.edit_video"
             )
         for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
             if len(texts) != len(clips):
-                raise ValueError(f"{name} has {len(texts)} texts for {len(clips)} clips: give one for each")
+                raise ValueError(f"`{name}` has {len(texts)} texts for {len(clips)} clips: give one for each")
         if (height is None) != (width is None):
-            raise ValueError("height and width: give both or neither")
+            raise ValueError("`height` and `width`: give both or neither")
         if height is not None and width is not None and (height % self.grid or width % self.grid):
-            raise ValueError(f"height and width are {height} and {width}: give multiples of {self.grid}")
+            raise ValueError(f"`height` and `width` are {height} and {width}: give multiples of {self.grid}")
         if num_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_steps}: give at least 1")
+            raise ValueError(f"`num_inference_steps` is {num_steps}: give at least 1")
         if guidance < 0:
-            raise ValueError(f"guidance_scale is {guidance}: give 0 or more, 1 for none")
+            raise ValueError(f"`guidance_scale` is {guidance}: give 0 or more; 1 disables guidance")
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type}: choose one of {', '.join(OUTPUT_TYPES)}")
+            raise ValueError(f"`output_type` is {output_type}: choose one of {', '.join(OUTPUT_TYPES)}")
 
     def _draw_noise(
         self, shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None
     ) -> Float[Tensor, "b c f y x"]:
-        """Draw the initial noise in fp32, on the generator's device: equal seeds are equal noise anywhere."""
+        """Return initial noise in fp32, drawn on the generator's device: it depends on the seed alone."""
         noise = randn_tensor(shape, generator, self._execution_device)
-        ratio = self.config.shared_noise_ratio
-        if not ratio:
+        if not (ratio := self.config.shared_noise_ratio):
             return noise
         shared = randn_tensor((*shape[:2], 1, *shape[3:]), generator, self._execution_device)
         return mix_shared_noise(noise, shared, ratio)
@@ -365,9 +352,9 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
     def _encode_tokens(
         self, source_latents: Tensor, frames: Sequence[Frames], prompts: Sequence[str]
     ) -> tuple[TokenGroups, list[BlockContext] | None]:
-        """Return X_e, X_v and X_l (Alg. 2, lines 1-2), and the blocks' keys and values of them."""
-        seen = [self.edit_token_encoder.frame_processor(clip) for clip in frames]
-        tokens = encode_tokens(self, source_latents.to(self.transformer.dtype), seen, prompts)
+        """Return X_e, X_v and X_l (Alg. 2, lines 1-2), and the blocks' contexts if they are reused."""
+        mllm_frames = [self.edit_token_encoder.frame_processor(clip) for clip in frames]
+        tokens = encode_tokens(self, source_latents.to(self.transformer.dtype), mllm_frames, prompts)
         contexts = self.transformer.contexts(tokens, reuse=True) if self.reuse_key_values else None
         return tokens, contexts
 
@@ -379,7 +366,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         contexts: list[BlockContext] | None,
         name: str,
     ) -> Tensor:
-        """Return the model's velocity; `name` keeps apart what step caches remember of the two conditions."""
+        """Return the predicted velocity; step caches keep a separate state for each `name`."""
         model = self.transformer
         with model.cache_context(name) if model.is_cache_enabled else nullcontext():
             output = model(latents.to(model.dtype), timestep.expand(len(latents)), tokens, contexts)
@@ -387,7 +374,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
 
 
 def from_version_0_1(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model_index.json with the names of today's modules and settings."""
+    """Return the content of a model_index.json with the current names of modules and settings."""
     renamed = {"noise_share": "shared_noise_ratio"}
     translated = {}
     for name, value in index.items():

@@ -1,4 +1,4 @@
-"""Step caches that diffusers' hooks keep: clean for every window, and told how many steps there are."""
+"""Reset of diffusers' step caches for each window, and MagCache for any number of steps."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from typing import Any
 
 import torch
 from diffusers import MagCacheConfig
-from diffusers.hooks.mag_cache import nearest_interp
+
+from rvedit import compat
 
 
 class MagCache(MagCacheConfig):
-    """MagCache for any number of steps; its hooks ask it again at every step."""
+    """MagCache config whose number of steps can change; its hooks read it at every step."""
 
     def __init__(self, ratios: Sequence[float], threshold: float):
-        self.measured = torch.tensor(ratios)
-        super().__init__(threshold, num_inference_steps=len(ratios), mag_ratios=self.measured)
+        self.measured_ratios = torch.tensor(ratios)
+        super().__init__(threshold, num_inference_steps=len(ratios), mag_ratios=self.measured_ratios)
 
-    def begin(self, num_steps: int) -> None:
-        """From now on there are as many steps."""
+    def set_num_steps(self, num_steps: int) -> None:
+        """Set the number of denoising steps."""
         self.num_inference_steps = num_steps
-        self.mag_ratios = nearest_interp(self.measured, num_steps)
+        self.mag_ratios = compat.nearest_interp(self.measured_ratios, num_steps)
 
 
 def reset_step_cache(transformer: Any, num_steps: int) -> None:
-    """Forget what steps of another clip or window left, if steps are cached."""
+    """Clear the step cache of the previous clip or window, if one is enabled."""
     if not transformer.is_cache_enabled:
         return
-    transformer._reset_stateful_cache()
-    if isinstance(transformer._cache_config, MagCache):
-        transformer._cache_config.begin(num_steps)
+    config = compat.clear_step_cache(transformer)
+    if isinstance(config, MagCache):
+        config.set_num_steps(num_steps)

@@ -1,1 +1,1 @@
-"""The procedural world that nano is trained and tested in."""
+"""The procedural world that nano is trained and evaluated on."""

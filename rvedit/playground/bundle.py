@@ -1,7 +1,7 @@
-"""Put a run's weights into the package as the embedded nano, in bf16.
+"""Write the weights of a run into the package as nano, in bf16.
 
-`python -m rvedit.playground.bundle runs/nano`; `--vae` takes another run's VAE, whose decoder was trained
-further; `--scores` puts the results of `rvedit judge` into the model card.
+Run `python -m rvedit.playground.bundle runs/nano`. `--vae RUN` takes the VAE of another run, which trained
+only its decoder further; `--scores SUMMARY` adds results of `rvedit judge` to the model card.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
 
 
 def bundle_nano(run: str, package: Path, vae_run: str | None = None, scores: Path | None = None) -> None:
-    """Write the pipeline of a run to `package/nano`, with the scores of a judged folder's `summary.json`.
+    """Write the pipeline of a run to `package/nano`, with the scores of a `summary.json` of `rvedit judge`.
 
-    Raises ValueError where the VAE of `vae_run` has other latents than the run was trained on.
+    Raises ValueError if the encoder of `vae_run` is not the one that the run was trained with.
     """
     pipeline = load_checkpoint(find_checkpoint(run), torch.bfloat16)
     if vae_run:
         folder = find_checkpoint(vae_run)
         vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
-        before, after = pipeline.vae.encoder.state_dict(), vae.encoder.state_dict()
-        if any(not torch.equal(before[name], after[name]) for name in before):
+        encoder, new_encoder = pipeline.vae.encoder.state_dict(), vae.encoder.state_dict()
+        if any(not torch.equal(encoder[name], new_encoder[name]) for name in encoder):
             raise ValueError(f"{vae_run}: its encoder is not that of {run}")
         pipeline.register_modules(vae=vae)
     if scores:
         pipeline.provenance = pipeline.provenance.with_scores(scores)
-    pipeline.vae.to(torch.bfloat16)  # it is read in fp32
+    pipeline.vae.to(torch.bfloat16)  # loaded in fp32
     folder = package / "nano"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
-    for path in folder.glob("*/config.json"):  # where its parts lay is nobody else's business
+    for path in folder.glob("*/config.json"):  # drop local paths
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README's clip, a walk in the park with music: `python -m rvedit.playground.demo assets/park.mp4`."""
+"""Render the README's demo clip, with sound: `python -m rvedit.playground.demo assets/park.mp4`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SIZE = 512
 SAMPLE_RATE = 44_100
 
 
-def tune(seconds: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """A little melody of plucked tones: (1, samples) in [-1, 1]."""
+def melody(seconds: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return a melody of plucked tones, (1, samples) in [-1, 1]."""
     notes = (523.25, 659.25, 783.99, 659.25, 587.33, 698.46, 880.0, 783.99)
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    number = (time * 4).astype(int)
-    within = time * 4 - number
-    pitch = np.array(notes)[number % len(notes)]
-    return (0.3 * np.sin(2 * np.pi * pitch * time) * np.exp(-5 * within)).astype(np.float32)[None]
+    note = (time * 4).astype(int)
+    phase = time * 4 - note
+    pitch = np.array(notes)[note % len(notes)]
+    return (0.3 * np.sin(2 * np.pi * pitch * time) * np.exp(-5 * phase)).astype(np.float32)[None]
 
 
 def write_demo(path: Path) -> None:
-    """Render the park into an mp4 with an AAC track."""
+    """Render the clip into an mp4 with an AAC track."""
     frames = render(PARK, NUM_FRAMES, SIZE, SIZE)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "16"})
@@ -43,7 +43,7 @@ def write_demo(path: Path) -> None:
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode(None))
-        sound = av.AudioFrame.from_ndarray(tune(NUM_FRAMES / FRAME_RATE), format="fltp", layout="mono")
+        sound = av.AudioFrame.from_ndarray(melody(NUM_FRAMES / FRAME_RATE), format="fltp", layout="mono")
         sound.sample_rate, sound.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
         container.mux(audio.encode(sound))
         container.mux(audio.encode(None))

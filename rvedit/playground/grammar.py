@@ -1,9 +1,9 @@
-"""The playground's language and drawings, as data.
+"""The playground's instructions and drawings, as data.
 
-A thing is drawn from primitives in its own unit box (x to the right, y down, both in [-1, 1]); a
-primitive is (kind, paint, coordinates). Paints `body`, `dark` and `light` follow the thing's colour,
-any other is a fixed colour. Every phrasing is a template; the last one of each list is held out of
-training, as are the (noun, colour) pairs of `HELD_OUT_PAIRS`.
+A thing is drawn from primitives (kind, paint, coordinates) in a box with x to the right and y down, both in
+[-1, 1]. The paints `body`, `dark` and `light` follow the thing's color; others are fixed colors. Phrasings
+are templates; the last one of each list, and the pairs (noun, color) of `HELD_OUT_PAIRS`, are held out of
+training.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Operation = Literal["swap", "recolor", "remove", "add", "style"]
-"""Kinds of edit; the first two are changes."""
+"""Kinds of edit. Swaps and recolorings are of the category change."""
 
 Noun = Literal["dog", "corgi", "cat", "bird", "fish", "car", "tree", "house", "ball", "star", "heart", "cube"]
-"""Things that occur in a scene."""
+"""Things that a scene can contain."""
 
 RGB = tuple[int, int, int]
 Primitive = tuple[str, str, tuple[float, ...]]
@@ -40,20 +40,22 @@ PAINTS: dict[str, RGB] = {
     "leaf_eye": (120, 210, 90),
 }
 
-NATURAL: dict[str, RGB] = {
-    "dog": (135, 85, 50),
-    "corgi": (240, 150, 55),
-    "cat": (120, 122, 135),
-    "bird": (70, 150, 235),
-    "fish": (35, 175, 180),
-    "car": (215, 45, 45),
-    "tree": (55, 140, 65),
-    "house": (230, 200, 150),
-    "ball": (145, 75, 200),
-    "star": (250, 215, 50),
-    "heart": (235, 60, 110),
-    "cube": (60, 95, 190),
+# Natural color of each thing, and the color that it never has in training.
+THINGS: dict[str, tuple[RGB, str]] = {
+    "dog": ((135, 85, 50), "blue"),
+    "corgi": ((240, 150, 55), "purple"),
+    "cat": ((120, 122, 135), "yellow"),
+    "bird": ((70, 150, 235), "pink"),
+    "fish": ((35, 175, 180), "red"),
+    "car": ((215, 45, 45), "green"),
+    "tree": ((55, 140, 65), "orange"),
+    "house": ((230, 200, 150), "purple"),
+    "ball": ((145, 75, 200), "yellow"),
+    "star": ((250, 215, 50), "green"),
+    "heart": ((235, 60, 110), "blue"),
+    "cube": ((60, 95, 190), "pink"),
 }
+HELD_OUT_PAIRS = frozenset((noun, color) for noun, (_, color) in THINGS.items())
 
 # fmt: off
 DRAWINGS: dict[str, tuple[Primitive, ...]] = {
@@ -161,7 +163,7 @@ DRAWINGS: dict[str, tuple[Primitive, ...]] = {
 
 NOUNS: tuple[Noun, ...] = get_args(Noun)
 
-# (sky top, sky bottom, far hills, ground): quiet colours, so that things stand out.
+# (sky top, sky bottom, far hills, ground), in muted colors, so that things stand out.
 BACKGROUNDS: dict[str, tuple[RGB, RGB, RGB, RGB]] = {
     "meadow": ((120, 180, 230), (205, 230, 240), (130, 180, 150), (150, 200, 120)),
     "desert": ((150, 195, 225), (245, 230, 200), (215, 175, 125), (235, 205, 150)),
@@ -187,7 +189,7 @@ STYLES: dict[str, tuple[str, ...]] = {
     "pixel art": ("pixel art", "8-bit"),
 }
 
-# {old}: the thing in the source; {new}: the thing in the target, with its article; {color}, {place}, {style}.
+# {old}: thing in the source; {new}: thing in the target, with its article; {a_style}: {style} with article.
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "swap": (
         "replace the {old} with {new}",
@@ -226,24 +228,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
-    {
-        ("dog", "blue"),
-        ("corgi", "purple"),
-        ("cat", "yellow"),
-        ("bird", "pink"),
-        ("fish", "red"),
-        ("car", "green"),
-        ("tree", "orange"),
-        ("house", "purple"),
-        ("ball", "yellow"),
-        ("star", "green"),
-        ("heart", "blue"),
-        ("cube", "pink"),
-    }
-)
-
 
 def with_article(phrase: str) -> str:
-    """`dog` -> `a dog`, `orange cat` -> `an orange cat`, `8-bit` -> `an 8-bit`."""
+    """Prefix the indefinite article: `dog` -> `a dog`, `8-bit` -> `an 8-bit`."""
     return f"{'an' if phrase[0] in 'aeiou8' else 'a'} {phrase}"

@@ -1,4 +1,4 @@
-"""`rvedit prepare playground`: triplets of the procedural world as files, with a manifest."""
+"""Write playground triplets as files with a manifest: `rvedit prepare playground`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rvedit.io.errors import UserError
+from rvedit.io.errors import UserError, check_choice
 from rvedit.io.manifest import prepare_folder, write_manifest
 from rvedit.io.pool import run_in_pool
 from rvedit.io.records import Triplet
 from rvedit.io.video import write_clip
-from rvedit.playground.world import FRAME_RATE, SPLITS, Frames, Scene, Split, render, sample_triplet
+from rvedit.playground.world import FRAME_RATE, SPLITS, Split, render, sample_triplet
 
 
 @dataclass(frozen=True)
 class PlaygroundConfig:
-    """Which playground triplets are wanted."""
+    """Triplets to write."""
 
     count: int
     seed: int = 0
@@ -27,39 +27,38 @@ class PlaygroundConfig:
     width: int = 128
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
+        check_choice("`split`", self.split, SPLITS)
         for name in ("count", "num_frames", "height", "width"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
+                raise UserError(f"`{name}` {getattr(self, name)}: give at least 1")
 
 
 def prepare_playground(config: PlaygroundConfig, folder: Path, workers: int | None = None) -> Iterator[int]:
-    """Write triplets and `manifest.parquet` (with its JSONL export) to `folder`, yielding how many are done.
+    """Write triplets and `manifest.parquet` (with its JSONL export) to `folder`; yield how many are done.
 
-    Clips that are there already are kept, so an interrupted run goes on where it was.
+    Existing clips are kept, so an interrupted run can be resumed.
     """
     for name in ("source", "target"):
         prepare_folder(folder / name)
     rows: dict[int, Triplet] = {}
     write = partial(_write_triplet, config, folder)
-    for index, row in run_in_pool(
-        write, range(config.count), workers, chunk=max(1, min(32, config.count // 8))
-    ):
+    chunk = max(1, min(32, config.count // 8))
+    for index, row in run_in_pool(write, range(config.count), workers, chunk=chunk):
         rows[index] = row
         yield len(rows)
     write_manifest(folder / "manifest.parquet", [rows[index] for index in range(config.count)])
 
 
 def _write_triplet(config: PlaygroundConfig, folder: Path, index: int) -> tuple[int, Triplet]:
-    """Both clips of one triplet and its row of the manifest; paths are relative to the folder."""
+    """Write both clips of a triplet; return its index and manifest row, with paths relative to `folder`."""
     triplet = sample_triplet(config.seed, index, config.split)
     paths = {}
     for name, scene in (("source", triplet.source), ("target", triplet.target)):
         relative = Path(name) / f"{triplet.id}.mp4"
         paths[name] = relative.as_posix()
         if not (folder / relative).is_file():
-            write_clip(folder / relative, _render(scene, config), FRAME_RATE)
+            clip = render(scene, config.num_frames, config.height, config.width)
+            write_clip(folder / relative, clip, FRAME_RATE)
     return index, Triplet(
         id=triplet.id,
         dataset="playground",
@@ -76,7 +75,3 @@ def _write_triplet(config: PlaygroundConfig, folder: Path, index: int) -> tuple[
         licence="Apache-2.0",
         target_caption=triplet.target_caption,
     )
-
-
-def _render(scene: Scene, config: PlaygroundConfig) -> Frames:
-    return render(scene, config.num_frames, config.height, config.width)

@@ -1,15 +1,15 @@
-"""The playground: a small procedural world of triplets that can be learned in an hour.
+"""The playground: a procedural world of triplets that a small model learns in an hour.
 
-A scene is a moving background with one to three things; an edit turns the source scene into the target
-scene, so the target, its caption and the edited region are known exactly. Everything is a pure function of
-(seed, split, index).
+A scene is a moving background with one to three things. An edit turns the source scene into the target scene,
+so the target clip, its caption and the edited region are exact. Triplets are pure functions of (seed, split,
+index).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from rvedit.io.errors import UserError
 from rvedit.io.records import Category
+from rvedit.io.video.clip import Frames
 from rvedit.playground import grammar
 from rvedit.playground.grammar import Noun, Operation
 
@@ -25,21 +26,11 @@ Split = Literal["train", "test", "test_phrasing", "test_pair"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SUPERSAMPLING = 2
 FRAME_RATE = 12
-# Change has two operations of its own.
-OPERATIONS: dict[Operation, Category] = {
-    "swap": Category.CHANGE,
-    "recolor": Category.CHANGE,
-    "remove": Category.REMOVE,
-    "add": Category.ADD,
-    "style": Category.STYLE,
-}
-
-Frames = NDArray[np.uint8]  # t h w 3
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing; positions and sizes in fractions of the frame, speeds in fractions a frame."""
+    """A thing in a scene; positions and sizes are fractions of the frame, speeds fractions per frame."""
 
     noun: str
     color: str | None = None
@@ -52,29 +43,29 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """`dog` or `red car`."""
+        """Name in captions and instructions: `dog` or `red car`."""
         return f"{self.color} {self.noun}" if self.color else self.noun
 
     @property
     def rgb(self) -> grammar.RGB:
-        """The colour of the thing's body."""
-        return grammar.COLORS[self.color] if self.color else grammar.NATURAL[self.noun]
+        """Color of the body."""
+        return grammar.COLORS[self.color] if self.color else grammar.THINGS[self.noun][0]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is needed to draw a clip."""
+    """Parameters of a clip."""
 
     background: str
     horizon: float
     pan: float
     hills_phase: float
-    things: tuple[Thing, ...] = field(default_factory=tuple)
+    things: tuple[Thing, ...] = ()
     style: str | None = None
 
     @property
     def caption(self) -> str:
-        """A description of the clip, the ℓ* of the reference branch."""
+        """Caption of the clip, the ℓ* of the reference branch."""
         names = [grammar.with_article(thing.name) for thing in self.things]
         subject = "nothing" if not names else " and ".join(names)
         return f"{subject}, {self.background} in the background" + (f", {self.style}" if self.style else "")
@@ -82,7 +73,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class PlaygroundTriplet:
-    """A source scene, an instruction, and the scene that the instruction asks for."""
+    """A source scene, an instruction, and the edited scene."""
 
     id: str
     source: Scene
@@ -92,7 +83,7 @@ class PlaygroundTriplet:
 
     @property
     def target_caption(self) -> str:
-        """ℓ*: the caption of the target."""
+        """Caption of the target, ℓ*."""
         return self.target.caption
 
 
@@ -103,33 +94,34 @@ def sample_triplet(
     operations: Mapping[Operation, float] | None = None,
     new_things: Mapping[Noun, float] | None = None,
 ) -> PlaygroundTriplet:
-    """Draw triplet number `index` of a split; equal arguments give equal triplets.
+    """Return triplet `index` of a split; equal arguments give equal triplets.
 
-    Splits: `train`; `test` (held-out scenes); `test_phrasing` (held-out wordings); `test_pair` (a held-out
-    combination of noun and colour in the target). `operations` are weights of what is drawn; without them the
-    categories come equally often, and three changes in five are swaps. `new_things` are weights of what swaps
-    and additions bring in, 1 for a thing without one.
+    Splits: `train`; `test` (held-out scenes); `test_phrasing` (held-out phrasings); `test_pair` (a held-out
+    pair of noun and color in the target). `operations` are sampling weights of the operations; without them
+    categories are equally likely, and three changes in five are swaps. `new_things` are sampling weights of
+    the things that swaps and additions insert, 1 by default.
     """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     pairs_held_out = split == "test_pair"
-    operation = _weighted_operation(rng, operations) if operations else _sample_operation(rng, pairs_held_out)
-    source = _sample_scene(rng, most_things=3 if operation != "add" else 2)
-    target, words = _EDITS[operation](rng, source, _Terms(pairs_held_out, new_things or {}))
+    operation = _sample_operation(rng, pairs_held_out, operations)
+    source = _sample_scene(rng, max_things=3 if operation != "add" else 2)
+    category, edit = _OPERATIONS[operation]
+    target, values = edit(rng, source, _NewThings(pairs_held_out, new_things or {}))
     phrasings = grammar.PHRASINGS[operation]
     template = phrasings[-1] if split == "test_phrasing" else str(rng.choice(phrasings[:-1]))
     return PlaygroundTriplet(
         id=f"{split}_{seed}_{index:06d}",
         source=source,
         target=target,
-        instruction=template.format(**words),
-        category=OPERATIONS[operation],
+        instruction=template.format(**values),
+        category=category,
     )
 
 
 def render(scene: Scene, num_frames: int, height: int, width: int, first_frame: int = 0) -> Frames:
-    """Draw a scene: uint8, shape (num_frames, height, width, 3)."""
+    """Return the frames of a scene: uint8, shape (num_frames, height, width, 3)."""
     h, w = height * SUPERSAMPLING, width * SUPERSAMPLING
     backdrop = _sky(scene, h, w)
     frames = np.empty((num_frames, height, width, 3), np.uint8)
@@ -144,13 +136,13 @@ def render(scene: Scene, num_frames: int, height: int, width: int, first_frame: 
 
 
 def edit_mask(source: Frames, target: Frames, threshold: int = 8) -> NDArray[np.bool_]:
-    """Where the edit changes the clip by more than `threshold` grey levels: shape (t, h, w)."""
+    """Return where two clips differ by more than `threshold` gray levels: shape (t, h, w)."""
     difference = np.abs(source.astype(np.int16) - target.astype(np.int16)).max(axis=-1)
     return np.asarray(difference > threshold)
 
 
 def stylize(frames: Frames, style: str) -> Frames:
-    """Apply one of the world's styles to a clip."""
+    """Apply one of `grammar.STYLES` to a clip."""
     x = frames.astype(np.float32)
     luma = x @ np.array([0.299, 0.587, 0.114], np.float32)
     if style == "black and white":
@@ -171,7 +163,7 @@ def stylize(frames: Frames, style: str) -> Frames:
 
 
 def _pixelate(x: NDArray[np.float32], blocks: int = 16, step: int = 64) -> NDArray[np.float32]:
-    """About `blocks` square blocks along the short side, colours rounded to `step` levels."""
+    """Average over about `blocks` square blocks along the short side; round colors to multiples of `step`."""
     height, width = x.shape[1:3]
     block = max(1, min(height, width) // blocks)
     rows, columns = (np.arange(n) // block for n in (height, width))
@@ -183,23 +175,23 @@ def _pixelate(x: NDArray[np.float32], blocks: int = 16, step: int = 64) -> NDArr
     return np.asarray(quantized[:, rows][:, :, columns], np.float32)
 
 
-# --- drawing a triplet at random ------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------------
 
 
-def _sample_operation(rng: np.random.Generator, pairs_held_out: bool) -> Operation:
-    category = rng.choice(["change", "add"] if pairs_held_out else [c.value for c in Category])
+def _sample_operation(
+    rng: np.random.Generator, pairs_held_out: bool, weights: Mapping[Operation, float] | None
+) -> Operation:
+    if weights:
+        shares = np.array(list(weights.values())) / sum(weights.values())
+        return cast(Operation, str(rng.choice(list(weights), p=shares)))
+    category = str(rng.choice(["change", "add"] if pairs_held_out else [c.value for c in Category]))
     if category == "change":
         return "recolor" if pairs_held_out or rng.random() < 0.4 else "swap"
-    return cast(Operation, str(category))
+    return cast(Operation, category)
 
 
-def _weighted_operation(rng: np.random.Generator, weights: Mapping[Operation, float]) -> Operation:
-    shares = np.array(list(weights.values())) / sum(weights.values())
-    return list(weights)[int(rng.choice(len(weights), p=shares))]
-
-
-def _sample_scene(rng: np.random.Generator, most_things: int) -> Scene:
-    count = min(int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15])), most_things)
+def _sample_scene(rng: np.random.Generator, max_things: int) -> Scene:
+    count = min(int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15])), max_things)
     places = rng.permutation(list(grammar.PLACES))[:count]
     nouns = rng.permutation(list(grammar.NOUNS))[:count]
     return Scene(
@@ -226,100 +218,102 @@ def _sample_thing(rng: np.random.Generator, noun: str, place: str) -> Thing:
 
 
 def _sample_color(
-    rng: np.random.Generator, noun: str, held_out: bool = False, other_than: Thing | None = None
+    rng: np.random.Generator, noun: str, held_out: bool = False, unlike: Thing | None = None
 ) -> str:
-    """A colour that the noun may have in this split, and that is seen to differ from another thing's."""
-    here = np.array(other_than.rgb if other_than else (-999, -999, -999))
+    """Return a color that the noun may have in this split, visibly different from that of `unlike`."""
+    avoid = np.array(unlike.rgb if unlike else (-999, -999, -999))
     choices = [
         color
         for color, rgb in grammar.COLORS.items()
-        if ((noun, color) in grammar.HELD_OUT_PAIRS) == held_out and np.abs(here - np.array(rgb)).sum() > 150
+        if ((noun, color) in grammar.HELD_OUT_PAIRS) == held_out and np.abs(avoid - np.array(rgb)).sum() > 150
     ]
     return str(rng.choice(choices))
 
 
-# --- the edits: (rng, source, terms) -> (target, words for the template) --------------------------------
+# --- edits: (rng, source, new_things) -> (target, values for the template) ------------------------------
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """What is laid down for the thing that an edit brings in."""
+class _NewThings:
+    """Distribution of the things that an edit inserts."""
 
     held_out: bool
-    """Its noun and colour are a pair that training never draws."""
-    new_things: Mapping[Noun, float]
-    """Weights, 1 for a thing without one."""
+    """Whether noun and color must be a pair of `HELD_OUT_PAIRS`, instead of any other."""
+    weights: Mapping[Noun, float]
+    """Sampling weights, 1 by default."""
 
-    def new_noun(self, rng: np.random.Generator, source: Scene) -> str:
-        """One that the scene does not hold yet."""
+    def sample_noun(self, rng: np.random.Generator, source: Scene) -> str:
+        """Return a noun that is not in the scene yet."""
         nouns = [noun for noun in grammar.NOUNS if noun not in {thing.noun for thing in source.things}]
-        if not self.new_things:
+        if not self.weights:
             return str(rng.choice(nouns))
-        weights = np.array([self.new_things.get(noun, 1.0) for noun in nouns])
+        weights = np.array([self.weights.get(noun, 1.0) for noun in nouns])
         return str(rng.choice(nouns, p=weights / weights.sum()))
 
 
 def _old_name(rng: np.random.Generator, thing: Thing) -> str:
-    """Nouns are unique within a scene, so the colour may be left out."""
+    # Nouns are unique within a scene, so the color may be left out.
     return thing.name if rng.random() < 0.3 else thing.noun
 
 
-def _with_thing(source: Scene, index: int, thing: Thing) -> Scene:
-    things = list(source.things)
-    things[index] = thing
-    return replace(source, things=tuple(things))
+def _replace_thing(source: Scene, index: int, *new: Thing) -> Scene:
+    return replace(source, things=source.things[:index] + new + source.things[index + 1 :])
 
 
-def _swap(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
+def _swap(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
-    noun = terms.new_noun(rng, source)
-    color = _sample_color(rng, noun, terms.held_out) if rng.random() < 0.4 else None
+    noun = new_things.sample_noun(rng, source)
+    color = _sample_color(rng, noun, new_things.held_out) if rng.random() < 0.4 else None
     new = replace(old, noun=noun, color=color)
-    return _with_thing(source, index, new), {
-        "old": _old_name(rng, old),
-        "new": grammar.with_article(new.name),
-    }
+    values = {"old": _old_name(rng, old), "new": grammar.with_article(new.name)}
+    return _replace_thing(source, index, new), values
 
 
-def _recolor(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
+def _recolor(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
-    if terms.held_out:  # in its natural colour no thing looks like its held-out one
+    if new_things.held_out:  # natural colors differ from the held-out ones
         old = replace(old, color=None)
-        source = _with_thing(source, index, old)
-    color = _sample_color(rng, old.noun, terms.held_out, other_than=old)
-    return _with_thing(source, index, replace(old, color=color)), {"old": _old_name(rng, old), "color": color}
+        source = _replace_thing(source, index, old)
+    color = _sample_color(rng, old.noun, new_things.held_out, unlike=old)
+    new = replace(old, color=color)
+    return _replace_thing(source, index, new), {"old": _old_name(rng, old), "color": color}
 
 
-def _remove(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
+def _remove(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tuple[Scene, dict[str, str]]:
     index = int(rng.integers(len(source.things)))
     old = source.things[index]
-    return replace(source, things=source.things[:index] + source.things[index + 1 :]), {
-        "old": _old_name(rng, old)
-    }
+    return _replace_thing(source, index), {"old": _old_name(rng, old)}
 
 
-def _add(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
-    """The new thing stands still in the middle of a free quarter: the words say all there is to know."""
+def _add(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tuple[Scene, dict[str, str]]:
+    # The new thing does not move and is centered in a free quarter, so the instruction determines it.
     taken = {(thing.x < 0.5, thing.y < 0.5) for thing in source.things}
     free = [name for name, (x, y) in grammar.PLACES.items() if (x < 0.5, y < 0.5) not in taken]
     place = str(rng.choice(free))
-    noun = terms.new_noun(rng, source)
-    color = _sample_color(rng, noun, terms.held_out) if terms.held_out or rng.random() < 0.6 else None
+    noun = new_things.sample_noun(rng, source)
+    is_colored = new_things.held_out or rng.random() < 0.6
+    color = _sample_color(rng, noun, new_things.held_out) if is_colored else None
     x, y = grammar.PLACES[place]
     new = Thing(noun=noun, color=color, x=x, y=y)
-    words = {"new": grammar.with_article(new.name), "place": place}
-    return replace(source, things=(*source.things, new)), words
+    values = {"new": grammar.with_article(new.name), "place": place}
+    return replace(source, things=(*source.things, new)), values
 
 
-def _style(rng: np.random.Generator, source: Scene, terms: _Terms) -> tuple[Scene, dict[str, str]]:
+def _style(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tuple[Scene, dict[str, str]]:
     style = str(rng.choice(list(grammar.STYLES)))
-    word = str(rng.choice(grammar.STYLES[style]))
-    return replace(source, style=style), {"style": word, "a_style": grammar.with_article(word)}
+    name = str(rng.choice(grammar.STYLES[style]))
+    return replace(source, style=style), {"style": name, "a_style": grammar.with_article(name)}
 
 
-_EDITS = {"swap": _swap, "recolor": _recolor, "remove": _remove, "add": _add, "style": _style}
+_OPERATIONS = {
+    "swap": (Category.CHANGE, _swap),
+    "recolor": (Category.CHANGE, _recolor),
+    "remove": (Category.REMOVE, _remove),
+    "add": (Category.ADD, _add),
+    "style": (Category.STYLE, _style),
+}
 
 
 # --- drawing ----------------------------------------------------------------------------------------------
@@ -344,7 +338,7 @@ def _draw_landscape(draw: ImageDraw.ImageDraw, scene: Scene, frame: int, height:
 
 
 def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, frame: int, height: int, width: int) -> None:
-    # A triangle wave turns the drift around, so that a long clip keeps its things in the frame.
+    # The drift is a triangle wave, which keeps things in the frame of a long clip.
     travel = thing.drift * frame
     swing = 0.12 * (2 / math.pi) * math.asin(math.sin(travel / 0.12 * math.pi / 2))
     center = np.array([thing.x + swing, thing.y + thing.bob * math.sin(thing.phase + 0.5 * frame)])

@@ -1,1 +1,1 @@
-"""Algorithm 1: the step, the loop around it, and what survives an interruption."""
+"""Training (Algorithm 1): the step, the loop, data, checkpoints and the dry run."""

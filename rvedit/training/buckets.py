@@ -1,7 +1,7 @@
-"""Which shape each step's batch has.
+"""The shape bucket of each step's batch.
 
-A batch is of one shape, so that its samples stack; batches of several shapes take turns. All of it is a pure
-function of seed and step: a resumed run goes on in the same order.
+All samples of a batch have one shape. The order of the buckets is a pure function of seed and step, so that a
+resumed run continues in the same order.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from rvedit.training.recipe import DataRecipe
 
 
 def is_still(data: DataRecipe, step: int) -> bool:
-    """Whether a step's batch is of first frames only."""
+    """Return whether a step's batch has only first frames."""
     return np.random.default_rng([data.seed, step, 1]).random() < data.still_share
 
 
 class BucketSchedule:
-    """The bucket of each step's batch, drawn by weight."""
+    """The bucket of each step's batch, drawn with probabilities proportional to `weights`."""
 
     def __init__(self, seed: int, weights: Sequence[float]):
         self.seed = seed
@@ -28,7 +28,7 @@ class BucketSchedule:
         self.counts = [0] * len(weights)
 
     def __getitem__(self, step: int) -> tuple[int, int]:
-        """A step's bucket, and how many batches of that bucket came before."""
+        """Return a step's bucket and the number of earlier batches of that bucket."""
         if len(self.counts) == 1:
             return 0, step
         while len(self.drawn) <= step:

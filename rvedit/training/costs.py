@@ -1,98 +1,92 @@
-"""What one clip and one GPU cost in a recipe's training: of the editor, and of the VAE alone."""
+"""FLOPs, memory and disk space of a training run, from modules on the meta device, for the dry run.
+
+FLOPs: `rvedit.models.flops` for the transformer and the other stacks, PyTorch's counter for the VAE. Memory:
+`rvedit.training.memory`. 1 GB is 10^9 bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from rvedit.compat import storage_key
 from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
+from rvedit.models.causal_convolution import use_single_frame_convolutions
 from rvedit.models.edit_tokens import EditTokenEncoder
-from rvedit.models.flops import (
-    Shape,
-    counting_convolutions,
-    language_flops,
-    step_flops,
-    text_encoder_flops,
-    vision_flops,
-)
+from rvedit.models.flops import Shape, stack_flops, step_flops, vision_flops
+from rvedit.models.model_spec import model_spec
+from rvedit.pipelines.checkpoints.outline import meta_modules
 from rvedit.training.loop import freeze
 from rvedit.training.memory import (
     BF16,
-    CACHES_CASTS,
-    CHECKPOINTS_LANGUAGE,
     FP32,
     Group,
-    build_models,
-    build_vae,
+    activation_bytes,
+    checkpoint_bytes,
     count_parameters,
-    held_bytes,
-    kept_bytes,
-    language_bytes,
     matrices,
     saved_bytes,
-    text_encoder_bytes,
-    vision_bytes,
-    work_bytes,
+    state_bytes,
+    temporary_bytes,
 )
 from rvedit.training.recipe import Recipe
-from rvedit.training.state import KEPT
+from rvedit.training.trainable import PARTS, choose_trained
 
-WORDS = 64
-"""Tokens of template, system prompt and instruction in the language tower, about."""
+PROMPT_TOKENS = 64
+"""Approximate tokens of template, system prompt and instruction in the language tower."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of one clip."""
+    """Numbers of tokens of one clip."""
 
     sequence: int
-    """S, of the noisy latents."""
+    """S, noisy latents."""
     edit: int
-    """K, of X_e."""
+    """K, tokens of X_e."""
     visual: int
-    """Of X_v; none where no block reads them."""
+    """Tokens of X_v; 0 if no block reads them."""
     text: int
-    """Of X_l, padded; none where no block reads them."""
+    """Tokens of X_l with padding; 0 if no block reads them."""
     seen_frames: int
-    """Frames that the MLLM sees."""
+    """Frames in the MLLM."""
     patches: tuple[int, int, int]
-    """Their patches in the vision encoder: pairs of frames, rows, columns."""
+    """Patches of those frames in the vision encoder: pairs of frames, rows, columns."""
     language: int
     """Positions in the language tower."""
 
 
 class Costs(Protocol):
-    """What a plan is made of."""
+    """The costs of a task."""
 
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """Parameters by part."""
-
-    @property
-    def tokens(self) -> Tokens | None:
-        """Of the largest clip; none where there is no transformer."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the figures assume."""
+    groups: tuple[Group, ...]
+    """Parameters, by part."""
+    tokens: Tokens | None
+    """Tokens of the largest clip; None if the task has no transformer."""
+    notes: tuple[str, ...]
+    """Assumptions."""
 
     def flops(self) -> dict[str, float]:
-        """Of a training step for one clip, by part, in expectation."""
+        """Return the expected FLOPs of a training step per clip, by part."""
 
     def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
-        """Bytes of one GPU, by part; `recipe` may differ in how work is spread and what is computed again."""
+        """Return the bytes on one GPU, by part.
+
+        `recipe` may differ from the task's in parallelism, accumulation and gradient checkpointing.
+        """
 
     def disk(self) -> dict[str, float]:
-        """Bytes, by what is stored."""
+        """Return the bytes on disk, by part."""
 
 
 def clips_at_once(recipe: Recipe, gpus: int) -> int:
-    """Clips that a GPU works off together."""
+    """Return the clips in one forward pass on a GPU. Raises UserError if the batch cannot be divided."""
     clips, rest = divmod(recipe.batch_size, max(1, gpus * recipe.accumulation))
     if gpus < 1 or rest:
         raise UserError(
@@ -102,76 +96,85 @@ def clips_at_once(recipe: Recipe, gpus: int) -> int:
     return clips
 
 
-def _trains(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
-
-
-def _written(
-    recipe: Recipe, groups: tuple[Group, ...], module: nn.Module, adapters: int = 0
-) -> dict[str, float]:
-    """Bytes of the checkpoints that are kept (weights, moments, average) and of the model at the end."""
-    trained = sum(group.trained for group in groups)
-    everything = trained + sum(group.frozen for group in groups) - adapters  # which are merged
-    muon = matrices(module, trained=True) if recipe.optimizer.name == "muon" else 0
-    checkpoint = FP32 * (trained * (3 + (recipe.ema_decay > 0)) - muon)
-    return {
-        f"checkpoints ({KEPT} are kept)": float(KEPT * checkpoint),
-        "trained model": float(FP32 * everything),
-    }
-
-
 class EditorCosts:
-    """Transformer, connector, multimodal LLM and text encoder; the VAE is frozen."""
+    """Costs of training transformer, connector, multimodal LLM and text encoder; the VAE is frozen."""
 
     notes = (
-        "FLOPs: matrix products and convolutions; the backward pass as two forward passes, the reference "
-        "branch at the mean depth,",
-        f"  the MLLM roughly, with {WORDS} tokens of text; both branches of it and of the text encoder",
-        "memory: activations by formula for flash attention; without the allocator's fragments and what the "
-        "VAE takes while it encodes",
-        "disk: latents and text states in bf16, texts padded; checkpoints and model in fp32",
+        "FLOPs: matrix products, attention and convolutions; the backward pass as two forward passes, the "
+        f"reference branch at the mean depth; the MLLM is approximate, with {PROMPT_TOKENS} tokens of text",
+        "memory: activations by formula for flash attention, without fragmentation and VAE encoding",
+        "disk: latents and padded text states in bf16; checkpoints and model in fp32",
     )
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.models = build_models(recipe)
-        self.groups = self.models.groups
-        # Whole batches are stills or clips; the larger ones decide about memory.
+        spec = model_spec(recipe.model.preset)
+        depth = recipe.model.routing_depth
+        modules = meta_modules(spec, spec.num_layers // 2 if depth is None else depth)
+        objective: Any = nn.ModuleDict({name: modules[name] for name in PARTS})
+        self.objective = objective
+        with torch.device("meta"):
+            choose_trained(self.objective, recipe.model)
+        self.vae = modules["vae"].requires_grad_(False)
+        use_single_frame_convolutions(self.vae)
+        self.transformer: Any = objective.transformer
+        self.mllm: Any = objective.mllm
+        self.text_encoder: Any = objective.text_encoder
+        self.language: Any = objective.mllm.model.language_model
+        self.vision: Any = objective.mllm.model.visual
+        self.max_text_length: int = spec.pipeline["max_text_length"]
+        self.groups = self._groups()
+        # A batch has only stills or only clips; the largest shape determines the memory.
         self.kinds = recipe.data.expected_shapes()
         largest = max(self.kinds, key=lambda clip: self.shape_of(clip).sequence)
-        self.tokens: Tokens = self.tokens_of(largest)
-        self.shape = self.shape_of(largest)
+        self.tokens: Tokens | None = self.tokens_of(largest)
+        self.largest, self.shape = self.tokens_of(largest), self.shape_of(largest)
+
+    def _groups(self) -> tuple[Group, ...]:
+        lora = sum(p.numel() for name, p in self.language.named_parameters() if ".lora_" in name)
+        tower = count_parameters("MLLM language tower", self.language)
+        groups = [
+            count_parameters("transformer", self.transformer),
+            count_parameters("connector and queries", self.objective.connector),
+            Group(tower.name, tower.trained - lora, tower.frozen),
+            *([Group("MLLM LoRA weights", lora, 0)] if lora else []),
+            count_parameters("MLLM vision encoder", self.vision),
+            count_parameters("text encoder", self.text_encoder),
+            count_parameters("VAE", self.vae),
+        ]
+        return tuple(groups)
 
     def shape_of(self, clip: ClipShape) -> Shape:
-        """The transformer and a clip."""
-        vae, part = self.models.vae.config, self.models.part
+        """Return the sizes of the transformer's inputs for a clip."""
+        vae = self.vae.config
         grid = (
             1 + (clip.num_frames - 1) // vae.scale_factor_temporal,
             clip.height // vae.scale_factor_spatial,
             clip.width // vae.scale_factor_spatial,
         )
-        config: Mapping[str, Any] = part("transformer").config
-        text = self.models.max_text_length if self.models.reads_native_tokens else 0
-        return Shape(dict(config), grid, part("connector").config.num_queries, text)
+        text = self.max_text_length if self.transformer.reads_native_tokens else 0
+        queries = self.objective.connector.config.num_queries
+        return Shape(dict(self.transformer.config), grid, queries, text)
 
     def tokens_of(self, clip: ClipShape) -> Tokens:
-        """The tokens of a clip."""
-        shape = self.shape_of(clip)
-        mllm, connector = self.models.part("mllm"), self.models.part("connector")
-        vision = mllm.config.vision_config
-        size = EditTokenEncoder(mllm, None, connector).frame_processor.size(clip.height, clip.width)
+        """Return the tokens of a clip."""
+        shape, connector = self.shape_of(clip), self.objective.connector
+        vision = self.mllm.config.vision_config
+        size = EditTokenEncoder(self.mllm, None, connector).frame_processor.size(clip.height, clip.width)
         rows, columns = (length // vision.patch_size for length in size)
-        seen = min(clip.num_frames, connector.config.max_frames)
-        pairs = -(-seen // vision.temporal_patch_size)
+        frames = min(clip.num_frames, connector.config.max_frames)
+        pairs = -(-frames // vision.temporal_patch_size)
         merged = pairs * rows * columns // vision.spatial_merge_size**2
+        visual = shape.sequence if self.transformer.reads_native_tokens else 0
+        language = merged + shape.edit_tokens + PROMPT_TOKENS
         return Tokens(
-            sequence=shape.sequence,
-            edit=shape.edit_tokens,
-            visual=shape.sequence if self.models.reads_native_tokens else 0,
-            text=shape.text_tokens,
-            seen_frames=seen,
-            patches=(pairs, rows, columns),
-            language=merged + shape.edit_tokens + WORDS,
+            shape.sequence,
+            shape.edit_tokens,
+            visual,
+            shape.text_tokens,
+            frames,
+            (pairs, rows, columns),
+            language,
         )
 
     def flops(self) -> dict[str, float]:
@@ -183,121 +186,130 @@ class EditorCosts:
         return expected
 
     def _flops(self, clip: ClipShape) -> dict[str, float]:
-        recipe, models = self.recipe, self.models
         shape, tokens = self.shape_of(clip), self.tokens_of(clip)
-        aligned, again = recipe.alignment.weight > 0, recipe.model.gradient_checkpointing
-        step = step_flops(shape, range(1, shape.blocks + 1) if aligned else (), again)
-        mllm, text_encoder = models.part("mllm").config, models.part("text_encoder")
-        branches = 1 + aligned
-        language = branches + self._language_backward() + (again and CHECKPOINTS_LANGUAGE)
+        aligned = self.recipe.alignment.weight > 0
+        depths = range(1, shape.blocks + 1) if aligned else ()
+        step = step_flops(shape, depths, self.recipe.model.gradient_checkpointing)
+        language, branches = self.mllm.config.text_config, 1 + aligned
+        towers = (branches + self._language_backward()) * stack_flops(
+            self.language, tokens.language, tokens.language, language.hidden_size, language.num_hidden_layers
+        )
+        towers += (branches + 2 * _is_trained(self.vision)) * vision_flops(self.vision, tokens.patches)
+        text = self.text_encoder.config
         return {
-            "transformer, forward": step.forward,
-            "transformer, backward": step.backward,
-            "transformer, recomputed": step.recomputation,
-            "reference branch, expected": step.reference,
-            "alignment loss": step.alignment,
-            "MLLM, roughly": language * language_flops(mllm.text_config, tokens.language)
-            + (branches + 2 * _trains(models.vision)) * vision_flops(mllm.vision_config, tokens.patches),
-            "text encoder": (branches + 2 * _trains(text_encoder))
-            * text_encoder_flops(text_encoder.config, tokens.text),
-            "VAE, both clips": 0.0 if recipe.data.cache else 2 * self.encode_flops(clip),
+            **step,
+            "MLLM, roughly": towers,
+            "text encoder": (branches + 2 * _is_trained(self.text_encoder))
+            * stack_flops(
+                self.text_encoder, tokens.text, tokens.text, text.num_heads * text.d_kv, text.num_layers
+            ),
+            "VAE, both clips": 0.0 if self.recipe.data.cache else 2 * self.encode_flops(clip),
         }
 
     def _language_backward(self) -> int:
-        """Forward passes that the tower's backward costs: through it to the queries, and for its weights."""
-        weights = _trains(self.models.language)
-        through = weights or self.models.adapters or _trains(self.models.part("connector"))
-        return 1 + weights if through else 0
+        """Return the cost of the language tower's backward pass in forward passes: 0, 1 or 2."""
+        weights = any(p.requires_grad for name, p in self.language.named_parameters() if ".lora_" not in name)
+        return 1 + weights if _is_trained(self.language) or _is_trained(self.objective.connector) else 0
 
     def encode_flops(self, shape: ClipShape) -> float:
-        """Encoding a clip: its first frame, then four at a time. Convolutions alone; attention adds 0.4%."""
-        vae = self.models.vae
+        """Return the FLOPs of encoding a clip: the first frame, then groups of four frames."""
 
         def count(number: int) -> float:
             clip = torch.empty(1, 3, number, shape.height, shape.width, device="meta")
-            with torch.no_grad(), counting_convolutions(vae) as calls:
-                vae.encode(clip)
-            return sum(calls)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.vae.encode(clip)
+            return float(counter.get_total_flops())
 
         first = count(1)
         return first + (count(5) - first) * (shape.num_frames - 1) / 4 if shape.num_frames > 1 else first
 
     def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
         """See `Costs.memory`."""
-        models, shape, tokens = self.models, self.shape, self.tokens
         clips, bf16 = clips_at_once(recipe, gpus), recipe.precision == "bf16"
-        again = recipe.model.gradient_checkpointing
-        transformer, text_encoder = models.part("transformer"), models.part("text_encoder")
-        config = models.part("mllm").config
-        copied, mllm, text = 0 if again else matrices(transformer), 0.0, 0.0
+        checkpointing, aligned = recipe.model.gradient_checkpointing, recipe.alignment.weight > 0
+        mllm, text, tokens = self.mllm.config, self.text_encoder.config, self.largest
+        cast = 0 if checkpointing else matrices(self.transformer)
+        towers = encoder = 0.0
         if self._language_backward():
-            rank, language_again = recipe.model.lora_rank, again and CHECKPOINTS_LANGUAGE
-            mllm += language_bytes(config.text_config, tokens.language, bf16, rank, language_again)
-            copied += 0 if language_again else matrices(models.language) + models.adapters
-        if _trains(models.vision):
-            pairs, rows, columns = tokens.patches
-            mllm += vision_bytes(config.vision_config, pairs * rows * columns, bf16)
-            copied += matrices(models.vision)
-        if _trains(text_encoder):
-            text += text_encoder_bytes(text_encoder.config, tokens.text, bf16)
-            copied += matrices(text_encoder)
-        forward, backward = (clips * work for work in work_bytes(shape, again, bf16))
-        if again and CACHES_CASTS:
-            forward += BF16 * bf16 * matrices(transformer, trained=True)
-        vae = count_parameters("VAE", models.vae).frozen
+            config = mllm.text_config
+            layer = activation_bytes(
+                "language", tokens.language, config.hidden_size, config.intermediate_size, bf16
+            )
+            towers += config.num_hidden_layers * layer
+            cast += matrices(self.language)
+        if _is_trained(self.vision):
+            config, patches = mllm.vision_config, torch.Size(tokens.patches).numel()
+            layer = activation_bytes("vision", patches, config.hidden_size, config.intermediate_size, bf16)
+            towers += config.depth * layer
+            cast += matrices(self.vision)
+        if _is_trained(self.text_encoder):
+            layer = activation_bytes("text_encoder", tokens.text, text.d_model, text.d_ff, bf16)
+            scores = (FP32 * text.num_heads + 8) * tokens.text**2  # umT5's attention is not fused
+            encoder = text.num_layers * (layer + scores)
+            cast += matrices(self.text_encoder)
+        forward, backward = (clips * work for work in temporary_bytes(self.shape, checkpointing, bf16))
+        if checkpointing:  # autocast caches copies of trained weights until the end of the forward pass
+            forward += BF16 * bf16 * matrices(self.transformer, trained=True)
         return {
-            **held_bytes(recipe, models.objective, models.adapters, vae, gpus),
-            "activations, transformer": clips * kept_bytes(shape, again, recipe.alignment.weight > 0, bf16),
-            "activations, MLLM": clips * mllm,
-            "activations, text encoder": clips * text,
-            "weights in bf16, kept": float(BF16 * bf16 * copied),
-            "work for a while": max(forward, backward),
+            **state_bytes(recipe, self.objective, count_parameters("VAE", self.vae).frozen, gpus),
+            "activations, transformer": clips * saved_bytes(self.shape, checkpointing, aligned, bf16),
+            "activations, MLLM": clips * towers,
+            "activations, text encoder": clips * encoder,
+            "weights in bf16, kept": float(BF16 * bf16 * cast),
+            "temporary": max(forward, backward),
         }
 
     def disk(self) -> dict[str, float]:
-        """See `Costs.disk`; the cache is of all sources and targets, instructions and captions."""
-        models, count = self.models, self.recipe.data.count
+        """See `Costs.disk`; the cache has all sources and targets, instructions and captions."""
+        count = self.recipe.data.count
         latents = torch.Size(self.shape.latents).numel()
-        text = models.max_text_length * models.part("text_encoder").config.d_model
+        text = self.max_text_length * self.text_encoder.config.d_model
         return {
             "cache, latents": float(2 * BF16 * latents * count),
-            "cache, text states": float(2 * BF16 * text * count) if models.reads_native_tokens else 0.0,
-            **_written(self.recipe, self.groups, models.objective, models.adapters),
+            "cache, text states": float(2 * BF16 * text * count) if self.largest.text else 0.0,
+            **checkpoint_bytes(self.recipe, self.groups, self.objective),
         }
 
 
 class VAECosts:
-    """The VAE alone, on crops."""
+    """Costs of training the VAE on crops."""
 
-    tokens = None
-    notes = ("FLOPs: convolutions; memory: activations as if all were fp32, an upper bound under bf16",)
+    tokens: Tokens | None = None
+    notes = ("FLOPs: convolutions; memory: activations in fp32, an upper bound under bf16",)
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.vae = build_vae(recipe)
+        spec = model_spec(recipe.model.preset)
+        self.vae: AutoencoderKLWan = meta_modules(spec, only="vae")["vae"]
+        use_single_frame_convolutions(self.vae)
         freeze(self.vae, recipe.model.frozen)
         self.groups = (count_parameters("VAE", self.vae),)
         data = recipe.data
         size = (data.crop, data.crop) if data.crop else (data.height, data.width)
         frames = {n: s for n, s in ((1, data.still_share), (data.num_frames, 1 - data.still_share)) if s}
-        costs = {
-            n: (s, *self._reconstruct(torch.empty(1, 3, n, *size, device="meta"))) for n, s in frames.items()
-        }
-        self.encoding = sum(share * encoder for share, encoder, _, _ in costs.values())
-        self.decoding = sum(share * decoder for share, _, decoder, _ in costs.values())
-        self.kept = costs[max(costs)][3]
+        self.encoding = self.decoding = 0.0
+        for number, share in frames.items():
+            clip = torch.empty(1, 3, number, *size, device="meta")
+            with FlopCounterMode(display=False) as encoder:
+                latents = self.vae.encode(clip).latent_dist.mean
+            with FlopCounterMode(display=False) as decoder:
+                self.vae.decode(latents)
+            self.encoding += share * encoder.get_total_flops()
+            self.decoding += share * decoder.get_total_flops()
+        self.saved = self._saved_bytes(torch.empty(1, 3, max(frames), *size, device="meta"))
 
-    def _reconstruct(self, clip: torch.Tensor) -> tuple[float, float, int]:
-        """FLOPs of encoder and decoder, and the bytes that are kept for their backward pass."""
-        vae: Any = self.vae
-        call: Callable[[], Any] = lambda: vae.decode(vae.encode(clip).latent_dist.mean).sample  # noqa: E731
-        with counting_convolutions(vae.encoder) as encoder, counting_convolutions(vae.decoder) as decoder:
-            kept = saved_bytes(call, vae)
-        return sum(encoder), sum(decoder), kept
+    def _saved_bytes(self, clip: Tensor) -> int:
+        """Return the bytes that autograd saves for a reconstruction, without weights."""
+        weights = {storage_key(p) for p in self.vae.parameters()}
+        saved: dict[int, Tensor] = {}
+        pack = lambda tensor: saved.setdefault(storage_key(tensor), tensor)  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.vae.decode(self.vae.encode(clip).latent_dist.mean)
+        return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in weights)
 
     def flops(self) -> dict[str, float]:
         """See `Costs.flops`."""
-        encoder, decoder = (_trains(part) for part in (self.vae.encoder, self.vae.decoder))
+        encoder, decoder = (_is_trained(part) for part in (self.vae.encoder, self.vae.decoder))
         return {
             "encoder, forward": self.encoding,
             "encoder, backward": 2 * self.encoding * encoder,
@@ -307,9 +319,13 @@ class VAECosts:
 
     def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
         """See `Costs.memory`."""
-        held = held_bytes(recipe, self.vae, 0, 0, gpus)
-        return {**held, "activations": float(clips_at_once(recipe, gpus) * self.kept)}
+        state = state_bytes(recipe, self.vae, 0, gpus)
+        return {**state, "activations": float(clips_at_once(recipe, gpus) * self.saved)}
 
     def disk(self) -> dict[str, float]:
         """See `Costs.disk`."""
-        return _written(self.recipe, self.groups, self.vae)
+        return checkpoint_bytes(self.recipe, self.groups, self.vae)
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())

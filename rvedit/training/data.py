@@ -1,6 +1,6 @@
-"""The triplets of a run as minibatches: rendered, read from a manifest's clips, or taken from a cache.
+"""Datasets and dataloader: triplets that are rendered, read from a manifest's clips, or from a cache.
 
-Whatever the source, sample number n of a run is a function of n and the recipe alone.
+For every source, sample number n of a run is a function of n and the recipe alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
 from rvedit.io.manifest import read_manifest
 from rvedit.io.records import ClipShape, Triplet
 from rvedit.models.edit_tokens import MLLMFrameProcessor
-from rvedit.models.text_tokens import pad_texts
+from rvedit.models.text_tokens import pad_text_states
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import BucketSchedule, is_still
@@ -36,27 +36,27 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Side:
-    """One clip of a triplet: pixels or latents, what the multimodal LLM sees of it, and the words."""
+class BranchSample:
+    """A clip of a triplet, its frames for the multimodal LLM, and its text; see `BranchInputs`."""
 
     clip: Tensor | None
     latents: Tensor | None
-    seen: Frames
+    frames: Frames
     text: str
     text_states: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A triplet, and its number in the run."""
+    """A triplet and its number in the run."""
 
     number: int
-    source: Side
-    target: Side
+    source: BranchSample
+    target: BranchSample
 
 
 class _Samples(Dataset[Sample]):
-    """Sample n: a triplet as pixels, some without their words."""
+    """The samples of a run; instruction and caption are dropped at random."""
 
     def __init__(self, recipe: Recipe, frame_processor: MLLMFrameProcessor):
         self.recipe = recipe
@@ -65,58 +65,58 @@ class _Samples(Dataset[Sample]):
         self.order = BucketSchedule(recipe.data.seed, self.weights())
 
     def weights(self) -> Sequence[float]:
-        """How often each bucket's turn comes, relative to the others."""
+        """Return the weight of each bucket in the order of batches."""
         return self.data.shares
 
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng([self.data.seed, number, 2])
-        sides, instruction, caption = self.sides(number, rng)
-        # Both are drawn whatever the shares, so that a change of one leaves the rest of the data as it is.
+        clips, instruction, caption = self.load(number, rng)
+        # Both are always drawn, so that changing one dropout rate leaves the other's choices as they are.
         drops = rng.random(2)
         texts = (
             "" if drops[0] < self.data.instruction_dropout else instruction,
             "" if drops[1] < self.data.caption_dropout else caption,
         )
         source, target = (
-            Side(*side, text, self.text_states(text)) for side, text in zip(sides, texts, strict=True)
+            BranchSample(*clip, text, self.text_states(text)) for clip, text in zip(clips, texts, strict=True)
         )
         return Sample(number, source, target)
 
-    def sides(
+    def load(
         self, number: int, rng: np.random.Generator
     ) -> tuple[Sequence[tuple[Tensor | None, Tensor | None, Frames]], str, str]:
-        """(pixels, latents, frames seen) of source and target, the instruction and the caption."""
+        """Return (pixels, latents, frames for the MLLM) of source and target, instruction and caption."""
         raise NotImplementedError
 
     @property
     def has_text_embeds(self) -> bool:
-        """Whether they bring the states of the text encoder along."""
+        """Return whether the samples include states of the text encoder."""
         return False
 
     def text_states(self, text: str) -> Tensor | None:
-        """The text encoder's, where they are known already."""
+        """Return the text encoder's states if they are cached."""
         return None
 
-    def place(self, number: int) -> tuple[int, int]:
-        """A sample's bucket, and its number among all that are drawn from that bucket."""
-        step, position = divmod(number, self.recipe.batch_size)
-        bucket, turn = self.order[step]
-        return bucket, turn * self.recipe.batch_size + position
+    def position(self, number: int) -> tuple[int, int]:
+        """Return a sample's bucket, and its number among the samples from that bucket."""
+        step, index = divmod(number, self.recipe.batch_size)
+        bucket, batches = self.order[step]
+        return bucket, batches * self.recipe.batch_size + index
 
     def shape(self, number: int) -> ClipShape:
-        """What a sample is read as; its whole batch is of stills or of clips."""
-        shape = self.data.shapes[self.place(number)[0]]
+        """Return a sample's shape; all samples of a batch are stills, or none."""
+        shape = self.data.shapes[self.position(number)[0]]
         return shape.still if is_still(self.data, number // self.recipe.batch_size) else shape
 
     def as_pixels(self, clips: Iterable[Frames]) -> list[tuple[Tensor, None, Frames]]:
-        """The sides of two clips."""
+        """Return clips in the form that `load` returns."""
         return [(to_model_range(clip), None, self.frame_processor(clip)) for clip in clips]
 
 
 class PlaygroundSamples(_Samples):
-    """Triplets rendered on the spot."""
+    """Triplets of the playground, rendered on access."""
 
-    def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
+    def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`."""
         data = self.data
         triplet = sample_triplet(
@@ -130,7 +130,7 @@ class PlaygroundSamples(_Samples):
 
 
 class ManifestSamples(_Samples):
-    """The triplets of a manifest, in an order drawn anew for each epoch."""
+    """Triplets of a manifest, shuffled in each epoch."""
 
     def __init__(
         self,
@@ -138,10 +138,10 @@ class ManifestSamples(_Samples):
         frame_processor: MLLMFrameProcessor,
         manifest: Path,
         captions: bool,
-        without: Collection[str] = (),
+        excluded: Collection[str] = (),
     ):
         self.manifest = manifest
-        self.triplets = [triplet for triplet in read_manifest(manifest) if triplet.key not in without]
+        self.triplets = [triplet for triplet in read_manifest(manifest) if triplet.key not in excluded]
         self.buckets = _sort_into_buckets(manifest, self.triplets, recipe.data)
         self.orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
         super().__init__(recipe, frame_processor)
@@ -149,24 +149,24 @@ class ManifestSamples(_Samples):
         if captions and missing:
             raise UserError(
                 f"{manifest}: {missing} of {len(self.triplets)} rows have no target_caption, which alignment "
-                "reads: write them with `rvedit caption`, or switch it off with --set alignment.weight=0"
+                "needs: write captions with `rvedit caption`, or set alignment.weight: 0"
             )
 
     def weights(self) -> Sequence[float]:
-        """By the triplets in each bucket, so that all are seen equally often where the shares are equal."""
+        """Weight buckets by their triplets too: with equal shares, all triplets are sampled equally often."""
         return [share * len(rows) for share, rows in zip(self.data.shares, self.buckets, strict=True)]
 
     def triplet(self, number: int) -> Triplet:
-        """The row of a sample number."""
-        bucket, drawn = self.place(number)
+        """Return the manifest row of a sample number."""
+        bucket, position = self.position(number)
         rows = self.buckets[bucket]
-        epoch, index = divmod(drawn, len(rows))
-        if self.orders.get(bucket, (-1,))[0] != epoch:  # drawn once an epoch, not once a sample
+        epoch, index = divmod(position, len(rows))
+        if self.orders.get(bucket, (-1,))[0] != epoch:  # permute once per epoch, not once per sample
             rng = np.random.default_rng([self.data.seed, epoch, 3, bucket])
             self.orders[bucket] = (epoch, rng.permutation(len(rows)))
         return rows[self.orders[bucket][1][index]]
 
-    def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
+    def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`."""
         triplet = self.triplet(number)
         clips = read_pair(self.manifest, triplet, self.shape(number))
@@ -174,7 +174,7 @@ class ManifestSamples(_Samples):
 
 
 class CachedSamples(ManifestSamples):
-    """The same, with latents from a cache: nothing is decoded or encoded any more."""
+    """Triplets of a manifest with cached latents, so that no video is decoded and no VAE is run."""
 
     def __init__(
         self,
@@ -187,19 +187,19 @@ class CachedSamples(ManifestSamples):
     ):
         if frame_processor.whole_stills and recipe.data.still_share:
             raise UserError(
-                "data.still_share: the cache holds what this model sees of clips, which is less than it sees "
-                "of stills: give those a bucket of their own, num_frames: 1"
+                "data.still_share: this model needs stills in more detail than the cache has of clips: set "
+                "data.still_share: 0 and add a bucket of num_frames: 1"
             )
         failed = cache.failed
         if failed:
-            warnings.warn(f"{len(failed)} triplets that could not be cached are left out", stacklevel=2)
-        super().__init__(recipe, frame_processor, manifest, captions, without=failed)
+            warnings.warn(f"{len(failed)} triplets are skipped, as they could not be cached", stacklevel=2)
+        super().__init__(recipe, frame_processor, manifest, captions, excluded=failed)
         self.cache = cache
         self.texts: TextCache | None = None
         self.cache.require(self.triplets, recipe.data.shapes, vae)
 
     def read_texts(self, texts: TextCache, encoder: str) -> None:
-        """Take the states of a frozen text encoder from a cache, too."""
+        """Use cached states of a frozen text encoder."""
         texts.require(texts_of(self.triplets), encoder)
         self.texts = texts
 
@@ -212,34 +212,34 @@ class CachedSamples(ManifestSamples):
         """See `_Samples`."""
         return self.texts.read(text).float() if self.texts else None
 
-    def sides(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
-        """See `_Samples`; a still is the first latent frame, which the causal VAE encodes alone."""
+    def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
+        """See `_Samples`; a still is the first latent frame, which the causal VAE encodes on its own."""
         triplet = self.triplet(number)
         count = 1 if self.shape(number).num_frames == 1 else None
-        sides = []
-        for cached in self.cache.read(triplet.key):
-            seen = cached.seen if count is None else cached.seen[:1]
-            sides.append((None, cached.latents[:, :count].float(), seen))
-        return sides, triplet.instruction, triplet.target_caption or ""
+        clips = [
+            (None, clip.latents[:, :count].float(), clip.mllm_frames[:count])
+            for clip in self.cache.read(triplet.key)
+        ]
+        return clips, triplet.instruction, triplet.target_caption or ""
 
 
 def _sort_into_buckets(manifest: Path, triplets: list[Triplet], data: DataRecipe) -> list[list[Triplet]]:
-    """The triplets of each bucket."""
+    """Return the triplets of each bucket."""
     shapes = data.shapes
     buckets: list[list[Triplet]] = [[] for _ in shapes]
     for triplet in triplets:
         index = fitting_bucket(shapes, triplet)
         if index is None:
             raise UserError(
-                f"{manifest}: {triplet.key} has {triplet.num_frames} frames, fewer than any of data.buckets: "
-                "add a shorter bucket, or prepare the data with a higher --min-frames"
+                f"{manifest}: {triplet.key} has {triplet.num_frames} frames, fewer than every shape of the "
+                "recipe: add a shorter one to data.buckets, or prepare the data with a higher `min_frames`"
             )
         buckets[index].append(triplet)
     return buckets
 
 
 def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> _Samples:
-    """The samples that a recipe asks for, as the models read them."""
+    """Return the dataset of a recipe, in the form that the models need."""
     frame_processor = models.edit_token_encoder.frame_processor
     data = recipe.data
     if data.source == "playground":
@@ -261,43 +261,44 @@ def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> _Samples:
 
 
 def collate(samples: list[Sample], text_length: int) -> TripletBatch:
-    """Samples of one shape -> a minibatch."""
+    """Return the minibatch of samples of one shape."""
     editing, reference = (
-        _premise([getattr(sample, side) for sample in samples], text_length) for side in ("source", "target")
+        _branch_inputs([getattr(sample, clip) for sample in samples], text_length)
+        for clip in ("source", "target")
     )
     return TripletBatch(editing, reference, [sample.number for sample in samples])
 
 
-def _premise(sides: list[Side], length: int) -> BranchInputs:
+def _branch_inputs(samples: list[BranchSample], text_length: int) -> BranchInputs:
     clips, latents = (
         torch.stack(tensors) if tensors else None
         for tensors in (
-            [side.clip for side in sides if side.clip is not None],
-            [side.latents for side in sides if side.latents is not None],
+            [sample.clip for sample in samples if sample.clip is not None],
+            [sample.latents for sample in samples if sample.latents is not None],
         )
     )
-    states = [side.text_states for side in sides if side.text_states is not None]
-    texts = pad_texts(states, length) if states else None
-    return BranchInputs(clips, [s.seen for s in sides], [s.text for s in sides], latents, texts)
+    states = [sample.text_states for sample in samples if sample.text_states is not None]
+    padded = pad_text_states(states, text_length) if states else None
+    return BranchInputs(clips, [s.frames for s in samples], [s.text for s in samples], latents, padded)
 
 
 def build_dataloader(
     samples: Dataset[Item], numbers: Iterable[list[int]], workers: int, collate_fn: Any
 ) -> Iterator[Any]:
-    """Minibatches of the listed sample numbers, prepared ahead by worker processes."""
+    """Return an iterator over the minibatches of the listed sample numbers, prepared by worker processes."""
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=collate_fn,
-        worker_init_fn=_obey_signals,
+        worker_init_fn=_ignore_signals,
         prefetch_factor=4 if workers else None,
     )
-    return _plainly(iter(loader))
+    return _unwrap_user_errors(iter(loader))
 
 
-def _plainly(batches: Iterator[Any]) -> Iterator[Any]:
-    """With a worker's UserError as it was: the loader would give it a traceback for its words."""
+def _unwrap_user_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    """Restore the message of a worker's UserError, to which the dataloader adds a traceback."""
     while True:
         try:
             batch = next(batches)
@@ -308,11 +309,11 @@ def _plainly(batches: Iterator[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _obey_signals(worker: int) -> None:
-    """The training process minds the signals for its workers, and ends them.
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals in a worker; the training process handles them and stops its workers.
 
-    Schedulers send SIGTERM to all processes of a job: a worker that obeyed would take the run down with it,
-    before its checkpoint is written.
+    Schedulers send SIGTERM to all processes of a job. If a worker stopped, the run would fail before it
+    writes its checkpoint.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""The processes of a run: one, several on a machine, or several machines.
+"""The processes of a run, on one machine or several: DDP and FSDP2.
 
-accelerate reads what `torchrun` or `accelerate launch` set up, and wraps the model for DDP. FSDP2 is torch's
-own `fully_shard`, called here, since accelerate leaves it out on CPUs, where it could not be tested then.
+accelerate reads the environment of `torchrun` or `accelerate launch` and wraps the model for DDP. FSDP2 is
+torch's `fully_shard`, called here directly, since accelerate does not support it on CPUs, where it is tested.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SHARDED_LAYERS = (
     *("WanTransformerBlock", "UMT5Block"),
     *("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"),
 )
-"""Classes whose weights are put together for their own turn alone under FSDP2."""
+"""Layer classes that FSDP2 shards, and gathers one at a time."""
 
 
 class Processes:
-    """Who this process is, and what all of them do together. Alone, every method is trivial."""
+    """This process's rank and device, and collective operations, which do nothing in a single process."""
 
     def __init__(self, strategy: Literal["ddp", "fsdp2"] = "ddp", device: str | None = None):
         self.strategy = strategy
@@ -46,36 +46,36 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """Processes of the run."""
+        """Return the number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
     def rank(self) -> int:
-        """Which of them this one is, from 0 on."""
+        """Return the rank of this process, from 0."""
         return int(self.accelerator.process_index)
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes files."""
+        """Return whether this process writes files."""
         return self.rank == 0
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """Spread the model over the processes; its parameters keep their names in `objective` itself."""
+        """Return the model on the device, wrapped for DDP or FSDP2; `objective` keeps its parameter names."""
         objective.to(self.device)
         if self.strategy == "fsdp2":
             return self._shard(objective)
         if self.count == 1:
             return objective
-        # Else DDP would wait for the gradients of what a step does not read.
+        # Otherwise DDP would wait for gradients of parameters that the step does not use.
         idle = bool(getattr(objective, "has_idle_parts", False))
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=idle)
         wrapped: nn.Module = self.accelerator.prepare_model(objective)
         return wrapped
 
     def _shard(self, objective: nn.Module) -> nn.Module:
-        """FSDP2 over the layers of all parts, the rest as one. Shards stay fp32, autocast computes in bf16.
+        """Shard each layer, and the rest as one unit. Shards are fp32, autocast computes in bf16.
 
-        Casting inputs is off: in bf16 the timestep 501.3 would be 502.
+        Inputs are not cast: in bf16 the timestep 501.3 would be 502.
         """
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if not dist.is_initialized():
@@ -93,8 +93,8 @@ class Processes:
         return objective
 
     @contextmanager
-    def gradients(self, model: nn.Module, synchronize: bool) -> Iterator[None]:
-        """Within it, a backward pass adds to the gradients; they are averaged over processes at the last."""
+    def gradient_sync(self, model: nn.Module, synchronize: bool) -> Iterator[None]:
+        """Average gradients over the processes, in a backward pass in this context, only if `synchronize`."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(synchronize)
             yield
@@ -105,7 +105,7 @@ class Processes:
             yield
 
     def mean(self, scalars: Mapping[str, float]) -> dict[str, float]:
-        """Each scalar's mean over the processes."""
+        """Return the mean of each scalar over the processes."""
         if self.count == 1:
             return dict(scalars)
         values = torch.tensor(list(scalars.values()), dtype=torch.float64, device=self.device)
@@ -113,29 +113,29 @@ class Processes:
         return dict(zip(scalars, (values / self.count).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Return whether the flag is set in any process."""
         return self.mean({"flag": float(flag)})["flag"] > 0
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have called this."""
         self.accelerator.wait_for_everyone()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The full tensor of a shard; every process has to call it."""
+    """Return the full tensor of a shard; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def place_like(value: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, on the device and in the shards of another."""
+    """Return a full tensor with the device, dtype and sharding of `like`."""
     value = value.to(device=like.device, dtype=like.dtype)
     if isinstance(like, DTensor):
         return distribute_tensor(value, like.device_mesh, like.placements)
     return value
 
 
-def whole_state(module: nn.Module, keep: bool = True) -> dict[str, Any]:
-    """A module's state with full tensors on the CPU; all processes take part, those with `keep` get it."""
+def full_state_dict(module: nn.Module, keep: bool = True) -> dict[str, Any]:
+    """Return a state dict of full tensors on the CPU; all processes call it, those without `keep` get {}."""
     state: dict[str, Any] = {}
     for name, value in module.state_dict().items():
         full = full_tensor(value.detach())

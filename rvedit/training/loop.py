@@ -1,8 +1,8 @@
-"""The loop around any training task: schedule, averaging, checkpoints, log.
+"""The training loop: learning rate schedule, EMA, checkpoints and metrics.
 
-Nothing random is carried from step to step: data, times and noise are functions of a sample's number in the
-run, so a run killed at any moment and resumed has the very losses of the uninterrupted one, on the same
-number of processes or another.
+There is no random state between steps: data, timesteps and noise are functions of a sample's number in the
+run. A run that is killed and resumed thus has exactly the losses of an uninterrupted one, even with another
+number of processes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from rvedit.compat import computes_bf16
 from rvedit.io.errors import Interrupted, UserError
 from rvedit.training.distributed import Processes, full_tensor
 from rvedit.training.log import RunLog
@@ -29,40 +30,40 @@ from rvedit.training.state import RunState, latest_checkpoint, load_checkpoint, 
 
 
 class TrainingTask(Protocol):
-    """What the loop trains."""
+    """A task for the training loop."""
 
     @property
     def objective(self) -> nn.Module:
-        """All that is trained; called with (batch, step) it gives scalars to log, and `loss` among them."""
+        """Return a module of all trained modules that maps (batch, step) to `loss` and metrics."""
 
     def batches(self, numbers: Iterable[list[int]]) -> Iterator[Any]:
         """Yield the minibatch of each list of sample numbers."""
 
     def validate(self, step: int, folder: Path) -> None:
-        """Show what the model can do by now; all processes call it, the first one writes."""
+        """Write samples of the model's current output; all processes call it, the main process writes."""
 
     def export(self, folder: Path) -> None:
-        """Write the trained parts as others load them; all processes call it, the first one writes."""
+        """Write the trained modules for loading; all processes call it, the main process writes."""
 
 
 def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
-    """Share of the peak rate at a step from 0 on: linear warm-up, constant, linear decay at the end."""
-    rise = (step + 1) / (recipe.warmup_steps + 1)
-    fall = (steps - step) / (recipe.decay_steps + 1)
-    return min(1.0, rise, fall)
+    """Return the learning rate at a step, from 0, over its peak: linear warmup, constant, linear decay."""
+    warmup = (step + 1) / (recipe.warmup_steps + 1)
+    decay = (steps - step) / (recipe.decay_steps + 1)
+    return min(1.0, warmup, decay)
 
 
 def fit(
     task: TrainingTask, recipe: Recipe, folder: Path, processes: Processes, resume: bool = True
 ) -> Iterator[dict[str, float]]:
-    """Train up to `recipe.steps`, yielding each step's scalars; weights, state and log go to `folder`.
+    """Train up to `recipe.steps` and yield each step's metrics; checkpoints and metrics go to `folder`.
 
-    On SIGTERM or Ctrl-C the step is finished, a checkpoint saved and `Interrupted` raised.
+    On SIGTERM or Ctrl-C the step is finished, a checkpoint is saved and `Interrupted` is raised.
     """
-    torch.set_flush_denormal(True)  # CPUs crawl through denormal numbers
+    torch.set_flush_denormal(True)  # CPUs are very slow with denormal numbers
     try:
-        with _stop_signals() as stops:
-            yield from _fit(task, recipe, folder, processes, resume, stops)
+        with _collect_stop_signals() as signals:
+            yield from _fit(task, recipe, folder, processes, resume, signals)
     finally:
         torch.set_flush_denormal(False)
 
@@ -73,18 +74,18 @@ def _fit(
     folder: Path,
     processes: Processes,
     resume: bool,
-    stops: list[int],
+    signals: list[int],
 ) -> Iterator[dict[str, float]]:
     model = processes.wrap(task.objective)
     optimizer = NamedOptimizer(task.objective, recipe.optimizer)
     trained = optimizer.trained
-    average = None
+    ema = None
     if recipe.ema_decay:
-        average = EMAModel(trained.values(), decay=recipe.ema_decay, foreach=recipe.parallel == "ddp")
+        ema = EMAModel(trained.values(), decay=recipe.ema_decay, foreach=recipe.parallel == "ddp")
     state = RunState(0)
     checkpoint = latest_checkpoint(folder) if resume else None
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, optimizer, average)
+        state = load_checkpoint(checkpoint, optimizer, ema)
     model.train()
     log = RunLog(folder, state.step) if processes.is_main else None
     batches = task.batches(sample_numbers(recipe, state.step, processes))
@@ -94,11 +95,11 @@ def _fit(
         losses: dict[str, float] = {}
         waited = 0.0
         for part in range(recipe.accumulation):
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             last = part == recipe.accumulation - 1
-            with processes.gradients(model, synchronize=last):
+            with processes.gradient_sync(model, synchronize=last):
                 with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
                     scalars: dict[str, Tensor] = model(batch, step)
                 (scalars["loss"] / recipe.accumulation).backward()
@@ -107,14 +108,14 @@ def _fit(
         norm = float(full_tensor(nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)))
         losses = processes.mean(losses)
         fraction = rate_fraction(recipe.optimizer, step, recipe.steps)
-        sound = math.isfinite(losses["loss"]) and math.isfinite(norm)
-        if sound:
+        is_finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
+        if is_finite:
             optimizer.step(fraction)
-            if average is not None:
-                average.step(trained.values())
+            if ema is not None:
+                ema.step(trained.values())
         else:
             optimizer.clear()
-        state = RunState(step + 1, state.skipped + (not sound))
+        state = RunState(step + 1, state.skipped + (not is_finite))
         seconds = time.perf_counter() - started
         record = {
             **losses,
@@ -129,55 +130,55 @@ def _fit(
         }
         if log:
             log.write(record)
-        stop = processes.any(bool(stops))
+        stop = processes.any(bool(signals))
         done = state.step == recipe.steps
         if state.skipped > recipe.max_skipped:
             raise UserError(
                 f"{folder}: the loss was not finite in {state.skipped} steps, the last of them {step}: lower "
-                "optimizer.learning_rate, or allow more with --set max_skipped=N"
+                "optimizer.learning_rate or raise max_skipped"
             )
         if stop or done or state.step % recipe.checkpoint_every == 0:
-            save_checkpoint(folder, state, optimizer, average, processes)
+            save_checkpoint(folder, state, optimizer, ema, processes)
         yield {**record, "rank": processes.rank}
         if recipe.validation.every and (done or state.step % recipe.validation.every == 0):
             model.eval()
             task.validate(state.step, folder)
             model.train()
         if stop and not done:
-            again = "the same command goes on" if resume else "the same command without --fresh goes on"
-            line = f"{folder}: stopped after step {state.step}, which is saved: {again}"
-            raise Interrupted(line, 128 + (stops or [signal.SIGTERM])[0])
-    if average is not None:
-        average.copy_to(trained.values())
+            again = "run it again" if resume else "run it again without `fresh`"
+            line = f"{folder}: stopped after step {state.step}, which is saved: {again} to resume"
+            raise Interrupted(line, 128 + (signals or [signal.SIGTERM])[0])
+    if ema is not None:
+        ema.copy_to(trained.values())
     model.eval()
     task.export(folder / "model")
     processes.wait()
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Within it SIGTERM and Ctrl-C are noted, not obeyed; a second one is obeyed at once."""
+def _collect_stop_signals() -> Iterator[list[int]]:
+    """Append SIGTERM and Ctrl-C to the list in this context; a second signal raises KeyboardInterrupt."""
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: whoever called from there minds the signals
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # outside the main thread, where the caller must handle signals
         yield received
         return
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU the allocator's peak, on a CPU the process's."""
+    """Return the peak memory in bytes: of the allocator on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -188,26 +189,21 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
-    """Leave out of training the parameters whose names begin with one of `frozen`; each must exist."""
-    for beginning in frozen:
-        parameters = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+    """Freeze parameters by the prefixes of their names. Raises UserError for a prefix that none has."""
+    for prefix in frozen:
+        parameters = [p for name, p in model.named_parameters() if name.startswith(prefix)]
         if not parameters:
-            parts = ", ".join(name for name, _ in model.named_children())
-            raise UserError(f"model.frozen names {beginning}: no part begins so: the parts are {parts}")
+            modules = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"model.frozen has {prefix}, but no parameter of that name: choose in {modules}")
         for parameter in parameters:
             parameter.requires_grad_(False)
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32: on CPUs without instructions for it, it is a hundred times slower."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def sample_numbers(recipe: Recipe, first_step: int, processes: Processes) -> Iterable[list[int]]:
-    """The sample numbers of each minibatch of this process, in order.
+    """Return the sample numbers of each minibatch of this process, in order.
 
-    Step s of the run sees samples s B ... (s + 1) B - 1, which its minibatches share: a pure function of
-    the step, so that the step alone resumes the order.
+    The minibatches of step s share the samples s B ... (s + 1) B - 1, so that the order resumes from the step
+    alone. Raises UserError if the batch cannot be divided.
     """
     minibatches = processes.count * recipe.accumulation
     size, rest = divmod(recipe.batch_size, minibatches)

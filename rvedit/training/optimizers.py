@@ -1,7 +1,7 @@
-"""Optimizers behind one small face: a rate, a step, and a state with names.
+"""Optimizers with one interface: a learning rate, a step, and a state by parameter name.
 
-`adamw` is the paper's. `muon` is for models trained from scratch on little compute: the kernels of linear and
-convolutional layers take orthogonalised steps, everything else stays with AdamW.
+`adamw` is the paper's. `muon` is for models trained from scratch with little compute: weights of linear and
+convolutional layers get orthogonalized updates, all other parameters use AdamW.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rvedit.compat import computes_bf16
 from rvedit.io.errors import UserError
 from rvedit.training.distributed import place_like
 from rvedit.training.recipe import OptimizerRecipe
@@ -23,12 +24,11 @@ MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 def orthogonalize(matrices: Float[Tensor, "n r c"], steps: int = 5) -> Float[Tensor, "n r c"]:
-    """Push all singular values to about 1, by the Newton-Schulz iteration of Jordan et al. (Muon, 2024).
+    """Return the matrices with all singular values near 1 (Newton-Schulz, Jordan et al., Muon, 2024).
 
-    In bf16 where the device computes it fast; many CPUs only emulate it, a hundred times slower than fp32.
+    It runs in bf16 if the device supports it; many CPUs emulate it, a hundred times slower than fp32.
     """
-    fast_bf16 = matrices.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    x = matrices.bfloat16() if fast_bf16 else matrices
+    x = matrices.bfloat16() if computes_bf16(matrices.device) else matrices
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -40,10 +40,10 @@ def orthogonalize(matrices: Float[Tensor, "n r c"], steps: int = 5) -> Float[Ten
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices; a step has the root mean square of an AdamW step.
+    """Muon: orthogonalized momentum for matrices, with the root mean square of an AdamW update.
 
-    The update is torch.optim.Muon's with `match_rms_adamw`, which computes in bf16 on every device; matrices
-    of one shape are taken together here, which is what makes many small ones fast.
+    The update is that of torch.optim.Muon with `match_rms_adamw`, which computes in bf16 on every device.
+    Here matrices of one shape are batched, which is faster for many small ones.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             shapes = defaultdict(list)
             for matrix in group["params"]:
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change)
 
     def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """The gradient averaged, Nesterov's way."""
+        """Update the momentum buffer; return the Nesterov momentum."""
         gradient = matrix.grad
         assert gradient is not None
         buffer = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class NamedOptimizer:
-    """One or two torch optimizers over the trained parameters of a model."""
+    """AdamW, and Muon if chosen, over the trained parameters of a model."""
 
     def __init__(self, model: nn.Module, recipe: OptimizerRecipe):
         self.recipe = recipe
@@ -83,17 +83,17 @@ class NamedOptimizer:
         sharded = any(isinstance(p, DTensor) for p in self.trained.values())
         if recipe.name == "muon" and sharded:
             raise UserError(
-                "optimizer.name is muon, which needs whole matrices: use --set parallel=ddp, or "
-                "--set optimizer.name=adamw"
+                "optimizer.name is muon, which needs unsharded matrices: set parallel: ddp, or "
+                "optimizer.name: adamw"
             )
         kernels = self._kernels(model) if recipe.name == "muon" else {}
-        # Muon takes matrices: a convolution's kernel is seen as (out, in * kernel), sharing its memory.
+        # A convolution's kernel is a view (out, in * kernel), as Muon needs matrices.
         self.matrices = {n: nn.Parameter(p.detach().view(len(p), -1)) for n, p in kernels.items()}
-        rest = {n: p for n, p in self.trained.items() if n not in kernels}
-        self.stepped: dict[str, nn.Parameter] = {**rest, **self.matrices}
+        others = {n: p for n, p in self.trained.items() if n not in kernels}
+        self.updated: dict[str, nn.Parameter] = {**others, **self.matrices}
         groups = [
-            {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in others.values() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in others.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=not sharded)
@@ -107,12 +107,12 @@ class NamedOptimizer:
         return {n: p for n, p in self.trained.items() if n in names}
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in (*self.trained.values(), *self.matrices.values()):
             parameter.grad = None
 
     def step(self, fraction: float) -> None:
-        """Descend the model's gradients at a fraction of the peak rates, then clear them."""
+        """Update the parameters at a fraction of the peak learning rates, then clear the gradients."""
         for name, matrix in self.matrices.items():
             gradient = self.trained[name].grad
             matrix.grad = None if gradient is None else gradient.reshape(len(matrix), -1)
@@ -124,21 +124,21 @@ class NamedOptimizer:
         self.clear()
 
     def named_state(self) -> dict[str, Tensor]:
-        """Every moment, under `parameter/moment`."""
+        """Return the optimizer state as {"parameter/moment": tensor}."""
         return {
             f"{name}/{key}": value
-            for name, parameter in self.stepped.items()
+            for name, parameter in self.updated.items()
             for optimizer in self.optimizers
             for key, value in optimizer.state.get(parameter, {}).items()
         }
 
     def load_named_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `named_state` gave."""
+        """Restore the result of `named_state`."""
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, value in state.items():
             name, _, moment = key.rpartition("/")
-            parameter = self.stepped[name]
-            if moment == "step":  # a fused step counts on the parameter's own device
+            parameter = self.updated[name]
+            if moment == "step":  # fused AdamW needs its step counter on the parameter's device
                 placed = value if isinstance(parameter, DTensor) else value.to(parameter.device)
             else:
                 placed = place_like(value, parameter)

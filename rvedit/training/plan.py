@@ -1,55 +1,57 @@
-"""What a recipe will take, without its weights: the dry run of `rvedit train`."""
+"""The dry run of `rvedit train`: compute, memory and disk space of a recipe, without weights."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rvedit.training.costs import Costs, EditorCosts, Tokens, VAECosts, clips_at_once
+from rvedit.models.model_spec import model_spec
+from rvedit.training.costs import Costs, Tokens, clips_at_once
 from rvedit.training.memory import Group
 from rvedit.training.recipe import Recipe
+from rvedit.training.tasks import task_class
 
 GPU_MEMORY = 80e9
-"""Bytes of a GPU."""
+"""Bytes of memory on a GPU."""
 GPU_RATE = 380e12
-"""FLOP/s that a GPU sustains: 38% of an H100's peak of 989 TFLOP/s in bf16."""
-NANO_REMEDY = "train it at nano size with --overlay recipes/nano_scale.yaml"
+"""Sustained FLOP/s of a GPU: 38% of an H100's peak of 989 TFLOP/s in bf16."""
+NANO_REMEDY = "train at nano size: `overlay` recipes/nano_scale.yaml"
 
 
 @dataclass(frozen=True)
 class Compute:
-    """FLOPs, and hours at an assumed rate."""
+    """FLOPs, and hours at an assumed FLOP/s."""
 
     per_clip: dict[str, float]
-    """By part, in expectation over stills and sampled depths."""
+    """By part, expected over stills and sampled depths."""
     per_step: float
-    """Of an optimizer step, all clips of the batch."""
+    """Of an optimizer step with all clips of the batch."""
     per_run: float
     flops_per_second: float
-    """Assumed of each GPU."""
+    """Assumed for each GPU."""
     hours: float
-    """Of the run on all GPUs, if nothing waits."""
+    """Of the run on all GPUs, without any waiting."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU."""
+    """Bytes on one GPU."""
 
     parts: dict[str, float]
     total: float
     budget: float
     fits: bool
     with_checkpointing: float
-    """The total, were gradient checkpointing on."""
+    """The total with gradient checkpointing."""
     without_checkpointing: float
-    """The total, were it off."""
+    """The total without it."""
     remedies: tuple[str, ...]
-    """What makes it fit, where it does not."""
+    """Settings that would fit, if this recipe does not."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A dry run."""
+    """The result of a dry run."""
 
     recipe: str
     preset: str
@@ -57,7 +59,7 @@ class TrainingPlan:
     gpus: int
     parallel: str
     clips_at_once: int
-    """On a GPU."""
+    """Clips in one forward pass on a GPU."""
     parameters: tuple[Group, ...]
     tokens: Tokens | None
     compute: Compute
@@ -65,10 +67,10 @@ class TrainingPlan:
     disk: dict[str, float]
     """Bytes."""
     notes: tuple[str, ...]
-    """What the figures assume."""
+    """Assumptions."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return a JSON object."""
         return asdict(self)
 
 
@@ -78,21 +80,22 @@ def plan_training(
     gpu_memory: float = GPU_MEMORY,
     flops_per_second: float = GPU_RATE,
 ) -> TrainingPlan:
-    """Plan a run on so many GPUs of so many bytes; nothing is allocated or downloaded.
+    """Return the plan of a run on GPUs with `gpu_memory` bytes each; nothing is allocated or downloaded.
 
-    Without a number it is one for nano, and for others the most of up to eight that can share the batch.
+    The default of `gpus` is 1 for nano, and for others the largest of 8, 4, 2 and 1 that divides the batch.
 
-    Raises UserError where the GPUs cannot share the batch, or `model.frozen` names no part.
+    Raises UserError if the batch cannot be divided, or if `model.frozen` has an unknown module.
     """
-    gpus = _usual_gpus(recipe) if gpus is None else gpus
+    gpus = _default_gpus(recipe) if gpus is None else gpus
     clips = clips_at_once(recipe, gpus)
-    costs: Costs = VAECosts(recipe) if recipe.task == "vae" else EditorCosts(recipe)
+    costs: Costs = task_class(recipe.task).costs(recipe)
     per_clip = costs.flops()
     per_step = recipe.batch_size * sum(per_clip.values())
     per_run = recipe.steps * per_step
+    is_small = model_spec(recipe.model.preset).from_scratch
     seconds = per_run / (gpus * flops_per_second)
-    small = ", which so small a model does not reach" if recipe.model.preset == "nano" else ""
-    rate = f"hours: at {flops_per_second / 1e12:.0f} TFLOP/s of each GPU{small}, as if nothing had to wait"
+    small = ", which so small a model does not reach" if is_small else ""
+    rate = f"hours: at {flops_per_second / 1e12:.0f} TFLOP/s per GPU{small}, without any waiting"
     return TrainingPlan(
         recipe=recipe.name,
         preset=recipe.model.preset,
@@ -110,36 +113,36 @@ def plan_training(
 
 
 def why_not_runnable(recipe: Recipe, gpus_available: int, memory_bytes: float = GPU_MEMORY) -> str | None:
-    """Why a recipe cannot be trained here, in one line with the figures and a remedy; none if it can.
+    """Return why a recipe cannot be trained on this machine, in one line with a remedy; None if it can.
 
-    `gpus_available` are those of the run, one for each process; `memory_bytes` is one GPU's. Nano trains on a
-    CPU.
+    `gpus_available` is the number of GPUs of the run, one per process; `memory_bytes` is the memory of one.
+    Nano can be trained on a CPU.
     """
-    nano = recipe.model.preset == "nano"
-    if nano and not gpus_available:
+    is_small = model_spec(recipe.model.preset).from_scratch
+    if is_small and not gpus_available:
         return None
     plan = plan_training(recipe, gpus_available or None, memory_bytes or GPU_MEMORY)
-    if not nano and not recipe.model.init_from:
-        reason = f"the weights of {recipe.model.preset} are not here (model.init_from is not set)"
+    if not is_small and not recipe.model.init_from:
+        reason = f"model.init_from is not set, and {recipe.model.preset} cannot be trained from scratch"
     elif not gpus_available:
-        reason = "there is no GPU here"
+        reason = "this machine has no GPU"
     elif not plan.memory.fits:
-        reason = f"a GPU here has {memory_bytes / 1e9:.0f} GB"
+        reason = f"a GPU has {memory_bytes / 1e9:.0f} GB"
     else:
         return None
     trained = sum(group.trained for group in plan.parameters)
-    everything = trained + sum(group.frozen for group in plan.parameters)
-    remedies = plan.memory.remedies or ((NANO_REMEDY,) if not nano else ())
+    total = trained + sum(group.frozen for group in plan.parameters)
+    remedies = plan.memory.remedies or ((NANO_REMEDY,) if not is_small else ())
     figures = (
-        f"it trains {trained / 1e9:.3g} of {everything / 1e9:.3g} billion parameters and takes "
-        f"{plan.compute.per_step / recipe.batch_size / 1e15:.3g} PFLOP a clip, "
+        f"it trains {trained / 1e9:.3g} of {total / 1e9:.3g} billion parameters and needs "
+        f"{plan.compute.per_step / recipe.batch_size / 1e15:.3g} PFLOP per clip and "
         f"{plan.memory.total / 1e9:.0f} GB on each of {plan.gpus} GPUs"
     )
-    return f"{recipe.name} cannot be trained here: {reason}; {figures}: {', or '.join(remedies)}"
+    return f"{recipe.name} cannot be trained: {reason}; {figures}: {', or '.join(remedies)}"
 
 
-def _usual_gpus(recipe: Recipe) -> int:
-    if recipe.model.preset == "nano":
+def _default_gpus(recipe: Recipe) -> int:
+    if model_spec(recipe.model.preset).from_scratch:
         return 1
     return next((n for n in (8, 4, 2) if recipe.batch_size % (n * recipe.accumulation) == 0), 1)
 
@@ -147,13 +150,11 @@ def _usual_gpus(recipe: Recipe) -> int:
 def _memory(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> Memory:
     parts = costs.memory(recipe, gpus)
     total = sum(parts.values())
-    checkpointed, whole = (_total(costs, _checkpointing(recipe, on), gpus) for on in (True, False))
+    with_checkpointing, without = (
+        sum(costs.memory(_checkpointing(recipe, on), gpus).values()) for on in (True, False)
+    )
     remedies = () if total <= budget else _remedies(recipe, costs, gpus, budget)
-    return Memory(parts, total, budget, total <= budget, checkpointed, whole, remedies)
-
-
-def _total(costs: Costs, recipe: Recipe, gpus: int) -> float:
-    return sum(costs.memory(recipe, gpus).values())
+    return Memory(parts, total, budget, total <= budget, with_checkpointing, without, remedies)
 
 
 def _checkpointing(recipe: Recipe, on: bool) -> Recipe:
@@ -162,35 +163,35 @@ def _checkpointing(recipe: Recipe, on: bool) -> Recipe:
 
 
 def _remedies(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> tuple[str, ...]:
-    """The settings that make it fit, on these GPUs or on more; and nano, which always fits."""
+    """Return settings that fit on this number of GPUs or more, and nano, which always fits."""
     settings = []
     if recipe.task == "editor" and not recipe.model.gradient_checkpointing:
-        settings.append("model.gradient_checkpointing=true")
+        settings.append("model.gradient_checkpointing: true")
     if recipe.parallel == "ddp" and recipe.optimizer.name == "adamw":
-        settings.append("parallel=fsdp2")
+        settings.append("parallel: fsdp2")
     numbers = [n for n in range(gpus, recipe.batch_size + 1) if recipe.batch_size % n == 0]
-    # One clip at a time is the least; then as few settings as there need be.
+    # At least one clip per forward pass; then as few settings as possible.
     choices = [settings[:n] for n in range(len(settings) + 1)] + [[setting] for setting in settings[1:]]
     found: list[str] = []
     for number in numbers:
-        most = recipe.batch_size // number
-        for accumulation in sorted({min(recipe.accumulation, most), most}):
+        maximum = recipe.batch_size // number
+        for accumulation in sorted({min(recipe.accumulation, maximum), maximum}):
             if recipe.batch_size % (number * accumulation):
                 continue
             for chosen in sorted(choices, key=len):
                 changed = recipe.model_copy(update={"accumulation": accumulation})
-                if "model.gradient_checkpointing=true" in chosen:
+                if "model.gradient_checkpointing: true" in chosen:
                     changed = _checkpointing(changed, True)
-                if "parallel=fsdp2" in chosen:
+                if "parallel: fsdp2" in chosen:
                     changed = changed.model_copy(update={"parallel": "fsdp2"})
-                size = _total(costs, changed, number)
+                size = sum(costs.memory(changed, number).values())
                 if size <= budget:
-                    spread = [f"accumulation={accumulation}"] if accumulation != recipe.accumulation else []
-                    words = [f"--set {setting}" for setting in (*chosen, *spread)]
-                    if number != gpus:
-                        words.insert(0, f"{number} GPUs")
-                    found.append(f"{' '.join(words)} ({size / 1e9:.0f} GB)")
+                    changes = [f"use {number} GPUs"] if number != gpus else []
+                    changes += [f"set {setting}" for setting in chosen]
+                    if accumulation != recipe.accumulation:
+                        changes.append(f"set accumulation: {accumulation}")
+                    found.append(f"{', '.join(changes)} ({size / 1e9:.0f} GB)")
                     break
         if found:
             break
-    return (*found, *(() if recipe.model.preset == "nano" else (NANO_REMEDY,)))
+    return (*found, *(() if model_spec(recipe.model.preset).from_scratch else (NANO_REMEDY,)))

@@ -1,22 +1,42 @@
-"""Recipes: what a training run is, as frozen data read from YAML.
+"""Recipes: the config of a training run, read from YAML.
 
-Order of precedence: defaults here < `extends:` < the recipe < `--overlay` < `--set a.b=c`. A recipe states
-only what differs from the one it extends; an unknown key or a wrong type is refused by name.
+Precedence: defaults < `extends:` < the recipe < overlays < assignments `a.b=c`. A recipe has only the keys
+that differ from the recipe that it extends; an unknown key or a wrong type raises an error that names it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    model_validator,
+)
 
 from rvedit.io.errors import UserError
+from rvedit.io.recipes import check_values, read_values
 from rvedit.io.records import ClipShape
+from rvedit.models.model_spec import PRESETS, model_spec
 from rvedit.playground.grammar import Noun, Operation
+from rvedit.training.tasks import TASKS
+
+
+def _one_of(registered: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in registered:
+            raise ValueError(f"choose one of {', '.join(registered)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class _Section(BaseModel):
@@ -24,106 +44,111 @@ class _Section(BaseModel):
 
 
 class ModelRecipe(_Section):
-    """Which model is trained, and from what."""
+    """The model to train, and its initial weights."""
 
-    preset: Literal["nano", "wan2.2-5b"] = Field("wan2.2-5b", description="configs of all components")
+    preset: Annotated[str, _one_of(PRESETS)] = Field(
+        "wan2.2-5b", description="configs of all modules: nano, wan2.2-5b or a registered one"
+    )
     routing_depth: int | None = Field(
-        None, ge=0, description="L_s of Eq. 3, in blocks; none: half of the blocks; 0: everything everywhere"
+        None,
+        ge=0,
+        description="L_s of Eq. 3: so many blocks read X_e alone, the rest all tokens; null: half of them",
     )
     init_from: str | None = Field(
-        None, description="folder of a run or a pipeline to start from; nano: the embedded one"
+        None, description="folder of a run or a pipeline to start from; nano: the embedded model"
     )
-    vae_from: str | None = Field(None, description="folder of the VAE's run; none: the one of init_from")
+    vae_from: str | None = Field(None, description="run folder of a VAE; null: the VAE of init_from")
     frozen: tuple[str, ...] = Field(
-        (), description="parts that are not trained, by the beginning of their name"
+        (), description="prefixes of the names of parameters that are not trained"
     )
+
     lora_rank: int = Field(
-        0, ge=0, description="train the MLLM's language tower by adapters of this rank; 0: its weights"
+        0, ge=0, description="LoRA rank for the MLLM's language tower; 0: train its full weights"
     )
     gradient_checkpointing: bool = Field(
-        False, description="keep the blocks' inputs alone and compute the rest again in the backward pass"
+        False, description="store only the blocks' inputs and recompute the rest in the backward pass"
     )
 
 
 class Bucket(_Section):
-    """A shape that batches may have."""
+    """A shape of batches."""
 
     num_frames: int = Field(gt=0, description="frames of a clip, 4k+1; 1: stills")
     height: int = Field(gt=0, description="pixels")
     width: int = Field(gt=0, description="pixels")
     share: float = Field(
-        1.0, gt=0, description="weight of its batches; with a manifest, of each triplet in the bucket"
+        1.0, gt=0, description="weight of its batches; with a manifest, weight of each triplet in the bucket"
     )
 
     @property
     def shape(self) -> ClipShape:
-        """Frames and size."""
+        """Return frames and size."""
         return ClipShape(self.num_frames, self.height, self.width)
 
 
 class DataRecipe(_Section):
-    """Which triplets are seen."""
+    """The training data."""
 
     source: Literal["playground", "manifest"] = Field("playground", description="where triplets come from")
-    manifest: str | None = Field(None, description="file of `rvedit prepare`, for source: manifest")
-    cache: str | None = Field(None, description="folder of `rvedit prepare cache`: latents instead of pixels")
-    seed: int = Field(0, description="seed of the procedural world, and of the order of a manifest")
+    manifest: str | None = Field(None, description="file written by `rvedit prepare`, for source: manifest")
+    cache: str | None = Field(None, description="folder of `rvedit prepare cache`, whose latents are read")
+    seed: int = Field(0, description="seed of the playground's clips or of the order of a manifest")
     count: int = Field(120_000, gt=0, description="triplets in an epoch of the playground")
     height: int = Field(704, gt=0, description="pixels")
     width: int = Field(1280, gt=0, description="pixels")
     num_frames: int = Field(81, gt=0, description="frames of a clip, 4k+1")
     buckets: tuple[Bucket, ...] = Field(
-        (), description="shapes of batches, instead of num_frames, height and width; none: those alone"
+        (), description="shapes of batches, instead of num_frames, height and width; empty: that one shape"
     )
     operations: dict[Operation, PositiveFloat] = Field(
-        {}, description="weights of the playground's edits, as {swap: 3, style: 1}; none: categories evenly"
+        {}, description="weights of the playground's edits, as {swap: 3, style: 1}; empty: equal categories"
     )
     new_things: dict[Noun, PositiveFloat] = Field(
-        {}, description="weights of what the playground's edits bring in, as {corgi: 8}; unnamed things: 1"
+        {}, description="weights of the objects that the playground's edits add, as {corgi: 8}; others: 1"
     )
-    still_share: float = Field(0.0, ge=0, le=1, description="share of batches that see the first frame only")
-    crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels")
+    still_share: float = Field(0.0, ge=0, le=1, description="share of batches that have only first frames")
+    crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels; null: none")
     instruction_dropout: float = Field(
         0.0, ge=0, le=1, description="share of samples with an empty instruction, for guidance"
     )
     caption_dropout: float = Field(
-        0.0, ge=0, le=1, description="share of samples whose reference branch reads an empty caption"
+        0.0, ge=0, le=1, description="share of samples with an empty caption in the reference branch"
     )
-    workers: int = Field(1, ge=0, description="processes that prepare batches, for each training process")
+    workers: int = Field(1, ge=0, description="dataloader workers of each training process")
 
     @property
     def shapes(self) -> tuple[ClipShape, ...]:
-        """What clips are read as."""
+        """Return the shape of each bucket."""
         return tuple(bucket.shape for bucket in self.buckets) or (
             ClipShape(self.num_frames, self.height, self.width),
         )
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The weight of each shape."""
+        """Return the weight of each shape."""
         return tuple(bucket.share for bucket in self.buckets) or (1.0,)
 
     def expected_shapes(self) -> dict[ClipShape, float]:
-        """The share of batches of each shape, as far as it is known without the clips; stills apart."""
+        """Return the expected share of batches of each shape, stills included, from the recipe alone."""
         expected: dict[ClipShape, float] = {}
         for shape, share in zip(self.shapes, self.shares, strict=True):
-            for seen, part in ((shape.still, self.still_share), (shape, 1 - self.still_share)):
+            for kind, part in ((shape.still, self.still_share), (shape, 1 - self.still_share)):
                 if part:
-                    expected[seen] = expected.get(seen, 0.0) + part * share / sum(self.shares)
+                    expected[kind] = expected.get(kind, 0.0) + part * share / sum(self.shares)
         return expected
 
 
 class OptimizerRecipe(_Section):
-    """A linear warm-up, a constant rate and a linear decay to zero."""
+    """The optimizer; its learning rate has a linear warmup, a constant part and a linear decay to zero."""
 
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalised steps for matrices")
-    learning_rate: float = Field(1e-5, gt=0, description="peak rate of AdamW")
-    matrix_learning_rate: float = Field(1e-2, gt=0, description="peak rate of Muon, where it is chosen")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averaging")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled, on matrices only")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps")
-    decay_steps: int = Field(0, ge=0, description="optimizer steps at the end of the run")
-    max_grad_norm: float = Field(1.0, gt=0, description="global norm that gradients are clipped to")
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalized updates of matrices")
+    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
+    matrix_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of Muon")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of AdamW's moments")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay, for matrices only")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of the warmup")
+    decay_steps: int = Field(0, ge=0, description="optimizer steps of the decay, at the end of the run")
+    max_grad_norm: float = Field(1.0, gt=0, description="maximum global norm of the gradients")
 
 
 class FlowRecipe(_Section):
@@ -135,33 +160,31 @@ class FlowRecipe(_Section):
         ge=0,
         lt=1,
         validation_alias=AliasChoices("shared_noise_ratio", "noise_share"),  # its name in version 0.1
-        description="share of the noise's variance that is common to all frames of a clip",
+        description="share of the noise's variance that all frames of a clip have in common",
     )
 
 
 class AlignmentRecipe(_Section):
     """Reference-anchored attention alignment (Eqs. 4-6)."""
 
-    weight: float = Field(
-        0.75, ge=0, description="lambda_align of Eq. 6; 0 switches the reference branch off"
-    )
-    warmup_steps: int = Field(
-        0, ge=0, description="optimizer steps in which the weight rises linearly to its full value"
-    )
+    weight: float = Field(0.75, ge=0, description="lambda_align of Eq. 6; 0 disables the reference branch")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the weight rises linearly")
     temperature: float = Field(0.07, gt=0, description="tau of Eq. 5")
-    own_noise: bool = Field(False, description="the reference branch draws its own noise")
+    own_noise: bool = Field(False, description="separate noise for the reference branch")
 
     def weight_at(self, step: int) -> float:
-        """lambda_align at a step, from 0."""
+        """Return lambda_align at a step, counted from 0."""
         return self.weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.weight
 
 
 class ValidationRecipe(_Section):
-    """Edits of fixed clips while training goes on."""
+    """Edits of fixed clips during training."""
 
-    every: int = Field(0, ge=0, description="optimizer steps from one to the next; 0: none")
-    count: int = Field(4, gt=0, description="clips")
-    num_inference_steps: int | None = Field(None, gt=0, description="none: the model's own")
+    every: int = Field(0, ge=0, description="optimizer steps between validations; 0: none")
+    count: int = Field(4, gt=0, description="number of clips")
+    num_inference_steps: int | None = Field(
+        None, gt=0, description="denoising steps; null: the model's default"
+    )
 
 
 class AxisScores(_Section):
@@ -173,69 +196,83 @@ class AxisScores(_Section):
 
 
 class PaperRow(_Section):
-    """What the paper reports for this configuration, under its Qwen judge; no part of the training."""
+    """The paper's results for this configuration, under its Qwen judge; not used in training."""
 
-    label: str = Field(description="the row's name in the paper")
-    tables: tuple[str, ...] = Field(description="where it stands, such as 2a")
-    table2: dict[str, float] | None = Field(None, description="overall and per category; none: no such row")
-    table3: dict[str, AxisScores] | None = Field(None, description="per category and axis; none: no such row")
+    label: str = Field(description="name of the row in the paper")
+    tables: tuple[str, ...] = Field(description="tables with this row, such as 2a")
+    table2: dict[str, float] | None = Field(None, description="overall and per category; null: no such row")
+    table3: dict[str, AxisScores] | None = Field(None, description="per category and axis; null: no such row")
+
+
+class VAELossRecipe(_Section):
+    """The loss of `task: vae`: an L1 error, a KL divergence and errors of motion."""
+
+    kl_weight: float = Field(
+        0.02, ge=0, description="weight of the KL divergence; set it to the expected L1 error"
+    )
+    change_weight: float = Field(
+        0.0, ge=0, description="weight of the L1 error of differences between consecutive frames"
+    )
+    border_weight: float = Field(
+        1.0, ge=0, description="factor of change_weight between frames of different latent frames"
+    )
+    motion_weight: float = Field(
+        0.0, ge=0, description="weight of the error of each frame's mean change over all pixels"
+    )
+    latent_noise: float = Field(
+        0.0, ge=0, description="noise on the decoder's input, up to this share of the latents' scale"
+    )
 
 
 class Recipe(_Section):
-    """One training run."""
+    """The config of a training run."""
 
     name: str = Field("rvedit", description="name of the run's folder")
-    task: Literal["editor", "vae"] = Field("editor", description="what is trained")
+    task: Annotated[str, _one_of(TASKS)] = Field(
+        "editor", description="training task: editor, vae or a registered one"
+    )
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     flow: FlowRecipe = FlowRecipe()
     alignment: AlignmentRecipe = AlignmentRecipe()
-    kl_weight: float = Field(0.02, ge=0, description="of the VAE's loss: scale of the L1 error per value")
-    change_weight: float = Field(
-        0.0, ge=0, description="of the VAE's loss: the L1 error of changes from frame to frame"
-    )
-    border_weight: float = Field(
-        1.0, ge=0, description="of change_weight: its factor where the frames of two latents meet"
-    )
-    motion_weight: float = Field(
-        0.0, ge=0, description="of the VAE's loss: the error of how much each frame changes, over all pixels"
-    )
-    latent_noise: float = Field(
-        0.0,
-        ge=0,
-        description="of the VAE's training: noise that its decoder sees, up to this share of a latent",
-    )
+    vae_loss: VAELossRecipe = VAELossRecipe()
     steps: int = Field(15_000, gt=0, description="optimizer steps")
-    batch_size: int = Field(8, gt=0, description="clips per optimizer step, of all processes together")
-    accumulation: int = Field(1, gt=0, description="parts of a batch that a process works off in turn")
+    batch_size: int = Field(8, gt=0, description="clips per optimizer step, over all processes")
+    accumulation: int = Field(1, gt=0, description="minibatches per process and optimizer step")
     parallel: Literal["ddp", "fsdp2"] = Field(
-        "ddp", description="several processes: whole copies of the model, or shards of it"
+        "ddp", description="for several processes: ddp copies the model, fsdp2 shards it"
     )
-    seed: int = Field(0, description="of weights, order, times and noise")
+    seed: int = Field(0, description="seed of initial weights, timesteps, noise and traced blocks")
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="bf16: autocast, on devices that compute it fast; weights stay fp32"
+        "bf16", description="bf16: autocast on devices with fast bf16; weights are fp32 in both cases"
     )
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights per step; 0: none")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the weights' EMA per step; 0: no EMA")
     max_skipped: int = Field(
-        20, ge=0, description="updates that may be skipped for a loss or gradient that is not finite"
+        20, ge=0, description="maximum number of updates skipped because the loss or a gradient is not finite"
     )
     validation: ValidationRecipe = ValidationRecipe()
-    paper: PaperRow | None = Field(None, description="the paper's figures for this configuration")
-    checkpoint_every: int = Field(500, gt=0, description="optimizer steps")
-    log_every: int = Field(50, gt=0, description="optimizer steps")
+    paper: PaperRow | None = Field(None, description="the paper's results for this configuration")
+    checkpoint_every: int = Field(500, gt=0, description="optimizer steps between checkpoints")
+    log_every: int = Field(50, gt=0, description="optimizer steps between printed metrics")
 
-
-NUM_BLOCKS = {"nano": 8, "wan2.2-5b": 30}
-"""L of each preset."""
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_0_1(cls, values: Any) -> Any:
+        """Move keys of the VAE loss, which were at the top level in version 0.1, into their section."""
+        moved = {key: values[key] for key in VAELossRecipe.model_fields if key in values}
+        if not moved:
+            return values
+        others = {key: value for key, value in values.items() if key not in moved}
+        return {**others, "vae_loss": {**moved, **(others.get("vae_loss") or {})}}
 
 
 def load_recipe(
     path: Path | str, overlays: Sequence[Path | str] = (), assignments: Sequence[str] = ()
 ) -> Recipe:
-    """Read a recipe with its `extends:` chain, overlays and `a.b=c` assignments.
+    """Return a recipe with its `extends:` chain, overlays and `a.b=c` assignments.
 
-    Raises UserError with the file, the key and what is allowed.
+    Raises UserError with the file, the key and the allowed values.
     """
     path = Path(path)
     values = {"name": path.stem, **_read(path)}
@@ -243,36 +280,24 @@ def load_recipe(
         values = _overlay(values, Path(overlay))
     for assignment in assignments:
         values = _merge(values, _parse_assignment(assignment))
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(path, error)) from None
+    recipe = check_values(Recipe, values, path)
     for key in ("data.manifest", "data.cache"):
         if recipe.data.source == "playground" and any(text.startswith(f"{key}=") for text in assignments):
-            raise UserError(f"--set {key}: is not read by data.source playground: --set data.source=manifest")
-    blocks = NUM_BLOCKS[recipe.model.preset]
+            raise UserError(f"{key}: data.source playground does not use it: set data.source: manifest")
+    blocks = model_spec(recipe.model.preset).num_layers
     if (recipe.model.routing_depth or 0) > blocks:
         raise UserError(
             f"{path}: model.routing_depth is {recipe.model.routing_depth}: {recipe.model.preset} has "
-            f"{blocks} blocks: give 0 ... {blocks}"
+            f"{blocks} blocks: choose 0 ... {blocks}"
         )
     return recipe
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's own values over those of the recipe that it extends."""
+    """Return the values of a recipe file merged over those of the recipe that it extends."""
     if path in seen:
-        raise UserError(f"{path}: `extends` goes round in a circle: remove one of them")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such recipe: give the path of a YAML file, such as recipes/nano.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a {type(values).__name__}")
+        raise UserError(f"{path}: `extends` is circular: remove one of them")
+    values = read_values(path, "recipes/nano.yaml")
     parent = values.pop("extends", None)
     return _merge(_read(path.parent / parent, (*seen, path)), values) if parent else values
 
@@ -280,17 +305,17 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        both_are_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _merge(below[key], value) if both_are_sections else value
+        are_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if are_sections else value
     return merged
 
 
 def _overlay(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Lay a recipe over another; one that changes the size of the model keeps the routing's proportion."""
+    """Merge an overlay over a recipe; if the preset changes, scale the routing depth to its blocks."""
     above = _read(path)
     merged = _merge(values, above)
     before, after = (v.get("model") or {} for v in (values, merged))
-    large, small = (NUM_BLOCKS.get(m.get("preset", "wan2.2-5b"), 0) for m in (before, after))
+    large, small = (_num_layers(m.get("preset", "wan2.2-5b")) for m in (before, after))
     depth = before.get("routing_depth")
     if "routing_depth" not in (above.get("model") or {}) and isinstance(depth, int) and large and small:
         scaled = round(depth * small / large)
@@ -301,35 +326,20 @@ def _overlay(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return merged
 
 
+def _num_layers(preset: object) -> int:
+    return PRESETS[preset].num_layers if isinstance(preset, str) and preset in PRESETS else 0
+
+
 def _parse_assignment(assignment: str) -> dict[str, Any]:
     key, separator, text = assignment.partition("=")
     if not separator or not key:
         raise UserError(
-            f"--set {assignment}: write it as key=value, such as --set optimizer.learning_rate=1e-4"
+            f"`assignments` {assignment}: write it as key=value, such as optimizer.learning_rate=1e-4"
         )
     try:
         value: Any = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"--set {assignment}: its value is no YAML: are brackets closed?") from None
+        raise UserError(f"`assignments` {assignment}: the value is not YAML: close all brackets") from None
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
-
-
-def _explain(path: Path, error: ValidationError) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part != "[key]"]  # pydantic's mark of a wrong key
-    key = ".".join(location)
-    if first["type"] != "extra_forbidden":
-        return f"{path}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    section: Any = Recipe
-    for part in (name for name in location[:-1] if not name.isdigit()):  # a place in a list has no name
-        section = _section_of(section.model_fields[part].annotation)
-    if not hasattr(section, "model_fields"):
-        return f"{path}: unknown key {key}"
-    return f"{path}: unknown key {key}: choose one of {', '.join(section.model_fields)}"
-
-
-def _section_of(annotation: Any) -> Any:
-    """The section in `Section | None`."""
-    return next((a for a in get_args(annotation) if hasattr(a, "model_fields")), annotation)

@@ -1,4 +1,4 @@
-"""`rvedit train`: a recipe becomes a run folder with weights, log and everything to resume."""
+"""`rvedit train`: train a recipe into a run folder with weights, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from pydantic import ValidationError
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import write_text
 from rvedit.training.distributed import Processes
-from rvedit.training.editor import EditorTask
 from rvedit.training.loop import TrainingTask, fit
 from rvedit.training.plan import why_not_runnable
 from rvedit.training.recipe import Recipe
 from rvedit.training.state import latest_checkpoint
-from rvedit.training.vae import VAETask
+from rvedit.training.tasks import task_class
 
-# What may change when a run goes on: how long and how fast, how work is spread, what is written on the way.
-FREE = {
+# Recipe keys that may change on resume: length, rates, distribution of work, and output.
+CHANGEABLE = {
     *("steps", "optimizer", "accumulation", "parallel", "max_skipped"),
     *("checkpoint_every", "log_every", "validation", "paper"),
 }
-RECORDED = ("rvedit", "torch", "diffusers", "transformers")
+RECORDED_PACKAGES = ("rvedit", "torch", "diffusers", "transformers")
 
 
 def train(
     recipe: Recipe, runs: Path, device: str | None = None, fresh: bool = False
 ) -> Iterator[dict[str, float]]:
-    """Train a recipe in `runs/<name>`, yielding the scalars of each step.
+    """Train a recipe in `runs/<name>`, yielding the metrics of each step.
 
-    A run that was interrupted goes on from its last checkpoint, unless `fresh`. Under `torchrun` or
-    `accelerate launch` every process calls it.
+    An interrupted run resumes from its last checkpoint, unless `fresh`. Under `torchrun` or `accelerate
+    launch` every process calls it. Raises UserError if the recipe cannot be trained on this machine.
     """
     folder = runs / recipe.name
     cuda = torch.cuda.is_available() and device != "cpu"
@@ -47,43 +46,40 @@ def train(
     if problem:
         raise UserError(problem)
     if not fresh and latest_checkpoint(folder):
-        _refuse_other_recipe(recipe, folder)
+        _check_resumable(recipe, folder)
     processes = Processes(recipe.parallel, device)
-    task: TrainingTask
-    task = VAETask(recipe, processes) if recipe.task == "vae" else EditorTask(recipe, processes)
+    task: TrainingTask = task_class(recipe.task)(recipe, processes)
     if processes.is_main:
-        if fresh:  # else the newest of them would be gone on from, under the new recipe's name
+        if fresh:  # otherwise a later resume could load a checkpoint of the old recipe
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         _write_record(recipe, folder, processes)
     processes.wait()
     yield from fit(task, recipe, folder, processes, resume=not fresh)
 
 
-def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
-    """A run goes on with the recipe that it began with; only its length and its intervals may change."""
+def _check_resumable(recipe: Recipe, folder: Path) -> None:
+    """Raise UserError if a run was started with a recipe that differs in keys outside `CHANGEABLE`."""
     record = folder / "recipe.yaml"
     if not record.is_file():
         return
-    try:  # keys that came after the run began have their defaults
-        before = Recipe.model_validate(yaml.safe_load(record.read_text(encoding="utf-8")))
+    try:  # keys that were added after the run started have their defaults
+        original = Recipe.model_validate(yaml.safe_load(record.read_text(encoding="utf-8")))
     except ValidationError:
         raise UserError(
-            f"{record}: not a recipe of this version of rvedit: give another name with --set name=..., or "
-            "start anew with --fresh"
+            f"{record}: not a recipe of this version of rvedit: set another name, or start over with `fresh`"
         ) from None
-    names = [key for key in Recipe.model_fields if key not in FREE]
-    changed = [key for key in names if getattr(before, key) != getattr(recipe, key)]
-    if before.optimizer.name != recipe.optimizer.name:  # each has moments of its own
+    names = [key for key in Recipe.model_fields if key not in CHANGEABLE]
+    changed = [key for key in names if getattr(original, key) != getattr(recipe, key)]
+    if original.optimizer.name != recipe.optimizer.name:  # their states are not compatible
         changed.append("optimizer.name")
     if changed:
         raise UserError(
-            f"{folder}: the run there was begun with another {changed[0]}: "
-            "give another name with --set name=..., or start anew with --fresh"
+            f"{folder}: was started with another {changed[0]}: set another name, or start over with `fresh`"
         )
 
 
 def _write_record(recipe: Recipe, folder: Path, processes: Processes) -> None:
-    """The resolved recipe, the versions and the revision that a run was made with."""
+    """Write the resolved recipe, package versions and the git revision."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     write_text(folder / "recipe.yaml", text)
@@ -94,7 +90,7 @@ def _write_record(recipe: Recipe, folder: Path, processes: Processes) -> None:
         "python": platform.python_version(),
         "device": name,
         "processes": processes.count,
-        **{package: version(package) for package in RECORDED},
+        **{package: version(package) for package in RECORDED_PACKAGES},
     }
     write_text(folder / "versions.yaml", yaml.safe_dump(record, sort_keys=False))
 

@@ -22,20 +22,20 @@ from rvedit.training.recipe import AlignmentRecipe, FlowRecipe
 
 @dataclass(frozen=True)
 class BranchInputs:
-    """One side of a triplet, as a branch is conditioned on it: (v, l) or (v*, l*)."""
+    """The conditioning of a branch: (v, l) for the editing branch, (v*, l*) for the reference branch."""
 
     clips: Float[Tensor, "b 3 t h w"] | None
-    """Pixels in [-1, 1]; none where the latents are given."""
+    """Pixels in [-1, 1]; None if `latents` are given."""
     frames: Sequence[UInt8[np.ndarray, "n y x 3"]]
-    """What the multimodal LLM sees of each clip."""
+    """Frames of each clip for the multimodal LLM."""
     texts: Sequence[str]
     latents: Float[Tensor, "b c f y x"] | None = None
-    """Clean and normalised, from a cache."""
+    """Clean, normalized latents from a cache."""
     text_states: Float[Tensor, "b m c"] | None = None
-    """Of the text encoder, from a cache."""
+    """States of the text encoder from a cache."""
 
     def to(self, device: torch.device) -> BranchInputs:
-        """The same with its tensors on a device."""
+        """Return the inputs with their tensors on a device."""
         clips, latents, states = (
             None if x is None else x.to(device) for x in (self.clips, self.latents, self.text_states)
         )
@@ -47,42 +47,42 @@ class TripletBatch:
     """A minibatch of (v, l, v*, l*)."""
 
     editing: BranchInputs
-    """(v, l): the source and the instruction."""
+    """(v, l): source and instruction."""
     reference: BranchInputs
-    """(v*, l*): the true edit and its caption."""
+    """(v*, l*): target and caption."""
     numbers: Sequence[int] = ()
-    """Each sample's number in the run, from which its time and its noise are drawn; none: 0, 1, ..."""
+    """Each sample's number in the run, the seed of its timestep and noise; empty: 0, 1, ..."""
 
     def to(self, device: torch.device) -> TripletBatch:
-        """The same with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         return replace(self, editing=self.editing.to(device), reference=self.reference.to(device))
 
 
 def sample_trace_block(seed: int, step: int, num_layers: int) -> int:
-    """A block 1 ... L, uniformly (Alg. 1, line 9); equal on every rank, and known before the forward pass."""
+    """Return a uniformly drawn block 1 ... L (Alg. 1, line 9), equal on every rank."""
     return int(np.random.default_rng([seed, step, 9]).integers(1, num_layers + 1))
 
 
-def sample_noise_and_times(
+def sample_noise_and_timesteps(
     seed: int, numbers: Sequence[int], shape: Sequence[int], shared_noise_ratio: float = 0.0
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c f y x"], Float[Tensor, "b c f y x"]]:
-    """A time in [0, 1), the noise, and other noise for a reference branch of its own, of each sample.
+    """Return each sample's timestep in [0, 1), noise, and separate noise for the reference branch.
 
-    Functions of the sample's number in the run: however samples are spread over processes, they are the same.
-    Frames have a share of their noise in common.
+    They depend on `seed` and the sample's number alone, not on how samples are distributed over processes.
+    `shared_noise_ratio` is the share of the noise's variance that is common to all frames.
     """
     one_frame = (shape[0], 1, *shape[2:])
-    drawn = []
+    samples = []
     for number in numbers:
         state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        time = torch.rand((), generator=generator)
+        timestep = torch.rand((), generator=generator)
         noises = [torch.randn(tuple(shape), generator=generator) for _ in range(2)]
         common = [torch.randn(one_frame, generator=generator) for _ in noises]
         mixed = (mix_shared_noise(*pair, shared_noise_ratio) for pair in zip(noises, common, strict=True))
-        drawn.append((time, *mixed))
-    times, noise, other_noise = (torch.stack(column) for column in zip(*drawn, strict=True))
-    return times, noise, other_noise
+        samples.append((timestep, *mixed))
+    timesteps, noise, reference_noise = (torch.stack(column) for column in zip(*samples, strict=True))
+    return timesteps, noise, reference_noise
 
 
 def training_losses(
@@ -93,16 +93,17 @@ def training_losses(
     seed: int,
     step: int,
 ) -> dict[str, Tensor]:
-    """L = L_fm + lambda L_align (Eq. 6) of one minibatch, and its parts.
+    """Return `loss` = L_fm + lambda L_align (Eq. 6) of a minibatch, `loss_fm` and `loss_align`.
 
-    The reference branch sees the same noisy target at the same time as the editing branch, so the two traces
-    differ by their conditioning alone; it needs no gradient and stops at the sampled block.
+    The reference branch gets the same noisy target and timestep as the editing branch, unless it has its own
+    noise, so the two traces differ only by the conditioning. It needs no gradient and stops at the sampled
+    block.
     """
     transformer = models.transformer
-    source, target = (_latents(models, side) for side in (batch.editing, batch.reference))
+    source, target = (_latents(models, inputs) for inputs in (batch.editing, batch.reference))
     numbers = batch.numbers or range(len(target))
-    drawn = sample_noise_and_times(seed, numbers, target.shape[1:], flow.shared_noise_ratio)
-    t, noise, other_noise = (x.to(target.device) for x in drawn)
+    sampled = sample_noise_and_timesteps(seed, numbers, target.shape[1:], flow.shared_noise_ratio)
+    t, noise, reference_noise = (x.to(target.device) for x in sampled)
     t = shift_time(t, flow.shift)
     noisy = interpolate(target, noise, t)
 
@@ -114,7 +115,7 @@ def training_losses(
     if depth is not None:
         with torch.no_grad():
             if alignment.own_noise:
-                noisy = interpolate(target, other_noise, t)
+                noisy = interpolate(target, reference_noise, t)
             reference = _encode_tokens(models, target, batch.reference)
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
@@ -124,14 +125,14 @@ def training_losses(
 
 
 @torch.no_grad()
-def _latents(models: RVEDiTPipeline, premise: BranchInputs) -> Tensor:
-    """A side's clean latents, given or encoded: in fp32, as a cache's and an edit's are."""
-    if premise.latents is not None:
-        return premise.latents
-    assert premise.clips is not None
-    with torch.autocast(premise.clips.device.type, enabled=False):
-        return encode(models.vae, premise.clips)
+def _latents(models: RVEDiTPipeline, inputs: BranchInputs) -> Tensor:
+    """Return a branch's clean latents; they are encoded in fp32, as in a cache and in an edit."""
+    if inputs.latents is not None:
+        return inputs.latents
+    assert inputs.clips is not None
+    with torch.autocast(inputs.clips.device.type, enabled=False):
+        return encode(models.vae, inputs.clips)
 
 
-def _encode_tokens(models: RVEDiTPipeline, latents: Tensor, premise: BranchInputs) -> TokenGroups:
-    return encode_tokens(models, latents, premise.frames, premise.texts, premise.text_states)
+def _encode_tokens(models: RVEDiTPipeline, latents: Tensor, inputs: BranchInputs) -> TokenGroups:
+    return encode_tokens(models, latents, inputs.frames, inputs.texts, inputs.text_states)

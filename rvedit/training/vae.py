@@ -1,4 +1,4 @@
-"""The small VAE's training: an evidence lower bound with a Laplace likelihood."""
+"""The training task of nano's VAE: an evidence lower bound with a Laplace likelihood."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
 from rvedit.io.video import temporary_sibling
 from rvedit.models.causal_convolution import start_as_image_autoencoder, use_single_frame_convolutions
-from rvedit.models.presets import NANO_VAE
+from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import find_checkpoint
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import is_still
+from rvedit.training.costs import VAECosts
 from rvedit.training.data import build_dataloader
 from rvedit.training.distributed import Processes
 from rvedit.training.loop import freeze
 from rvedit.training.recipe import DataRecipe, Recipe
-from rvedit.training.step import sample_noise_and_times
+from rvedit.training.step import sample_noise_and_timesteps
 
 STATISTICS_BATCHES = 16
+"""Batches that the latents' statistics are measured on."""
 
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips (b, 3, t, h, w) in [-1, 1], and their numbers in the run."""
+    """Clips (b, 3, t, h, w) in [-1, 1] and their numbers in the run."""
 
     clips: Tensor
     numbers: list[int]
 
     @staticmethod
     def collate(samples: list[tuple[int, Tensor]]) -> ClipBatch:
-        """Crops of one shape -> a minibatch."""
+        """Return the minibatch of crops of one shape."""
         numbers, clips = zip(*samples, strict=True)
         return ClipBatch(torch.stack(clips), list(numbers))
 
 
 class ClipCrops(Dataset[tuple[int, Tensor]]):
-    """Random crops of source and target clips: (3, t, crop, crop) in [-1, 1], after their number."""
+    """Random crops of source and target clips: (number, crop (3, t, crop, crop) in [-1, 1])."""
 
     def __init__(self, recipe: DataRecipe, batch_size: int):
         self.recipe = recipe
@@ -76,32 +78,33 @@ class VAEObjective(nn.Module):
         self.recipe = recipe
 
     def forward(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
-        """L1 error of the pixels, of their changes in time and of how much a frame changes, and the KL
-        divergence per value scaled by the error's expected size.
+        """Return `loss`, `l1`, `psnr` and `kl` (per pixel value) of a minibatch.
+
+        The loss adds the L1 errors of pixels, of differences between frames and of each frame's mean change,
+        and the KL divergence.
         """
-        clip = batch.clips
+        clip, config = batch.clips, self.recipe.vae_loss
         posterior = self.vae.encode(clip).latent_dist
-        level, noise, other_noise = (
+        level, noise, decoder_noise = (
             x.to(clip.device)
-            for x in sample_noise_and_times(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
+            for x in sample_noise_and_timesteps(self.recipe.seed, batch.numbers, posterior.mean.shape[1:])
         )
         latents = posterior.mean + posterior.std * noise
-        if self.recipe.latent_noise:
-            # An editor's latents are a little off everywhere; a decoder that knows it does not draw it.
+        if config.latent_noise:
+            # An editor's latents have small errors; training on noisy latents keeps them out of the frames.
             scale = torch.tensor(self.vae.config.latents_std, device=clip.device)
-            latents = latents + torch.einsum(
-                "b, c, b c f y x -> b c f y x", self.recipe.latent_noise * level, scale, other_noise
-            )
+            strength = config.latent_noise * level
+            latents = latents + torch.einsum("b, c, b c f y x -> b c f y x", strength, scale, decoder_noise)
         decoded = self.vae.decode(latents).sample.float()
         error = decoded - clip
         divergence = posterior.kl().sum() / clip.numel()
-        loss = error.abs().mean() + self.recipe.kl_weight * divergence
-        if self.recipe.change_weight and clip.shape[2] > 1:
+        loss = error.abs().mean() + config.kl_weight * divergence
+        if config.change_weight and clip.shape[2] > 1:
             changes = error.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
-            changes[:: self.vae.config.scale_factor_temporal] *= self.recipe.border_weight
-            loss = loss + self.recipe.change_weight * changes.mean()
-        if self.recipe.motion_weight and clip.shape[2] > 1:
-            loss = loss + self.recipe.motion_weight * (_motion(decoded) - _motion(clip)).abs().mean()
+            changes[:: self.vae.config.scale_factor_temporal] *= config.border_weight
+            loss = loss + config.change_weight * changes.mean()
+        if config.motion_weight and clip.shape[2] > 1:
+            loss = loss + config.motion_weight * (_motion(decoded) - _motion(clip)).abs().mean()
         return {
             "loss": loss,
             "l1": error.abs().mean(),
@@ -111,23 +114,25 @@ class VAEObjective(nn.Module):
 
 
 def _motion(clip: Tensor) -> Tensor:
-    """Mean change from each frame to the next, (b, t - 1), of clips (b, c, t, h, w).
+    """Return the mean change from each frame to the next, (b, t - 1), of clips (b, c, t, h, w).
 
-    An L1 error is least where uncertain motion is left out. The last frame of each group of frames then lags
-    behind, and where the next group begins the picture jumps.
+    The L1 error alone is lowest without uncertain motion: then the last frame of each group that shares a
+    latent frame lags behind, and the video jumps at the start of the next group.
     """
     return clip.diff(dim=2).abs().mean(dim=(1, 3, 4))
 
 
 class VAETask:
-    """Trains `AutoencoderKLWan` on playground clips."""
+    """The task that trains `AutoencoderKLWan` on playground clips."""
+
+    costs = VAECosts
 
     def __init__(self, recipe: Recipe, processes: Processes):
         for key in ("data.buckets", "data.manifest", "data.cache", "data.operations", "data.new_things",
                     "model.lora_rank", "model.gradient_checkpointing", "validation.every"):  # fmt: skip
             section, name = key.split(".")
             if getattr(getattr(recipe, section), name):
-                raise UserError(f"{key} is for task: editor; a VAE learns on crops of the playground's clips")
+                raise UserError(f"{key} is for task: editor: remove it; a VAE is trained on playground clips")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.processes = processes
@@ -135,33 +140,33 @@ class VAETask:
             folder = find_checkpoint(recipe.model.init_from, "model.init_from")
             vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae")
         else:
-            vae = AutoencoderKLWan(**NANO_VAE)
+            vae = AutoencoderKLWan(**model_spec(recipe.model.preset).vae)
             start_as_image_autoencoder(vae)
         use_single_frame_convolutions(vae)
         self.objective = VAEObjective(vae, recipe)
         freeze(vae, recipe.model.frozen)
 
     def batches(self, numbers: Iterable[list[int]]) -> Iterator[ClipBatch]:
-        """Yield clips (b, 3, t, h, w) on the device."""
+        """Yield the minibatches of the sample numbers, on the device."""
         crops = ClipCrops(self.recipe.data, self.recipe.batch_size)
         for batch in build_dataloader(crops, numbers, self.recipe.data.workers, ClipBatch.collate):
             yield ClipBatch(batch.clips.to(self.processes.device), batch.numbers)
 
     def validate(self, step: int, folder: Path) -> None:
-        """Nothing: the loss says it all."""
+        """Do nothing: the metrics suffice."""
 
     def export(self, folder: Path) -> None:
-        """Measure the latents' mean per channel and one common scale, then write `folder/vae`.
+        """Measure the mean of each latent channel and one scale, then write `folder/vae`.
 
-        One scale for all channels, not one each: whitening would blow up the channels that carry little,
-        and the transformer would spend its loss on detail that nobody sees.
+        The scale is common to all channels: whitening would amplify channels with little information, and the
+        transformer's loss would be spent on invisible detail.
         """
         if not self.processes.is_main:
             return
         vae = self.objective.vae
-        if any(p.requires_grad for p in vae.encoder.parameters()):  # else the latents are as they were
+        if any(p.requires_grad for p in vae.encoder.parameters()):  # otherwise the statistics are unchanged
             size = self.recipe.batch_size
-            steps = range(10**7, 10**7 + STATISTICS_BATCHES)  # beyond any run's
+            steps = range(10**7, 10**7 + STATISTICS_BATCHES)  # beyond the steps of any run
             numbers = [list(range(step * size, (step + 1) * size)) for step in steps]
             with torch.no_grad():
                 means = [vae.encode(batch.clips).latent_dist.mean for batch in self.batches(numbers)]

@@ -1,4 +1,4 @@
-"""Edits of fixed clips while a model is trained: where one would rather look than read a loss."""
+"""Edits of fixed clips during training, to look at."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rvedit.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class ValidationClip:
-    """A clip to be edited, and the true edit to compare with."""
+    """A clip to edit, and its target to compare with."""
 
     source: Frames
     target: Frames
@@ -29,7 +29,7 @@ class ValidationClip:
 
 
 def validation_clips(recipe: Recipe) -> list[ValidationClip]:
-    """Held-out scenes of the playground, or the first rows of a manifest that fit the first shape."""
+    """Return held-out scenes of the playground, or the first rows of a manifest that fit the first shape."""
     data, count = recipe.data, recipe.validation.count
     shape = data.shapes[0]
     size = (shape.num_frames, shape.height, shape.width)
@@ -40,12 +40,12 @@ def validation_clips(recipe: Recipe) -> list[ValidationClip]:
             for t in triplets
         ]
     manifest = Path(str(data.manifest))
-    shown = []
+    clips = []
     fitting = (t for t in read_manifest(manifest) if fitting_bucket(data.shapes, t) == 0)
     for triplet in islice(fitting, count):
         source, target = read_pair(manifest, triplet, shape)
-        shown.append(ValidationClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
-    return shown
+        clips.append(ValidationClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
+    return clips
 
 
 def write_validation(
@@ -53,17 +53,18 @@ def write_validation(
 ) -> None:
     """Write `step_N/I.mp4`, source and edit side by side, and `step_N.png`.
 
-    A row of the picture is a clip: the first and last frame of source, edit and true edit.
+    Each row of the image has the first and last frame of a clip's source, edit and target.
     """
-    home = folder / f"step_{step:08d}"
-    home.mkdir(parents=True, exist_ok=True)
+    clip_folder = folder / f"step_{step:08d}"
+    clip_folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for index, (clip, edit) in enumerate(zip(clips, edits, strict=True)):
-        frames = np.stack([side_by_side(a, b) for a, b in zip(clip.source, edit, strict=True)])
-        write_clip(home / f"{index}.mp4", frames, clip.fps)
-        ends = [video[at] for video in (clip.source, edit, clip.target) for at in (0, -1)]
+    for number, (clip, edit) in enumerate(zip(clips, edits, strict=True)):
+        source, target = clip.source[: len(edit)], clip.target[: len(edit)]  # one window is edited
+        frames = np.stack([side_by_side(a, b) for a, b in zip(source, edit, strict=True)])
+        write_clip(clip_folder / f"{number}.mp4", frames, clip.fps)
+        ends = [video[index] for video in (source, edit, target) for index in (0, -1)]
         rows.append(np.concatenate(ends, axis=1))
-    picture = folder / f"step_{step:08d}.png"
-    part = temporary_sibling(picture)
+    sheet = folder / f"step_{step:08d}.png"
+    part = temporary_sibling(sheet)
     Image.fromarray(np.concatenate(rows)).save(part)
-    part.replace(picture)
+    part.replace(sheet)

@@ -1,6 +1,5 @@
-"""Captioners: whatever describes a clip (section 5: every target is annotated anew, by one model)."""
+"""Captioners of clips (section 5: one model captions every target)."""
 
-from rvedit.datasets.captioners.base import Caption, Captioner
 from rvedit.datasets.captioners.qwen import (
     CaptionSettings,
     ChatCaptioner,
@@ -10,12 +9,4 @@ from rvedit.datasets.captioners.qwen import (
 
 CAPTIONERS = ("qwen3-vl",)
 
-__all__ = [
-    "CAPTIONERS",
-    "Caption",
-    "CaptionSettings",
-    "Captioner",
-    "ChatCaptioner",
-    "endpoint_captioner",
-    "local_captioner",
-]
+__all__ = ["CAPTIONERS", "CaptionSettings", "ChatCaptioner", "endpoint_captioner", "local_captioner"]

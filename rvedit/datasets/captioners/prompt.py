@@ -1,4 +1,4 @@
-"""What a captioner is told, as data. Raise PROMPT_VERSION with every change: captions name it."""
+"""The captioning prompt. Increase PROMPT_VERSION with every change: captions record it."""
 
 PROMPT_VERSION = "1"
 

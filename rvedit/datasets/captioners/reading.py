@@ -1,4 +1,4 @@
-"""From a model's reply to a caption, or the reason that it is none."""
+"""Parse a model's reply into a caption."""
 
 from __future__ import annotations
 
@@ -17,32 +17,28 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
 def read_caption(reply: ChatReply) -> str:
-    """One paragraph without reasoning, label, fences or quotation marks; or BadReplyError with the reason."""
+    """Return one paragraph without reasoning, label, fences or quotation marks; raises BadReplyError."""
     if reply.finish_reason == "content_filter":
         raise BadReplyError("the endpoint's content filter withheld the reply")
-    text = _unquoted(" ".join(plain_text(reply.text).split()))
-    text = _unquoted(_LABEL.sub("", text))
+    text = _unquote(" ".join(plain_text(reply.text).split()))
+    text = _unquote(_LABEL.sub("", text))
     if not re.search(r"\w", text):
         if reply.finish_reason == "length":
-            raise BadReplyError("empty text: max_tokens went into reasoning")
+            raise BadReplyError("empty text: reasoning used up max_tokens")
         raise BadReplyError("empty text")
     if _REFUSAL.match(text):
         raise BadReplyError(f"looks like a refusal: {text[:80]}")
-    if reply.finish_reason == "length":
-        return _whole_sentences(text)
-    return text
-
-
-def _unquoted(text: str) -> str:
-    """Without one kind of mark around all of it; one that only ends or begins a quotation stays."""
-    text = text.strip("` ")
-    while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
-        text = text[1:-1].strip("` ")
-    return text
-
-
-def _whole_sentences(text: str) -> str:
+    if reply.finish_reason != "length":
+        return text
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     if not ends:
         raise BadReplyError("cut off at max_tokens within its first sentence")
     return text[: ends[-1]]
+
+
+def _unquote(text: str) -> str:
+    """Remove quotation marks around the whole text, but not those of quotations inside it."""
+    text = text.strip("` ")
+    while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+        text = text[1:-1].strip("` ")
+    return text

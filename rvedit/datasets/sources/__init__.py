@@ -1,11 +1,12 @@
-"""Training sets as their authors publish them, each behind one small reader."""
+"""Readers of training datasets in their published formats."""
 
-from rvedit.datasets.sources.base import BadRow, Reading, Row, Source
-from rvedit.datasets.sources.ditto import DITTO
-from rvedit.datasets.sources.kiwi import KIWI
-from rvedit.datasets.sources.openve import OPENVE
-from rvedit.datasets.sources.reco import RECO
+from rvedit.datasets.sources.base import Row, Source
+from rvedit.datasets.sources.ditto import Ditto
+from rvedit.datasets.sources.kiwi import Kiwi
+from rvedit.datasets.sources.openve import OpenVE
+from rvedit.datasets.sources.reco import ReCo
+from rvedit.datasets.sources.tables import BadRow
 
-SOURCES: dict[str, Source] = {source.name: source for source in (OPENVE, RECO, DITTO, KIWI)}
+SOURCES: dict[str, Source] = {source.name: source for source in (OpenVE(), ReCo(), Ditto(), Kiwi())}
 
-__all__ = ["DITTO", "KIWI", "OPENVE", "RECO", "SOURCES", "BadRow", "Reading", "Row", "Source"]
+__all__ = ["SOURCES", "BadRow", "Row", "Source"]

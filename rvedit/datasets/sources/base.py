@@ -1,4 +1,4 @@
-"""What every training set's reader gives: rows of one form, whatever the files look like."""
+"""Base class of dataset readers, and what they share."""
 
 from __future__ import annotations
 
@@ -8,71 +8,77 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
+from rvedit.datasets.sources.tables import BadRow, read_table
 from rvedit.io.records import Category
+
+Columns = Mapping[str, tuple[str, str, str]]
+"""Names of the columns of source, target and instruction, by the suffix of the metadata file."""
+Categories = Mapping[str, Category | None]
+"""The paper's categories by the dataset's own; None for edits that its benchmark does not have."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of metadata; paths are as the metadata spell them."""
+    """One row of metadata, with paths as the metadata spell them."""
 
     file: Path
     number: int
-    """Counts the file's rows from 1, without a header."""
+    """Row number from 1, without the header."""
     source: str
     target: str
     instruction: str
-    word: str
-    """The data set's own word for the kind of edit."""
+    dataset_category: str
+    """The dataset's own name of the category."""
     category: Category | None
+    """The paper's category; None for edits that its benchmark does not have."""
 
     @property
     def clips(self) -> dict[str, str]:
-        """The paths of both sides."""
+        """Return the paths of source and target."""
         return {"source": self.source, "target": self.target}
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that could not be read, and why."""
+class Source:
+    """Reader of one training dataset; subclasses describe its files and categories."""
 
-    file: Path
-    number: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read one metadata file, and the folders that its clips may lie in, likeliest first."""
-
-    rows: Iterator[Row | BadRow]
-    folders: tuple[Path, ...]
-
-
-class Source(Protocol):
-    """A training set."""
-
-    name: str
-    licence: str
-    expected: str
-    """What its metadata look like, in words."""
-    extracted_in: str
-    """Where its archives belong, from the folder that they lie in."""
-
-    @property
-    def words(self) -> Mapping[str, Category | None]:
-        """The kinds of edit it is known to have, in its own words, and ours for them."""
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """The fields that tell one triplet from another."""
+    name: ClassVar[str]
+    licence: ClassVar[str]
+    expected: ClassVar[str]
+    """Description of its metadata files, for error messages."""
+    patterns: ClassVar[tuple[str, ...]]
+    """Glob patterns of its metadata files."""
+    columns: ClassVar[Columns]
+    categories: ClassVar[Categories]
+    """Its known categories."""
+    extract_to: ClassVar[str] = "."
+    """Folder to extract its archives to, relative to their own."""
+    id_fields: ClassVar[tuple[str, ...]] = ("source", "target", "instruction")
+    """Fields that identify a triplet."""
 
     def metadata(self, folder: Path) -> list[Path]:
-        """The metadata files in a folder, in the order in which they are to be read."""
+        """Return the metadata files in a folder, in reading order."""
+        return sorted(file for pattern in self.patterns for file in folder.glob(pattern))
 
-    def read(self, folder: Path, file: Path) -> Reading | None:
-        """How to read a metadata file of `folder`; none where it is not one of this set's."""
+    def clip_folders(self, folder: Path, file: Path) -> list[Path]:
+        """Return the folders to look for the clips of a metadata file of `folder` in, most likely first."""
+        return [folder, file.parent, *subfolders(folder)]
+
+    def categorize(self, file: Path, target: str, instruction: str) -> tuple[str, Category | None]:
+        """Return a row's category as the dataset names it, and the paper's."""
+        raise NotImplementedError
+
+    def read(self, file: Path) -> Iterator[Row | BadRow] | None:
+        """Return the rows of a metadata file, or None if it has another format."""
+        rows = read_table(file, self.columns[file.suffix])
+        return None if rows is None else (self._parse(file, row) for row in rows)
+
+    def _parse(self, file: Path, row: tuple[int, list[str]] | BadRow) -> Row | BadRow:
+        if isinstance(row, BadRow):
+            return row
+        number, (source, target, instruction) = row
+        return Row(file, number, source, target, instruction, *self.categorize(file, target, instruction))
 
 
 _CATEGORY_OF_VERB = {
@@ -84,27 +90,31 @@ _VERBS = {verb: category for category, verbs in _CATEGORY_OF_VERB.items() for ve
 
 
 def category_of_instruction(instruction: str) -> Category | None:
-    """The category that an instruction's first verb speaks of; none where no known verb is found."""
+    """Return the category of an instruction's first known verb, or None without one."""
     words = re.findall(r"[a-z]+", instruction.lower())
     return next((_VERBS[word] for word in words if word in _VERBS), None)
 
 
-def row_id(row: Row, identity: tuple[str, ...]) -> str:
-    """A row's id: the target's name and a digest of what makes the row itself.
-
-    The same wherever the files lie and in whatever order they are read.
-    """
-    fields = {"source": tidy(row.source), "target": tidy(row.target), "instruction": row.instruction.strip()}
-    digest = hashlib.blake2b("\0".join(fields[name] for name in identity).encode(), digest_size=6).hexdigest()
-    name, _ = posixpath.splitext(posixpath.basename(fields["target"]))
+def row_id(row: Row, id_fields: tuple[str, ...]) -> str:
+    """Return a row's id: the target's name and a digest of `id_fields`, wherever the files are."""
+    source, target = normalize(row.source), normalize(row.target)
+    fields = {"source": source, "target": target, "instruction": row.instruction.strip()}
+    identity = "\0".join(fields[name] for name in id_fields)
+    digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    name, _ = posixpath.splitext(posixpath.basename(target))
     return f"{name}-{digest}"
 
 
-def tidy(path: str) -> str:
-    """A path of the metadata with forward slashes and without a leading `./`."""
+def normalize(path: str) -> str:
+    """Return a path of the metadata with forward slashes and without a leading `./`."""
     return posixpath.normpath(path.strip().replace("\\", "/"))
 
 
-def folder_words(path: str) -> list[str]:
-    """The folders of a path without the numbers of their parts: global_style2/x.mp4 gives global_style."""
-    return [re.sub(r"\d+$", "", part) for part in tidy(path).split("/")[:-1]]
+def folder_names(path: str) -> list[str]:
+    """Return the folder names of a path without part numbers: global_style2/x.mp4 gives global_style."""
+    return [re.sub(r"\d+$", "", part) for part in normalize(path).split("/")[:-1]]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder."""
+    return sorted(path for path in folder.glob("*") if path.is_dir())

@@ -1,44 +1,28 @@
-"""OpenVE-3M: one CSV per category (`video;prompt;original_video`) over one pool of clips."""
+"""OpenVE-3M: one CSV per category (`video;prompt;original_video`), with shared clips."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from rvedit.datasets.sources.base import Reading
-from rvedit.datasets.sources.tables import as_rows, csv_rows
+from rvedit.datasets.sources.base import Categories, Columns, Source
 from rvedit.io.bench import OPENVE_CATEGORIES
 from rvedit.io.records import Category
 
-_TARGET, _INSTRUCTION, _SOURCE = "video", "prompt", "original_video"  # `video` is the *edited* clip
 
-
-class OpenVE:
-    """Lewandofski/OpenVE-3M; the category is in the name of the CSV file."""
+class OpenVE(Source):
+    """Lewandofski/OpenVE-3M; the CSV file's name contains the category."""
 
     name = "openve"
     licence = "CC BY-NC 4.0"
     expected = "CSV files with the columns video;prompt;original_video, one per category"
-    extracted_in = "."
-    words: ClassVar[Mapping[str, Category | None]] = OPENVE_CATEGORIES
-    identity = ("source", "target", "instruction")  # one target occurs with several sources and prompts
+    patterns = ("*.csv", "*/*.csv")
+    # `video` is the *edited* clip; one occurs with several sources and prompts.
+    columns: ClassVar[Columns] = {".csv": ("original_video", "video", "prompt")}
+    categories: ClassVar[Categories] = OPENVE_CATEGORIES
 
-    def metadata(self, folder: Path) -> list[Path]:
-        """CSV files in the folder and one below it."""
-        return sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")])
-
-    def read(self, folder: Path, file: Path) -> Reading | None:
-        """Rows of one category."""
-        rows = csv_rows(file, (_TARGET, _INSTRUCTION, _SOURCE))
-        if rows is None:
-            return None
+    def categorize(self, file: Path, target: str, instruction: str) -> tuple[str, Category | None]:
+        """Return the category in the file's name."""
         stem = file.stem.lower().replace("-", "_")
-        word = next((word for word in self.words if word.removesuffix("s") in stem), stem)
-        below = sorted(path for path in folder.iterdir() if path.is_dir())
-        columns = (_SOURCE, _TARGET, _INSTRUCTION)
-        read = as_rows(file, rows, columns, word, self.words.get(word))
-        return Reading(read, (folder, file.parent, *below))
-
-
-OPENVE = OpenVE()
+        name = next((name for name in self.categories if name.removesuffix("s") in stem), stem)
+        return name, self.categories.get(name)

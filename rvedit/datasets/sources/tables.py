@@ -1,44 +1,58 @@
-"""CSV, JSON and parquet files as rows by column name; what cannot be read is said, row by row."""
+"""Read CSV, JSON and parquet files as rows by column name; unreadable rows become `BadRow`."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvedit.datasets.sources.base import BadRow, Row
 from rvedit.io.errors import UserError
-from rvedit.io.records import Category
 
-Fields = dict[str, str]
 _DELIMITERS = ";,\t"
 csv.field_size_limit(2**24)  # instructions of any length
 
 
-def as_rows(
-    file: Path,
-    read: Iterable[tuple[int, Fields] | BadRow],
-    columns: Sequence[str],
-    word: str,
-    category: Category | None,
-) -> Iterator[Row | BadRow]:
-    """Rows of one kind of edit from a table's; `columns` names those of source, target and instruction."""
-    for row in read:
-        if isinstance(row, BadRow):
-            yield row
-        else:
-            number, fields = row
-            source, target, instruction = (fields[name] for name in columns)
-            yield Row(file, number, source, target, instruction, word, category)
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read, and why."""
+
+    file: Path
+    number: int
+    reason: str
 
 
-def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, Fields] | BadRow] | None:
-    """The rows of a CSV file that has `columns`, else none.
+def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]] | BadRow] | None:
+    """Return the rows' numbers (from 1) and values of `columns`, or None if the file has no such columns."""
+    read_items = {".csv": _csv_items, ".json": _json_items, ".parquet": _parquet_items}[file.suffix]
+    items = read_items(file, columns)
+    if items is None:
+        return None
+    return (_parse_row(file, number, item, columns) for number, item in enumerate(items, start=1))
 
-    A byte order mark, quotes, more columns and any order of them are fine; the delimiter is the one of
-    `;`, `,` and tab that gives the header these columns.
+
+def _parse_row(
+    file: Path, number: int, item: object, columns: Sequence[str]
+) -> tuple[int, list[str]] | BadRow:
+    if isinstance(item, csv.Error):
+        return BadRow(file, number, str(item))
+    if not isinstance(item, dict):
+        return BadRow(file, number, f"not an object but a {type(item).__name__}")
+    for name in columns:
+        if name not in item:
+            return BadRow(file, number, f"{name} is missing")
+        if not isinstance(item[name] or "", str):
+            return BadRow(file, number, f"{name} is {item[name]!r}, not text")
+    return number, [item[name] or "" for name in columns]
+
+
+def _csv_items(file: Path, columns: Sequence[str]) -> Iterator[dict[str, str] | csv.Error] | None:
+    """Return the rows of a CSV file, with errors in place of unreadable ones.
+
+    Accepts a byte order mark, quotes, other columns and any order; the delimiter is the one of `;`, `,` and
+    tab that gives the header these columns.
     """
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
@@ -48,85 +62,58 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, Fields] 
     for delimiter in _DELIMITERS:
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         if set(columns) <= set(names):
-            return _csv_rows(file, delimiter, columns)
+            return _split_csv(file, delimiter)
     return None
 
 
-def _csv_rows(file: Path, delimiter: str, columns: Sequence[str]) -> Iterator[tuple[int, Fields] | BadRow]:
-    # Bytes that are no UTF-8 come through as lone surrogates: they spoil their own row alone.
+def _split_csv(file: Path, delimiter: str) -> Iterator[dict[str, str] | csv.Error]:
+    # Bytes that are not UTF-8 become lone surrogates, so that only their own row fails.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter)
         names = [name.strip() for name in next(reader)]
-        number = 0
         while True:
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                number += 1
-                yield BadRow(file, number, f"not a row of a CSV file: {error}")
+                yield csv.Error(f"not a CSV row: {error}")
                 continue
-            if not values:  # a blank line
-                continue
-            number += 1
-            why = _csv_problem(names, values, delimiter)
-            fields = dict(zip(names, values, strict=False))
-            yield (BadRow(file, number, why) if why else (number, {name: fields[name] for name in columns}))
+            if values:  # not a blank line
+                yield _csv_item(names, values, delimiter)
 
 
-def _csv_problem(names: Sequence[str], values: Sequence[str], delimiter: str) -> str | None:
+def _csv_item(names: Sequence[str], values: Sequence[str], delimiter: str) -> dict[str, str] | csv.Error:
     if any("\n" in value and ".mp4" in value for value in values):
-        return "a quotation mark is never closed, and swallows the rows after it"
+        return csv.Error("a quotation mark is never closed: the next rows are part of this one")
+    counts = f"{len(values)} fields for {len(names)} columns"
     if len(values) < len(names):
-        return f"{len(values)} fields for {len(names)} columns: add what is missing"
+        return csv.Error(f"{counts}: add the missing ones")
     if len(values) > len(names):
-        return f"{len(values)} fields for {len(names)} columns: quote the fields that contain {delimiter!r}"
+        return csv.Error(f"{counts}: quote the fields that contain {delimiter!r}")
     try:
         "".join(values).encode()
     except UnicodeEncodeError:  # a surrogate
-        return "not UTF-8: save the file as UTF-8"
-    return None
+        return csv.Error("not UTF-8: save the file as UTF-8")
+    return dict(zip(names, values, strict=True))
 
 
-def json_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, Fields] | BadRow] | None:
-    """The rows of a JSON array of objects, else none; raises UserError for broken JSON."""
+def _json_items(file: Path, columns: Sequence[str]) -> list[Any] | None:
+    """Return the items of a JSON array."""
     try:
         items = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: not JSON ({error.msg}): get another copy") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}): get another copy") from None
-    if not isinstance(items, list) or not any(_has(item, columns) for item in items):
-        return None
-    return _json_rows(file, items, columns)
+    is_table = isinstance(items, list) and any(
+        isinstance(item, dict) and set(columns) <= set(item) for item in items
+    )
+    return items if is_table else None
 
 
-def _has(item: object, columns: Sequence[str]) -> bool:
-    return isinstance(item, dict) and set(columns) <= set(item)
-
-
-def _json_rows(
-    file: Path, items: Sequence[Any], columns: Sequence[str]
-) -> Iterator[tuple[int, Fields] | BadRow]:
-    for number, item in enumerate(items, start=1):
-        yield _fields(file, number, item, columns)
-
-
-def _fields(file: Path, number: int, item: object, columns: Sequence[str]) -> tuple[int, Fields] | BadRow:
-    if not isinstance(item, dict):
-        return BadRow(file, number, f"not an object but a {type(item).__name__}")
-    missing = [name for name in columns if name not in item]
-    if missing:
-        return BadRow(file, number, f"has no {missing[0]}")
-    wrong = [name for name in columns if not isinstance(item[name] or "", str)]
-    if wrong:
-        return BadRow(file, number, f"{wrong[0]} is {item[wrong[0]]!r}, not text")
-    return number, {name: item[name] or "" for name in columns}
-
-
-def parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, Fields] | BadRow] | None:
-    """The rows of a parquet file that has `columns`, else none; other columns are not read at all."""
+def _parquet_items(file: Path, columns: Sequence[str]) -> Iterable[dict[str, Any]] | None:
+    """Return the rows of a parquet file; other columns are not read."""
     from pyarrow import ArrowInvalid, parquet
 
     try:
@@ -136,12 +123,4 @@ def parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, Fiel
         raise UserError(f"{file}: not a parquet file ({reason}): get another copy") from None
     if not set(columns) <= set(table.schema_arrow.names):
         return None
-    return _parquet_rows(file, table, columns)
-
-
-def _parquet_rows(file: Path, table: Any, columns: Sequence[str]) -> Iterator[tuple[int, Fields] | BadRow]:
-    number = 0
-    for batch in table.iter_batches(columns=list(columns)):
-        for item in batch.to_pylist():
-            number += 1
-            yield _fields(file, number, item, columns)
+    return (item for batch in table.iter_batches(columns=list(columns)) for item in batch.to_pylist())

@@ -1,26 +1,24 @@
-"""The judge's rubrics, word for word as in Appendix D.3 of the paper."""
+"""The judge's rubrics, verbatim from Appendix D.3 of the paper."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.resources import files
 
 from rvedit.io.records import Category
 
-COMMON_RULES, RESPONSE_FORMAT, EDIT_PROMPT = "<COMMON_RULES>", "<RESPONSE_FORMAT>", "{edit_prompt}"
+EDIT_PROMPT = "{edit_prompt}"
 
 
-@lru_cache
 def rubric(category: Category) -> str:
-    """A category's rubric with the shared blocks put in, and `{edit_prompt}` where the instruction goes."""
+    """Return a category's rubric with the shared blocks filled in; `{edit_prompt}` is still a placeholder."""
     text = _read(category.value)
-    for mark, block in ((COMMON_RULES, "common_rules"), (RESPONSE_FORMAT, "response_format")):
-        text = text.replace(mark, _read(block))
+    for block in ("common_rules", "response_format"):
+        text = text.replace(f"<{block.upper()}>", _read(block))
     return text
 
 
 def with_instruction(text: str, instruction: str) -> str:
-    """A rubric with the instruction in it: last and verbatim, whatever braces or marks it holds."""
+    """Return a rubric with the instruction filled in last and verbatim, so braces in it are not expanded."""
     return text.replace(EDIT_PROMPT, instruction)
 
 

@@ -1,13 +1,13 @@
-"""Asking multimodal models: frames as JPEG, requests in flight, retries, and a journal of what was answered.
+"""Clients of multimodal chat models: frames as JPEG, concurrent requests, retries and a journal of replies.
 
 A captioner or a judge needs `CachedChatClient(chat, journal).ask(request, parse)` alone: `chat` is the model
-(`EndpointChat`, `LocalChat`, `GeminiChat`), `journal` stores answers by the content of their requests, and
+(`EndpointChat`, `LocalChat`, `GeminiChat`), `journal` stores replies under the hashes of their requests, and
 `parse` turns a reply into the result or rejects it. Neither torch nor an HTTP client is imported before use.
 """
 
 from rvedit.io.chat.asker import Answer, CachedChatClient, lookup
 from rvedit.io.chat.endpoint import Endpoint, EndpointChat
-from rvedit.io.chat.frames import Frames, FrameSettings, expected_tokens, file_key, grey_picture, take_frames
+from rvedit.io.chat.frames import FrameReader, FrameSettings, file_key, gray_image, take_frames
 from rvedit.io.chat.journal import Journal
 from rvedit.io.chat.messages import (
     BadReplyError,
@@ -33,17 +33,16 @@ __all__ = [
     "ChatRequest",
     "Endpoint",
     "EndpointChat",
+    "FrameReader",
     "FrameSettings",
-    "Frames",
     "Journal",
     "Jpeg",
     "RetryPolicy",
     "Sampling",
     "UnreadableError",
     "Video",
-    "expected_tokens",
     "file_key",
-    "grey_picture",
+    "gray_image",
     "lookup",
     "plain_text",
     "take_frames",

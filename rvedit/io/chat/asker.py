@@ -1,4 +1,4 @@
-"""Many questions in flight; each answered once, remembered, and asked again where the reply is no answer."""
+"""A chat client that limits concurrency, caches replies, and asks again if a reply cannot be parsed."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What was read from a reply, the reply itself, and how it was come by."""
+    """A parsed reply."""
 
     value: T
     reply: ChatReply
     from_cache: bool
     transport_retries: int = 0
-    """Tries that got no reply: refused, timed out, broken off."""
+    """Failed attempts without a reply: refused, timed out or disconnected."""
     format_retries: int = 0
-    """Replies that could not be read, before this one."""
+    """Replies before this one that could not be parsed."""
 
 
-def lookup(journal: Journal, request: ChatRequest, read: Callable[[ChatReply], T]) -> Answer[T] | None:
-    """The answer that the journal holds; None where there is none that can be read."""
+def lookup(journal: Journal, request: ChatRequest, parse: Callable[[ChatReply], T]) -> Answer[T] | None:
+    """Return the answer in the journal, or None if there is none that can be parsed."""
     value = journal.get(f"reply:{request.key}")
     if value is None:
         return None
     reply = ChatReply(**value["reply"])
     try:
         retries = (value.get("transport_retries", 0), value.get("format_retries", 0))
-        return Answer(read(reply), reply, True, *retries)
+        return Answer(parse(reply), reply, True, *retries)
     except BadReplyError:
         return None
 
 
 class CachedChatClient:
-    """Asks a model, never more than `concurrency` requests at a time, and never the same thing twice.
+    """A client with limited concurrency that does not send an answered request again.
 
     Args:
-        chat: the model's side.
-        journal: answers by their requests' keys; only replies that could be read are kept.
-        concurrency: requests in flight at most; one that waits to be tried again counts.
-        policy: how often a request that gets no reply is tried.
-        format_tries: how often one is asked whose reply cannot be read. Each asks with another seed.
+        chat: the model.
+        journal: stores replies under the keys of their requests; only replies that could be parsed.
+        concurrency: maximum number of requests in flight, including those that wait for a retry.
+        policy: how often a request without a reply is retried.
+        format_tries: how often a request is sent whose reply cannot be parsed, each time with another seed.
     """
 
     def __init__(
@@ -70,39 +70,38 @@ class CachedChatClient:
     ) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
-        """Spent since this asker was made; replies that could not be read are among them."""
+        """Tokens used by this client, including replies that could not be parsed."""
         self._chat = chat
         self._journal = journal
         self._slots = asyncio.Semaphore(concurrency)
         self._policy = policy or RetryPolicy()
         self._format_tries = format_tries
-        # A server that has gone away is not called for every row of a long list, each for minutes.
-        self._give_up = max(8, concurrency)
-        self._silent = 0
-        self._stopped: ChatError | None = None
-        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Stop if the server is down, instead of retrying each row of a long list for minutes.
+        self._max_failures = max(8, concurrency)
+        self._failures_in_a_row = 0
+        self._fatal_error: ChatError | None = None
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def ask(self, request: ChatRequest, read: Callable[[ChatReply], T]) -> Answer[T]:
-        """The answer, from the journal or the model. Raises ChatError with the reason there is none.
+    async def ask(self, request: ChatRequest, parse: Callable[[ChatReply], T]) -> Answer[T]:
+        """Return the answer, from the journal or the model. Raises ChatError with the reason for a failure.
 
-        Once that error's scope is "all", every further question that needs the model raises it too.
-        `read` gets a reply and raises BadReplyError where it does not hold what was asked for.
+        After an error of scope "all", every further request that needs the model raises that error too.
+        `parse` takes a reply and raises BadReplyError if the reply does not contain what was asked for.
         """
-        # Two rows may ask the same at once: the second waits, and finds the answer in the journal.
-        async with self._asking.setdefault(request.key, asyncio.Lock()):
-            return lookup(self._journal, request, read) or await self._ask(request, read)
+        # If the same request is made twice at a time, the second waits and finds the reply in the journal.
+        async with self._locks.setdefault(request.key, asyncio.Lock()):
+            return lookup(self._journal, request, parse) or await self._ask(request, parse)
 
-    async def _ask(self, request: ChatRequest, read: Callable[[ChatReply], T]) -> Answer[T]:
+    async def _ask(self, request: ChatRequest, parse: Callable[[ChatReply], T]) -> Answer[T]:
         retries, reason = 0, ""
         for number in range(self._format_tries):
-            varied = _with_seed(request, number)
             async with self._slots:
-                reply, failed = await self._reply(varied)
+                reply, failed = await self._complete(_with_seed(request, number))
             retries += failed
             self.prompt_tokens += reply.prompt_tokens
             self.completion_tokens += reply.completion_tokens
             try:
-                answer = Answer(read(reply), reply, False, retries, number)
+                answer = Answer(parse(reply), reply, False, retries, number)
             except BadReplyError as error:
                 reason = str(error)
                 continue
@@ -111,24 +110,26 @@ class CachedChatClient:
             return answer
         raise UnreadableError(f"{reason} (asked {self._format_tries} times)", reply)
 
-    async def _reply(self, request: ChatRequest) -> tuple[ChatReply, int]:
-        if self._stopped:
-            raise self._stopped
+    async def _complete(self, request: ChatRequest) -> tuple[ChatReply, int]:
+        """Return the reply and the number of failed attempts."""
+        if self._fatal_error:
+            raise self._fatal_error
         try:
             result = await with_retries(self._policy, partial(self._chat.complete, request))
         except ChatError as error:
-            self._silent += error.scope == "again"
+            self._failures_in_a_row += error.scope == "attempt"
             if error.scope == "all":
-                self._stopped = error
-            elif self._silent >= self._give_up:
-                self._stopped = ChatError(f"{self._silent} requests in a row got no reply: {error}", "all")
-            raise self._stopped or error from None
-        self._silent = 0
+                self._fatal_error = error
+            elif self._failures_in_a_row >= self._max_failures:
+                reason = f"{self._failures_in_a_row} requests in a row got no reply: {error}"
+                self._fatal_error = ChatError(reason, "all")
+            raise self._fatal_error or error from None
+        self._failures_in_a_row = 0
         return result
 
 
 def _with_seed(request: ChatRequest, number: int) -> ChatRequest:
-    """The request as it is asked the n-th time: a seeded one would get the same reply again."""
+    """Return the request for its n-th try; with the same seed it would get the same reply again."""
     sampling = request.sampling
     if number == 0 or sampling.seed is None:
         return request

@@ -1,4 +1,4 @@
-"""The frames that a model is shown: evenly spread, small, as JPEG."""
+"""Evenly spaced frames of a clip as small JPEG images for a chat model."""
 
 from __future__ import annotations
 
@@ -15,61 +15,60 @@ from rvedit.io.chat.messages import Jpeg
 from rvedit.io.errors import UserError
 from rvedit.io.video import Frame, VideoReader
 
-_VERSION = 1  # raise it when other bytes come out of the same clip
+_VERSION = 1  # increase it when the same clip gives other bytes
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """How many frames of a clip, and how large: the long side in pixels at most, JPEG's quality of 100."""
+    """Number of frames, maximum length of their long side in pixels, and JPEG quality (1-100)."""
 
     count: int = 8
     long_side: int = 512
     quality: int = 85
 
 
-class Frames:
-    """Clips as JPEG frames; a clip that was shown before is known without being decoded again."""
+class FrameReader:
+    """Reads clips as JPEG frames; the journal stores their digests, so that a clip is decoded only once."""
 
     def __init__(self, settings: FrameSettings, journal: Journal) -> None:
         self.settings = settings
         self._journal = journal
 
-    def known(self, clip: Path) -> list[Jpeg] | None:
-        """The clip's frames by their digests alone, where it was read before and has not changed since."""
+    def cached(self, clip: Path) -> list[Jpeg] | None:
+        """Return the frames as digests without data, or None if the clip is new or has changed."""
         key = self._key(clip)
         digests = None if key is None else self._journal.get(key)
         return None if digests is None else [Jpeg(digest) for digest in digests]
 
-    def remember(self, clip: Path, frames: list[Jpeg]) -> None:
-        """Spare the next run the decoding."""
+    def store(self, clip: Path, frames: list[Jpeg]) -> None:
+        """Store the frames' digests for later runs."""
         if key := self._key(clip):
             self._journal.put(key, [frame.sha256 for frame in frames])
 
     def read(self, clip: Path) -> list[Jpeg]:
-        """Decode; first and last frame are among them, and a shorter clip gives all it has.
+        """Decode the frames, including the first and the last; a shorter clip gives all of its frames.
 
-        Raises UserError for a clip that cannot be read to its end.
+        Raises UserError if the clip cannot be read to its end.
         """
         with VideoReader(clip) as reader:
             return take_frames(reader, self.settings)
 
     def _key(self, clip: Path) -> str | None:
-        """Names a file's content without reading it; a folder of pictures has no such name."""
         s = self.settings
         return file_key(f"frames:{s.count}x{s.long_side}q{s.quality}v{_VERSION}", clip)
 
 
 def take_frames(reader: VideoReader, settings: FrameSettings) -> list[Jpeg]:
-    """See `Frames.read`; of a clip that is open."""
-    wanted = set(evenly_spaced(reader.info.num_frames, settings.count))
-    pictures = [_encoded(timed.frame, settings) for timed in reader.pick(wanted)]
-    if not pictures:
-        raise UserError(f"{reader.info.path}: no frame of it decodes; get another copy")
-    return [Jpeg.of(picture) for picture in pictures]
+    """Return the frames of an open clip, as `FrameReader.read` does."""
+    indices = set(evenly_spaced(reader.info.num_frames, settings.count))
+    frames = [Jpeg.of(_encode(timed.frame, settings)) for timed in reader.pick(indices)]
+    if not frames:
+        raise UserError(f"{reader.info.path}: no frame can be decoded: get another copy")
+    return frames
 
 
 def file_key(kind: str, path: Path) -> str | None:
-    """Names what is known of a file, by its size, time and place; none where there is no file."""
+    """Return a journal key of a file's size, time and path; None if it is no file, such as a frame folder."""
     if not path.is_file():
         return None
     stat = path.stat()
@@ -77,7 +76,7 @@ def file_key(kind: str, path: Path) -> str | None:
 
 
 def evenly_spaced(num_frames: int, count: int) -> list[int]:
-    """Indices of `count` frames, evenly from the first to the last; all where there are fewer."""
+    """Return the indices of `count` frames from the first to the last, or of all if there are fewer."""
     if num_frames <= count:
         return list(range(num_frames))
     if count == 1:
@@ -85,15 +84,15 @@ def evenly_spaced(num_frames: int, count: int) -> list[int]:
     return [round(index * (num_frames - 1) / (count - 1)) for index in range(count)]
 
 
-def grey_picture() -> Jpeg:
-    """The smallest thing to be seen, to find out whether a model takes pictures."""
-    return Jpeg.of(_encoded(np.full((64, 64, 3), 128, np.uint8), FrameSettings()))
+def gray_image() -> Jpeg:
+    """Return a small gray image, to test whether a model accepts images."""
+    return Jpeg.of(_encode(np.full((64, 64, 3), 128, np.uint8), FrameSettings()))
 
 
 def expected_tokens(settings: FrameSettings, num_frames: int, width: int, height: int) -> int:
-    """What a clip's frames cost Qwen3-VL, roughly: one token for 32 x 32 pixels.
+    """Return roughly the tokens of a clip's frames in Qwen3-VL: one per 32 x 32 pixels.
 
-    A size of 0 is one not known: 16:9 is taken, and frames enough.
+    Values of 0 are unknown: 16:9 is assumed for the size, and enough frames.
     """
     if not width or not height:
         width, height = 16, 9
@@ -104,8 +103,8 @@ def expected_tokens(settings: FrameSettings, num_frames: int, width: int, height
     return tokens * min(settings.count, num_frames or settings.count)
 
 
-def _encoded(picture: Frame, settings: FrameSettings) -> bytes:
-    image = Image.fromarray(picture)
+def _encode(frame: Frame, settings: FrameSettings) -> bytes:
+    image = Image.fromarray(frame)
     image.thumbnail((settings.long_side, settings.long_side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=settings.quality)

@@ -1,4 +1,4 @@
-"""Gemini by Google's own client, whose retries are off: ours are counted and bounded in time."""
+"""A client of Gemini."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from dataclasses import replace
 from typing import Any
 
 from rvedit.io.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg
-from rvedit.io.chat.retries import TRY_AGAIN, retry_after_seconds, safe_reason
+from rvedit.io.chat.retries import RETRY_STATUSES, retry_after_seconds, safe_reason
 from rvedit.io.errors import UserError
 
-PICTURE_TOKENS = 1120
-"""Of a picture at the default resolution."""
+IMAGE_TOKENS = 1120
+"""Tokens of an image at the default resolution."""
 _KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-_ALL = frozenset({401, 403, 404})
+_FATAL_STATUSES = frozenset({401, 403, 404})
 _TRANSPORTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "anyio"})
 
 
 class GeminiChat:
-    """Asks Gemini; the key comes from the environment and is never written down.
+    """Gemini, through Google's client. Its retries are off: `with_retries` makes them.
+
+    The key comes from the environment and is masked in messages.
 
     Args:
-        base_url: another address than Google's, such as a proxy's.
-        timeout: seconds until a request without a whole reply is given up.
+        base_url: a URL in place of Google's, such as a proxy's.
+        timeout: seconds that a request may take until its reply is complete.
     """
 
     def __init__(self, base_url: str | None = None, timeout: float = 300.0) -> None:
         self._key = next((os.environ[name].strip() for name in _KEYS if os.environ.get(name, "").strip()), "")
         if not self._key:
-            raise UserError(f"there is no key for Gemini: set {_KEYS[0]}")
+            raise UserError(f"no key for Gemini: set {_KEYS[0]}")
         try:
             from google import genai
             from google.genai import types
         except ImportError:
-            raise UserError("asking Gemini needs its client: pip install 'rvedit[judge]'") from None
+            raise UserError("the Gemini client is not installed: pip install 'rvedit[judge]'") from None
         self._types = types
         self._timeout = timeout
         options = types.HttpOptions(
@@ -45,36 +47,34 @@ class GeminiChat:
         self._client = genai.Client(api_key=self._key, http_options=options)
 
     async def check(self, probe: ChatRequest) -> None:
-        """Ask for a few tokens about `probe`. Raises UserError where nobody answers, or refuses."""
+        """Ask for a few tokens about `probe`. Raises UserError if Gemini refuses or cannot be reached."""
         try:
             await self.complete(replace(probe, sampling=replace(probe.sampling, max_tokens=16)))
         except ChatError as error:
-            if error.scope != "again" or "cannot be reached" in str(error):
+            if error.scope != "attempt" or "cannot be reached" in str(error):
                 raise UserError(f"Gemini: {probe.model}: {error}") from None
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """One try. Raises ChatError."""
+        """Return the reply to one attempt. Raises ChatError."""
         from google.genai import errors
 
-        sent = self._client.aio.models.generate_content(
+        response = self._client.aio.models.generate_content(
             model=request.model, contents=self._contents(request), config=self._config(request)
         )
         try:
-            reply = await asyncio.wait_for(sent, self._timeout)
+            reply = await asyncio.wait_for(response, self._timeout)
         except errors.APIError as error:
             raise self._refusal(error) from None
         except Exception as error:
-            # The client speaks through one of several HTTP libraries, and each has errors of its own.
+            # The client uses one of several HTTP libraries, each with its own errors.
             kind = type(error)
             if "Timeout" in kind.__name__:
-                raise ChatError(f"no reply within {self._timeout:g} s", "again") from None
+                raise ChatError(f"no reply within {self._timeout:g} s", "attempt") from None
             if isinstance(error, OSError) or kind.__module__.partition(".")[0] in _TRANSPORTS:
-                reason = self._safe(
-                    f"it cannot be reached, or the connection broke: {error or kind.__name__}"
-                )
-                raise ChatError(reason, "again") from None
-            if isinstance(error, ValueError):  # pydantic's among them
-                raise ChatError("the reply is cut off or not what the API gives", "again") from None
+                reason = f"it cannot be reached, or the connection broke: {error or kind.__name__}"
+                raise ChatError(self._safe(reason), "attempt") from None
+            if isinstance(error, ValueError):  # includes pydantic's ValidationError
+                raise ChatError("the reply is cut off or not in the API's format", "attempt") from None
             raise
         return _reply(reply, request)
 
@@ -110,17 +110,17 @@ class GeminiChat:
         reason = self._safe(f"HTTP {code}: {error.message or error.status}")
         if code == 400 and "API key" in reason:
             return ChatError(reason, "all")
-        if code in TRY_AGAIN or code >= 500:
+        if code in RETRY_STATUSES or code >= 500:
             headers = getattr(error.response, "headers", None) or {}
-            return ChatError(reason, "again", retry_after_seconds(headers.get("retry-after")))
-        return ChatError(reason, "all" if code in _ALL else "request")
+            return ChatError(reason, "attempt", retry_after_seconds(headers.get("retry-after")))
+        return ChatError(reason, "all" if code in _FATAL_STATUSES else "request")
 
     def _safe(self, reason: str) -> str:
         return safe_reason(reason, self._key)
 
 
 def _reply(reply: Any, request: ChatRequest) -> ChatReply:
-    """Ours; blocked and empty replies are replies that hold no scores."""
+    """Return the reply; a blocked reply has no text, and the reason for it as `finish_reason`."""
     usage = reply.usage_metadata
     candidate = (reply.candidates or [None])[0]
     parts = (candidate.content.parts if candidate and candidate.content else None) or []

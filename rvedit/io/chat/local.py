@@ -1,4 +1,4 @@
-"""A local multimodal model of the Qwen-VL kind, by transformers; no code of the checkpoint's is run."""
+"""A local Qwen-VL model in transformers; no code from the checkpoint is run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TEMPLATE_OPTIONS = "chat_template_kwargs"
 
 
 class LocalChat:
-    """Answers one request after the other; for many clips a server such as vLLM, which batches, is faster.
+    """A local model that answers one request at a time; a server such as vLLM batches, which is faster.
 
-    The checkpoint's own tokenizer, chat template and image processor make the input. They are put together
-    here, since transformers' processor for Qwen-VL needs torchvision, for videos, which are not used.
+    The input comes from the checkpoint's tokenizer, chat template and image processor. They are combined
+    here, as transformers' Qwen-VL processor needs torchvision for videos, which are not used.
 
     Args:
-        model: a folder, or an id on the hub.
-        device: cpu, cuda, ...; by default what is there.
+        model: a folder, or an id on the Hub.
+        device: cpu, cuda, ...; by default CUDA if it is available.
     """
 
     def __init__(self, model: str, device: str | None = None) -> None:
@@ -42,31 +42,31 @@ class LocalChat:
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"--local {model}: cannot be loaded: {reason}") from None
+            raise UserError(f"`local` {model}: cannot be loaded: {reason}") from None
         config = self._model.config
-        self._picture = self._tokenizer.convert_ids_to_tokens(getattr(config, "image_token_id", None) or 0)
         if not hasattr(config, "image_token_id") or not hasattr(self._images, "merge_size"):
             raise UserError(
-                f"--local {model}: a {config.model_type}: choose a Qwen-VL, or serve it and give --base-url"
+                f"`local` {model}: is a {config.model_type}: choose a Qwen-VL, or serve it and set `base_url`"
             )
+        self._image_token = self._tokenizer.convert_ids_to_tokens(config.image_token_id)
         if not self._tokenizer.chat_template:
             raise UserError(
-                f"--local {model}: its tokenizer has no chat template: choose an instruction-tuned model"
+                f"`local` {model}: its tokenizer has no chat template: choose an instruction-tuned model"
             )
-        revision = getattr(config, "_commit_hash", None)  # of a hub's model: a folder's name tells it already
+        revision = getattr(config, "_commit_hash", None)  # only for Hub ids; a folder's name has a digest
         self.name = f"{name}@{revision[:8]}" if revision else name
-        # One thread: generation keeps a device busy by itself, and the loop stays free to decode clips.
+        # One thread: generation keeps the device busy, and the event loop stays free to decode clips.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
     async def check(self, probe: ChatRequest) -> None:
-        """What can be wrong was found on loading."""
+        """Do nothing: problems were found on loading."""
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """Generate a reply."""
+        """Return the generated reply."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, request)
 
     async def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _generate(self, request: ChatRequest) -> ChatReply:
@@ -96,19 +96,19 @@ class LocalChat:
         )
 
     def _inputs(self, request: ChatRequest) -> Any:
-        """Token ids and patches, as Qwen's processor makes them: a token for each merged patch."""
+        """Return token ids and patches as Qwen's processor does, with one token for each merged patch."""
         from PIL import Image
 
         if any(isinstance(part, Video) for part in request.parts):
-            raise ChatError("a local model is shown pictures, not whole clips: use an endpoint", "all")
-        pictures = [Image.open(BytesIO(part.data)) for part in request.parts if isinstance(part, Jpeg)]
+            raise ChatError("a local model accepts images, not whole videos: use an endpoint", "all")
+        images = [Image.open(BytesIO(part.data)) for part in request.parts if isinstance(part, Jpeg)]
         content = [
-            {"type": "text", "text": self._plain(part)} if isinstance(part, str) else {"type": "image"}
+            {"type": "text", "text": _escape(part)} if isinstance(part, str) else {"type": "image"}
             for part in request.parts
         ]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if request.system is not None:
-            system = [{"type": "text", "text": self._plain(request.system)}]
+            system = [{"type": "text", "text": _escape(request.system)}]
             messages.insert(0, {"role": "system", "content": system})
         text = self._tokenizer.apply_chat_template(
             messages,
@@ -117,32 +117,34 @@ class LocalChat:
             **request.sampling.extra.get(_TEMPLATE_OPTIONS, {}),
         )
         vision: dict[str, Any] = {}
-        if pictures:
-            vision = dict(self._images(images=pictures, return_tensors="pt"))
-            first, *rest = text.split(self._picture)
+        if images:
+            vision = dict(self._images(images=images, return_tensors="pt"))
+            first, *rest = text.split(self._image_token)
             tokens = [int(grid.prod()) // self._images.merge_size**2 for grid in vision["image_grid_thw"]]
             text = first + "".join(
-                self._picture * count + piece for count, piece in zip(tokens, rest, strict=True)
+                self._image_token * count + piece for count, piece in zip(tokens, rest, strict=True)
             )
         inputs = self._tokenizer(text, return_tensors="pt", add_special_tokens=False)
         inputs.update(vision)
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == self._model.config.image_token_id).int()
         return inputs
 
-    def _plain(self, text: str) -> str:
-        """Words: a placeholder for a picture written in a text must not act as one."""
-        return text.replace("<|", "< |").replace("|>", "| >")
+
+def _escape(text: str) -> str:
+    """Return text in which special tokens, such as the image placeholder, are plain text."""
+    return text.replace("<|", "< |").replace("|>", "| >")
 
 
 def local_name(model: str) -> str:
-    """What a local model is asked for by; a folder is told from others of its name, without being loaded.
+    """Return a name for a local model in requests, without loading it.
 
-    By its configs' content and its weights' names, sizes and times. Raises UserError for what is neither.
+    A folder's name has a digest of its configs and of its weight files' names, sizes and times. Raises
+    UserError if `model` is neither a folder nor a Hub id.
     """
     folder = Path(model)
     if not folder.is_dir():
         if model.count("/") != 1 or model.startswith((".", "/", "~")):
-            raise UserError(f"--local {model}: no such folder, and no id on the hub such as {_EXAMPLE}")
+            raise UserError(f"`local` {model}: no such folder: give one, or a Hub id such as {_EXAMPLE}")
         return f"local:{model}"
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):

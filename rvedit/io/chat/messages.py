@@ -1,4 +1,4 @@
-"""What is asked and what comes back, whichever model answers."""
+"""Requests, replies and errors of chat models."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True)
 class Jpeg:
-    """A picture, known by its digest; the bytes may be absent where only a request's key is wanted."""
+    """An image, identified by its digest; the data may be missing if only a request's key is needed."""
 
     sha256: str
     data: bytes = field(default=b"", repr=False, compare=False)
 
     @classmethod
     def of(cls, data: bytes) -> Jpeg:
-        """The picture with these bytes."""
+        """Return the image with this data."""
         return cls(hashlib.sha256(data).hexdigest(), data)
 
 
 @dataclass(frozen=True)
 class Video:
-    """A whole clip as a file's bytes, known by its digest, which may be all that there is."""
+    """A whole video file, identified by its digest; the data may be missing, as in `Jpeg`."""
 
     sha256: str
     data: bytes = field(default=b"", repr=False, compare=False)
@@ -32,16 +32,16 @@ class Video:
 
     @classmethod
     def of(cls, data: bytes, mime: str = "video/mp4") -> Video:
-        """The clip with these bytes."""
+        """Return the video with this data."""
         return cls(hashlib.sha256(data).hexdigest(), data, mime)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is drawn; what is none is the model's own default.
+    """Sampling parameters; None means the model's default.
 
-    `max_tokens` counts new tokens, hidden reasoning among them. `extra` goes into the request's body as it
-    is, such as {"chat_template_kwargs": {"enable_thinking": False}}; a local model takes only that one key.
+    `max_tokens` limits new tokens, including hidden reasoning. `extra` is added to the request's body, such
+    as {"chat_template_kwargs": {"enable_thinking": False}}; a local model accepts only that key.
     """
 
     max_tokens: int = 512
@@ -53,10 +53,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One turn: a system text, then texts and pictures in their order.
+    """One turn: a system prompt, then text, images and videos in order.
 
-    `version` is the asker's own (of its prompt and of its reading of replies), `repeat` counts equal
-    questions that want answers of their own; both are part of the key.
+    `version` is the caller's version of its prompt and its parser, `repeat` numbers equal requests that need
+    independent replies; both are part of the key.
     """
 
     model: str
@@ -68,7 +68,7 @@ class ChatRequest:
 
     @cached_property
     def key(self) -> str:
-        """Digest of all that can change the answer: texts, pictures, model, every sampling parameter, ..."""
+        """Return the SHA-256 digest of all fields, which can all change the reply."""
         parts = [
             part if isinstance(part, str) else {type(part).__name__.lower(): part.sha256}
             for part in self.parts
@@ -86,7 +86,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What came back. `model` is the name that the answering side gives itself."""
+    """A reply. `model` is the name that the server reports."""
 
     text: str
     model: str
@@ -97,14 +97,14 @@ class ChatReply:
 
 
 class ChatError(Exception):
-    """A request that got no reply; the message is the reason, in a few words, free of keys.
+    """A request that got no reply; the message is a short reason without API keys.
 
-    `scope` says what to do about it: ask "again" later (`retry_after`: seconds, where the server names them),
-    give up this "request", or stop, as "all" others would fail like it.
+    `scope` is what failed: this "attempt" only, so that a retry may succeed (after `retry_after` seconds, if
+    the server names them); the "request", however often it is sent; or "all" requests.
     """
 
     def __init__(
-        self, reason: str, scope: Literal["again", "request", "all"], retry_after: float | None = None
+        self, reason: str, scope: Literal["attempt", "request", "all"], retry_after: float | None = None
     ) -> None:
         super().__init__(reason)
         self.scope = scope
@@ -112,7 +112,7 @@ class ChatError(Exception):
 
 
 class UnreadableError(ChatError):
-    """Every try got a reply that does not hold what was asked for; `reply` is the last of them."""
+    """No try got a reply that could be parsed; `reply` is the last one."""
 
     def __init__(self, reason: str, reply: ChatReply) -> None:
         super().__init__(reason, "request")
@@ -120,17 +120,17 @@ class UnreadableError(ChatError):
 
 
 class BadReplyError(Exception):
-    """A reply that does not hold what was asked for; the message is the reason."""
+    """A reply that does not contain what was asked for; the message is the reason."""
 
 
 class Chat(Protocol):
-    """The model's side of a conversation."""
+    """A chat model."""
 
     async def check(self, probe: ChatRequest) -> None:
-        """Raise UserError where requests like `probe` will not be answered; costs next to nothing."""
+        """Raise UserError if requests like `probe` cannot be answered; costs a few tokens at most."""
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """One try at a reply. Raises ChatError."""
+        """Return the reply to one attempt. Raises ChatError."""
 
     async def close(self) -> None:
-        """Let go of connections or weights."""
+        """Release connections or weights."""

@@ -1,4 +1,4 @@
-"""Trying again: exponential, jittered, as long as the server says, and not for ever."""
+"""Retries with jittered exponential backoff, Retry-After and a time limit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rvedit.io.chat.messages import ChatError
 
 T = TypeVar("T")
 
-TRY_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
+RETRY_STATUSES = frozenset({408, 409, 425, 429})  # and every 5xx
 REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a request is tried; all times in seconds.
+    """How often and how long a request is retried; all times in seconds.
 
-    The n-th wait is drawn from the upper half of [0, first_wait·2^n], at most `longest_wait`; a server's
-    Retry-After is obeyed instead where it is longer. A wait that would end after `total` is not begun.
+    The n-th wait is drawn from the upper half of [0, first_wait·2^n], at most `longest_wait`, or is the
+    server's Retry-After if that is longer. No wait starts that would end after `total`.
     """
 
     tries: int = 8
@@ -32,41 +32,41 @@ class RetryPolicy:
     total: float = 600.0
 
     def wait(self, number: int, retry_after: float | None) -> float:
-        """Seconds to wait after the try with this number, the first being 0."""
+        """Return the seconds to wait after attempt `number`, counted from 0."""
         longest = min(self.longest_wait, self.first_wait * 2.0 ** min(number, 60))
-        drawn = longest * random.uniform(0.5, 1.0)
-        # Whoever was told the same time should not come back at the same moment.
-        return (
-            drawn if retry_after is None else max(drawn, retry_after + random.uniform(0.0, self.first_wait))
-        )
+        backoff = longest * random.uniform(0.5, 1.0)
+        if retry_after is None:
+            return backoff
+        # Clients that were given the same time should not all retry at the same moment.
+        return max(backoff, retry_after + random.uniform(0.0, self.first_wait))
 
 
 async def with_retries(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]]) -> tuple[T, int]:
-    """Try until there is a result; returns it and the number of failed tries. Raises the last ChatError."""
+    """Return the first result and the number of failed attempts before it. Raises the last ChatError."""
     deadline = time.monotonic() + policy.total
     for number in range(policy.tries):
         try:
             return await attempt(), number
         except ChatError as error:
-            if error.scope != "again":
+            if error.scope != "attempt":
                 raise
             wait = policy.wait(number, error.retry_after)
             if number + 1 == policy.tries or time.monotonic() + wait > deadline:
                 times = "once" if number == 0 else f"{number + 1} times"
-                raise ChatError(f"{error} (tried {times})", "again", error.retry_after) from None
+                raise ChatError(f"{error} (tried {times})", "attempt", error.retry_after) from None
         await asyncio.sleep(wait)
     raise AssertionError("a policy has at least one try")
 
 
 def safe_reason(reason: str, key: str | None) -> str:
-    """One short line; a server that repeats the key does not get it written down."""
+    """Return one short line, with the API key masked in case the server repeats it."""
     if key:
         reason = reason.replace(key, "***")
     return " ".join(reason.split())[:REASON_LENGTH]
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for, by number or HTTP date; None if by neither."""
+    """Return the seconds of a Retry-After header, a number or an HTTP date; None if it is neither."""
     if header is None:
         return None
     try:
@@ -76,4 +76,4 @@ def retry_after_seconds(header: str | None) -> float | None:
             seconds = parsedate_to_datetime(header).timestamp() - time.time()
         except (TypeError, ValueError, OverflowError):
             return None
-    return max(0.0, seconds) if seconds == seconds else None  # a NaN is no time
+    return max(0.0, seconds) if seconds == seconds else None  # NaN != NaN

@@ -1,7 +1,7 @@
-"""Video in and out: upright RGB frames with their times, streamed, so that an edit is its source's twin.
+"""Video input and output: upright RGB frames with their times, streamed.
 
-`probe` says what a clip is, `VideoReader` yields its frames, `VideoWriter` writes their edits with the
-source's times, colours and sound. Nothing here holds a whole clip, and nothing here needs torch.
+`probe` describes a clip, `VideoReader` yields its frames, and `VideoWriter` writes edited frames with the
+source's times, color tags and audio. Nothing here holds a whole clip in memory or needs torch.
 """
 
 from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, side_by_side

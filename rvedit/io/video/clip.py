@@ -1,28 +1,33 @@
-"""What a clip is: its frames, its description and the meaning of its colour tags."""
+"""Types of a clip: frames, description, color tags, orientation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation
 from numpy.typing import NDArray
 
 Frame: TypeAlias = NDArray[np.uint8]
-"""One picture as displayed: h w 3, RGB, full range, upright."""
+"""One frame as displayed: h w 3, RGB, full range, upright."""
+Frames: TypeAlias = NDArray[np.uint8]
+"""Frames (t, h, w, 3), or one frame."""
+Turn: TypeAlias = tuple[bool, bool, bool]
+"""Whether to swap the axes, then to flip x, then to flip y."""
 
-# ITU-T H.273 code points, as FFmpeg counts them.
+# ITU-T H.273 code points, as in FFmpeg.
 RGB, UNSPECIFIED = 0, 2
 BT709, BT601 = 1, 5
 LIMITED, FULL = int(ColorRange.MPEG), int(ColorRange.JPEG)
 
-# The matrices swscale knows, from the stream's code point to swscale's (which is a code point too).
+# YUV matrices that swscale supports: the stream's code point to swscale's (a code point too).
 MATRICES = {1: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, 9: 9, 10: 9}
 
-# Without these flags swscale takes shortcuts that shift saturated colours by several levels.
+# Without these flags swscale uses approximations that shift saturated colors by several levels.
 SCALING = int(
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -32,7 +37,7 @@ SCALING = int(
 
 
 class TimedFrame(NamedTuple):
-    """A frame, when it is shown and for how long; both times in ticks of the clip's `time_base`."""
+    """A frame with its time and duration, both in ticks of the clip's `time_base`."""
 
     frame: Frame
     pts: int
@@ -41,13 +46,13 @@ class TimedFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a clip says of itself: all that a writer needs to make its twin.
+    """Description of a clip, with all that `VideoWriter` copies to an edit of it.
 
-    Width and height are pixels as displayed (after rotation). `num_frames` counts the packets that are
-    shown (pictures, for stills and folders): exact for an intact file, an estimate for a broken one.
-    `duration` is in seconds, from the first frame's start to the last one's end; a frame's time in
-    seconds is pts * time_base. Colour tags are H.273 code points. `truncated` says that the file ends,
-    or that its packets break, before the length it declares.
+    Width and height are in pixels as displayed (after rotation). `num_frames` counts the packets shown
+    (files, for images and folders): exact for an intact file, an estimate for a damaged one. `duration` is
+    in seconds, from the start of the first frame to the end of the last; a frame's time in seconds is
+    pts * time_base. Color tags are H.273 code points. `truncated`: the file ends, or has damaged packets,
+    before its declared length.
     """
 
     path: Path
@@ -60,35 +65,51 @@ class VideoInfo:
     duration: float
     color_range: int
     colorspace: int
-    color_primaries: int
-    color_trc: int
     pix_fmt: str
+    color_primaries: int = UNSPECIFIED
+    color_trc: int = UNSPECIFIED
     pixel_aspect: Fraction | None = None
     has_audio: bool = False
     truncated: bool = False
 
     @property
     def matrix(self) -> int:
-        """The YUV matrix, as swscale numbers it, that the clip's frames are, or would be, coded with.
-
-        A clip that names none is read as players read it: BT.709 from 720 lines up (counted on the
-        short side, so that turning a clip does not change its colours), BT.601 below.
-        """
+        """Return swscale's code point of the YUV matrix of the clip, tagged or assumed."""
         return yuv_matrix(self.colorspace, self.width, self.height)
 
 
 def yuv_matrix(colorspace: int, width: int, height: int) -> int:
-    """The swscale matrix for a code point; for those without one, what players assume at that size."""
+    """Return swscale's matrix for a code point.
+
+    For unsupported code points return what players assume: BT.709 from 720 lines up, BT.601 below. Lines are
+    counted on the short side, so that rotating a clip does not change its colors.
+    """
     return MATRICES.get(colorspace, BT709 if min(width, height) >= 720 else BT601)
 
 
-def side_by_side(a: Frame, b: Frame) -> Frame:
-    """Two frames of equal height in one, `a` left and `b` right of a thin white line: h wa+2+wb 3.
+def orientation(decoded: VideoFrame) -> Turn:
+    """Return how to turn a frame upright, from its display matrix.
 
-    Raises ValueError where the heights differ.
+    The matrix maps a pixel (x, y) to (a x + c y, b x + d y); other angles, which no camera writes, are
+    rounded to the nearest quarter turn.
+    """
+    side_data: Any = decoded.side_data
+    data = side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def side_by_side(a: Frame, b: Frame) -> Frame:
+    """Return one frame (h wa+2+wb 3) with `a` left and `b` right of a thin white line.
+
+    Raises ValueError if the heights differ.
     """
     if a.shape[0] != b.shape[0]:
-        raise ValueError(f"frames {a.shape[0]} and {b.shape[0]} lines high do not go side by side")
-    # Two pixels, so that two frames of one width always make an even width.
+        raise ValueError(f"frames are {a.shape[0]} and {b.shape[0]} lines high: give equal heights")
+    # Two pixels, so that two frames of equal width make an even width.
     line = np.full((a.shape[0], 2, 3), 255, np.uint8)
     return np.concatenate([a, line, b], axis=1)

@@ -1,4 +1,4 @@
-"""Where a writer's frames go: into a container, through an encoder and beside the sound, or into an image."""
+"""Outputs of `VideoWriter`: a container with encoded video and copied audio, or an image."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ CODECS = {
     ".gif": "gif",
 }
 
-# Near where a coding loss stops being visible, so that it is not taken for the edit's.
+# Near where coding loss stops being visible, so that it is not mistaken for the edit.
 _CRF = {"libx264": 16, "libvpx-vp9": 20}
 _MP4_OPTIONS = {
-    "movflags": "+faststart",  # plays before it is fully loaded
+    "movflags": "+faststart",  # the index first: plays before it is fully loaded
     "movie_timescale": "90000",  # keeps a start after zero to 11 us; the muxer's default is 1 ms
 }
 
 
-class PictureSink:
-    """A single frame, as .png or .jpg."""
+class ImageSink:
+    """Output of a single frame as .png or .jpg."""
 
     def __init__(self, temporary: Path) -> None:
         self._temporary = temporary
 
     def write(self, frame: Frame, pts: int, duration: int | None) -> None:
-        """Write the image and drop its time; raises ValueError for a second one."""
+        """Write the image, without its time; raises ValueError for a second one."""
         if self._temporary.exists():
             raise ValueError("an image holds one frame")
         Image.fromarray(frame).save(self._temporary, quality=95, subsampling=0)
 
     def finish(self) -> None:
-        """Do nothing: the image is whole."""
+        """Do nothing: the image is complete."""
 
     def discard(self) -> None:
         """Do nothing: the image is closed."""
 
 
 class ContainerSink:
-    """An encoder and a muxer that keep the source's times, colour tags and sound.
+    """Encoder and muxer that keep the source's times, color tags and audio.
 
-    Raises FFmpegError (an OSError where it is the disk's) for what either refuses.
+    Raises FFmpegError (OSError for disk errors) if either fails.
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class ContainerSink:
         codec = CODECS[suffix]
         quality = str(crf if crf is not None else _CRF.get(codec))
         codec_options: dict[str, dict[str, str]] = {
-            # Without B-frames packets come in the order of their times: the file is somewhat larger, but its
-            # start needs no edit list, which some players ignore, and MP4 keeps the last frame's duration.
-            # The encoder looks few frames ahead: the usual 40 are 0.7 GB at 4K.
+            # No B-frames: packets are in display order, so the start needs no edit list, which some players
+            # ignore, and MP4 keeps the last frame's duration; the file is somewhat larger. A short lookahead:
+            # the default of 40 frames takes 0.7 GB at 4K.
             "libx264": {"crf": quality, "preset": preset, "bf": "0", "rc-lookahead": "8"},
             "libvpx-vp9": {"crf": quality, "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
             "gif": {},
         }
         self._like = like
         self._is_gif = codec == "gif"
-        # The source's ticks, so that every time is written as it was read; a GIF has its own.
+        # The source's time base keeps times exact; GIF has its own.
         self._time_base = Fraction(1, 100) if self._is_gif else like.time_base
-        self._usual = max(1, round(1 / (like.frame_rate * like.time_base)))  # ticks a frame lasts if unsaid
+        self._default_duration = max(1, round(1 / (like.frame_rate * like.time_base)))  # ticks
         self._first_pts = self._delay = 0  # ticks
         self._gif_pts = -1
         self._end = Fraction(0)  # seconds
         self._count = 0
-        self._durations: dict[int, int] = {}  # ticks by pts, of the few frames inside the encoder
+        self._durations: dict[int, int] = {}  # ticks by pts, of the frames inside the encoder
         self._audio: _AudioCopy | None = None
         self._reformatter = VideoReformatter()
-        self._color_range, colorspace = _coded_colors(like, size)
+        self._color_range, colorspace = _color_tags(like, size)
 
         options = _MP4_OPTIONS if suffix in (".mp4", ".mov") else {}
         self._output: OutputContainer = av.open(f"file:{temporary}", "w", options=options)
@@ -123,13 +123,13 @@ class ContainerSink:
             raise
 
     def write(self, frame: Frame, pts: int, duration: int | None) -> None:
-        """Encode a frame, and copy the sound up to its time."""
+        """Encode a frame, and copy the audio up to its time."""
         if not self._count:
             self._first_pts = pts
-            # A container drops what is shown before zero: there all, the sound too, moves later together.
+            # Containers drop times before zero: then video and audio are delayed together.
             self._delay = max(0, -pts)
         start = (pts + self._delay) * self._like.time_base
-        duration = duration or self._usual
+        duration = duration or self._default_duration
         self._end = start + duration * self._like.time_base
         self._count += 1
         if self._is_gif:
@@ -138,40 +138,40 @@ class ContainerSink:
             pts += self._delay
         self._durations[pts] = duration
 
-        coded = self._coded(frame)
-        coded.pts, coded.time_base = pts, self._time_base
-        for packet in self._video.encode(coded):
+        converted = self._convert(frame)
+        converted.pts, converted.time_base = pts, self._time_base
+        for packet in self._video.encode(converted):
             self._mux(packet)
-        if self._audio is not None:  # as we go, so that the file is interleaved and nothing piles up
+        if self._audio is not None:  # frame by frame, so that the file is interleaved
             self._audio.delay = self._delay * self._like.time_base
             self._audio.copy(until=start)
 
     def finish(self) -> None:
-        """Flush the encoder, copy the rest of the sound and write the container's index."""
+        """Flush the encoder, copy the rest of the audio and write the container's index."""
         for packet in self._video.encode(None):
             self._mux(packet)
         if self._audio is not None:
-            # All frames get all of the sound; a shorter edit does not go on as sound alone.
-            is_whole = self._count >= self._like.num_frames
-            self._audio.copy(until=None if is_whole else self._end)
+            # An edit with fewer frames than its source gets the audio up to its end.
+            is_complete = self._count >= self._like.num_frames
+            self._audio.copy(until=None if is_complete else self._end)
         self._output.close()
 
     def discard(self) -> None:
-        """Let go of the files, finished or not."""
+        """Close the files, finished or not."""
         if self._audio is not None:
             self._audio.close()
-        with suppress(FFmpegError, OSError, ValueError):  # what an unfinished file says on closing
+        with suppress(FFmpegError, OSError, ValueError):  # raised on closing an unfinished file
             self._output.close()
 
     def _gif_times(self, pts: int, duration: int) -> tuple[int, int]:
-        """In hundredths from the first frame; rounding the times, not the delays, adds up to no drift."""
+        """Return pts and duration in 1/100 s from the first frame; rounding times avoids drift."""
         scale = self._like.time_base / self._time_base
         self._gif_pts = max(self._gif_pts + 1, round((pts - self._first_pts) * scale))
         return self._gif_pts, max(1, round(duration * scale))
 
-    def _coded(self, frame: Frame) -> VideoFrame:
+    def _convert(self, frame: Frame) -> VideoFrame:
         if self._is_gif:
-            return _paletted(frame)
+            return _quantize(frame)
         return self._reformatter.reformat(
             VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
             format=self._pix_fmt,
@@ -183,40 +183,37 @@ class ContainerSink:
         )
 
     def _mux(self, packet: Packet[Any]) -> None:
-        # Encoders drop durations; without the last one a clip ends a frame early.
+        # Encoders drop durations; without the last one the clip would end a frame early.
         if packet.pts is not None:
             packet.duration = self._durations.pop(packet.pts, packet.duration)
         self._output.mux(packet)
 
 
 class _AudioCopy:
-    """Moves a source's sound packets, as they are, into an output; warns of those that it cannot hold."""
+    """Copy of a source's audio packets to an output; warns of streams that the container cannot hold."""
 
     def __init__(self, source: Path, output: OutputContainer, suffix: str) -> None:
-        self.delay = Fraction(0)  # seconds to add to every time
+        self.delay = Fraction(0)  # seconds added to every time
         self._source, self._output = source, output
         self._input = av.open(f"file:{source}", metadata_errors="replace")
         self._copies: dict[int, Stream] = {}
         for stream in self._input.streams.audio:
-            # Of a codec that FFmpeg does not know there is no context.
-            kind = stream.codec_context.name if stream.codec_context else "unknown"
+            # Codecs that FFmpeg does not know have no context.
+            codec = stream.codec_context.name if stream.codec_context else "unknown"
             try:
                 copy = output.add_stream_from_template(stream)
             except ValueError:
-                warnings.warn(
-                    f"{source}: its {kind} sound does not go into {suffix} "
-                    "and is left out; write .mkv to keep it",
-                    stacklevel=2,
-                )
+                message = f"{source}: its {codec} audio is left out of {suffix}; write .mkv to keep it"
+                warnings.warn(message, stacklevel=2)
                 continue
             if stream.language:
                 copy.metadata["language"] = stream.language
             self._copies[stream.index] = copy
-        self._packets = self._read()
+        self._packets = self._read_packets()
         self._next = next(self._packets, None)
 
     def copy(self, *, until: Fraction | None) -> None:
-        """Move the packets that start up to `until` seconds, or all."""
+        """Copy the packets that start up to `until` seconds, or all."""
         while self._next is not None:
             packet, time = self._next
             if until is not None and time * packet.time_base + self.delay > until:
@@ -229,18 +226,18 @@ class _AudioCopy:
             self._next = next(self._packets, None)
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the source."""
         self._packets.close()
         self._input.close()
 
-    def _read(self) -> Generator[tuple[Packet[Any], int], None, None]:
-        """Yield the packets with their decoding times."""
-        wanted = tuple(stream for stream in self._input.streams.audio if stream.index in self._copies)
-        if not wanted:
+    def _read_packets(self) -> Generator[tuple[Packet[Any], int], None, None]:
+        """Yield the packets with their decoding times in ticks."""
+        streams = tuple(stream for stream in self._input.streams.audio if stream.index in self._copies)
+        if not streams:
             return
         problem = None
         try:
-            for packet in self._input.demux(wanted):
+            for packet in self._input.demux(streams):
                 if packet.is_corrupt:
                     problem = "a packet is cut off"
                     break
@@ -249,34 +246,34 @@ class _AudioCopy:
         except FFmpegError as error:
             problem = error.strerror
         if problem is not None:
-            warnings.warn(f"{self._source}: its sound ends early ({problem})", stacklevel=2)
+            warnings.warn(f"{self._source}: its audio ends early ({problem})", stacklevel=2)
 
 
 def _pix_fmt(codec: str, size: tuple[int, int]) -> str:
     if codec == "gif":
         return "pal8"
-    # H.264 counts a 4:2:0 picture's size in pairs of pixels, so an odd size must be 4:4:4 to stay as it is.
-    # mpv, VLC and browsers that decode in software play that; QuickTime, Safari and most hardware decoders
-    # do not: for them there is .webm, as VP9 takes 4:2:0 at any size.
+    # H.264 with 4:2:0 needs even sizes, so odd sizes are written as 4:4:4. mpv, VLC and browsers that decode
+    # in software play that; QuickTime, Safari and most hardware decoders do not: they need .webm, as VP9
+    # supports 4:2:0 at any size.
     is_odd = size[0] % 2 or size[1] % 2
     return "yuv444p" if codec == "libx264" and is_odd else "yuv420p"
 
 
-def _coded_colors(like: VideoInfo, size: tuple[int, int]) -> tuple[int, int]:
-    """The range and colour space to tag: the source's, or explicit ones where those would mislead."""
+def _color_tags(like: VideoInfo, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the color range and matrix to tag: the source's, or explicit ones if players would err."""
     if like.colorspace == RGB:
         return LIMITED, like.matrix
-    is_read_alike = like.colorspace == UNSPECIFIED and yuv_matrix(UNSPECIFIED, *size) == like.matrix
-    if like.colorspace in MATRICES or is_read_alike:
+    has_same_default = like.colorspace == UNSPECIFIED and yuv_matrix(UNSPECIFIED, *size) == like.matrix
+    if like.colorspace in MATRICES or has_same_default:
         return like.color_range, like.colorspace
     return like.color_range, like.matrix
 
 
-def _paletted(frame: Frame) -> VideoFrame:
-    """Put a frame in its own 256 best colours."""
+def _quantize(frame: Frame) -> VideoFrame:
+    """Quantize a frame to its own palette of 256 colors."""
     image = Image.fromarray(frame).quantize(256)
     colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     argb = np.full((256, 4), 255, np.uint8)
     argb[: len(colors), 1:] = colors
-    pair: Any = (np.array(image), argb)  # what PyAV takes for this one format
-    return VideoFrame.from_ndarray(pair, format="pal8")
+    indices_and_palette: Any = (np.array(image), argb)
+    return VideoFrame.from_ndarray(indices_and_palette, format="pal8")

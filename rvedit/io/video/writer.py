@@ -1,4 +1,4 @@
-"""Writing clips: the twin of a source, with its size, times, colours and sound."""
+"""Write clips with the size, times, color tags and audio of a source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from av.error import FFmpegError
@@ -17,37 +16,37 @@ from numpy.typing import NDArray
 
 from rvedit.io.errors import UserError
 from rvedit.io.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
-from rvedit.io.video.sinks import CODECS, ContainerSink, PictureSink
+from rvedit.io.video.sinks import CODECS, ContainerSink, ImageSink
 
 _IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 OUTPUT_SUFFIXES = (*CODECS, *_IMAGE_SUFFIXES)
-"""The file name endings that `VideoWriter` knows; those of images hold one frame."""
+"""Suffixes that `VideoWriter` supports; images hold one frame."""
 
 
 def temporary_sibling(path: str | Path) -> Path:
-    """Make up a hidden name in `path`'s folder, with its suffix, to write to before renaming to `path`.
+    """Return a new hidden path in `path`'s folder, with its suffix, to write to and then rename to `path`.
 
-    Creates nothing. The folder is the same so that the renaming is atomic.
+    Creates nothing. In one folder the renaming is atomic.
     """
     path = Path(path)
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
 
 
 class VideoWriter:
-    """Writes the twin of a clip: its times, frame rate, colour tags and sound, put in place only when whole.
+    """Writer of clips with a source's times, frame rate, color tags and audio; replaces `path` when complete.
 
-    The suffix picks the container: .mp4, .mov and .mkv (H.264), .webm (VP9), .gif, or .png and .jpg for
+    The suffix selects the container: .mp4, .mov and .mkv (H.264), .webm (VP9), .gif, or .png and .jpg for
     a single frame. `width` and `height` default to the source's. `crf` is the encoder's quality (lower is
     better; 16 for H.264 and 20 for VP9 by default); `preset` is x264's speed: "veryfast" takes about
-    half of "medium"'s time, and makes larger files. Sound is copied, never re-encoded.
+    half the time of "medium" and makes larger files. Audio is copied, never re-encoded.
 
-    Times survive exactly in .mp4 and .mov (a start after zero to 0.02 ms), to 1 ms in .mkv and .webm, to
-    5 ms in .gif, which also starts at zero. Sound that starts before zero, as AAC from .mp4 does by about
-    20 ms, moves all of an .mkv later by as much; pictures and sound stay in step.
+    Times are exact in .mp4 and .mov (a start after zero to 0.02 ms), to 1 ms in .mkv and .webm, to 5 ms in
+    .gif, which also starts at zero. Audio that starts before zero, as AAC from .mp4 does by about 20 ms,
+    delays all of an .mkv by as much; video and audio stay in sync.
 
-    Raises UserError on construction for an output that exists (unless `overwrite`), is the input, has no
-    folder to go to, or has an unknown suffix; later for what the encoder or the disk refuses.
-    After any exception in the `with` block nothing is left.
+    Raises UserError on construction if the output exists (unless `overwrite`), is the input, has an unknown
+    suffix or a missing folder; later if the encoder or the disk fails. No file is left after an exception in
+    the `with` block.
     """
 
     def __init__(
@@ -66,10 +65,10 @@ class VideoWriter:
         self._width, self._height = width or like.width, height or like.height
         self._crf, self._preset = crf, preset
         self._last_pts: int | None = None
-        self._sink: ContainerSink | PictureSink | None = None
+        self._sink: ContainerSink | ImageSink | None = None
         _check_output(self.path, like, overwrite)
         self._temporary = temporary_sibling(self.path)
-        try:  # to write, since permission bits do not tell: a file system may be read-only
+        try:  # Permission bits are not enough: the file system may be read-only.
             self._temporary.touch(exist_ok=False)
             self._temporary.unlink()
         except OSError as error:
@@ -80,9 +79,9 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         size = (self._width, self._height)
         try:
-            with self._explained():
+            with self._as_user_error():
                 if self.path.suffix.lower() in _IMAGE_SUFFIXES:
-                    self._sink = PictureSink(self._temporary)
+                    self._sink = ImageSink(self._temporary)
                 else:
                     self._sink = ContainerSink(self._temporary, self._like, size, self._crf, self._preset)
         except BaseException:
@@ -93,8 +92,7 @@ class VideoWriter:
     def write(self, frame: Frame, pts: int, duration: int | None = None) -> None:
         """Append a frame (h w 3, uint8) shown at `pts` for `duration`, in ticks of the source's time base.
 
-        Raises ValueError for a time not after the last one's, for a frame of another size, and outside
-        the `with` block.
+        Raises ValueError if `pts` does not increase, for another frame size, and outside the `with` block.
         """
         if self._sink is None:
             raise ValueError("VideoWriter.write outside its with block")
@@ -103,19 +101,17 @@ class VideoWriter:
         if self._last_pts is not None and pts <= self._last_pts:
             raise ValueError(f"frame time {pts} does not follow {self._last_pts}")
         self._last_pts = pts
-        with self._explained():
+        with self._as_user_error():
             self._sink.write(frame, pts, duration)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         sink, self._sink = self._sink, None
         assert sink is not None
         try:
             if error is None:
                 if self._last_pts is None:
                     raise UserError(f"{self.path}: no frame to write; check the input")
-                with self._explained():
+                with self._as_user_error():
                     sink.finish()
                     os.replace(self._temporary, self.path)
         finally:
@@ -123,8 +119,8 @@ class VideoWriter:
             self._temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what the encoder or the disk refuses into one line that names the output."""
+    def _as_user_error(self) -> Iterator[None]:
+        """Turn errors of the encoder or the disk into a UserError that names the output."""
         try:
             yield
         except (FFmpegError, OSError) as error:
@@ -137,10 +133,10 @@ class VideoWriter:
 def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
     suffix = path.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
-        raise UserError(f"{path}: unknown kind of output; choose one of {' '.join(OUTPUT_SUFFIXES)}")
+        raise UserError(f"{path}: unknown output format; choose one of {' '.join(OUTPUT_SUFFIXES)}")
     if suffix in _IMAGE_SUFFIXES and like.num_frames > 1:
         raise UserError(
-            f"{path}: holds one frame, not {like.path.name}'s {like.num_frames}; "
+            f"{path}: holds one frame, but {like.path.name} has {like.num_frames}; "
             f"choose one of {' '.join(CODECS)}"
         )
     if not path.parent.exists():
@@ -153,11 +149,11 @@ def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
         if like.path.exists() and path.samefile(like.path):
             raise UserError(f"{path}: is the input itself; choose another output")
         if not overwrite:
-            raise UserError(f"{path}: exists already; pass --overwrite or choose another output")
+            raise UserError(f"{path}: exists; set `overwrite` or choose another output")
 
 
 def write_clip(path: Path, frames: NDArray[np.uint8], frame_rate: int) -> None:
-    """Write frames (t, h, w, 3) as a clip of constant rate, of high quality, over one that is there."""
+    """Write frames (t, h, w, 3) as a clip of constant rate and high quality; replaces an existing file."""
     count, height, width, _ = frames.shape
     info = VideoInfo(
         path=Path("frames in memory"),
@@ -180,7 +176,7 @@ def write_clip(path: Path, frames: NDArray[np.uint8], frame_rate: int) -> None:
 
 
 def write_like(path: Path, like: VideoInfo, frames: Iterable[TimedFrame]) -> None:
-    """Write frames of any one size at the times and with the sound of another clip, over what is there."""
+    """Write frames of one size with the times and audio of another clip; replaces an existing file."""
     stream = iter(frames)
     first = next(stream, None)
     if first is None:

@@ -1,4 +1,4 @@
-"""Weights as files: read whole or not at all, and put into modules without a second copy."""
+"""Reading of weights and configs with clear errors, and building of modules without a second copy."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from rvedit.io.errors import UserError
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json. Raises UserError where it is missing or not JSON."""
+    """Return the content of a JSON file. Raises UserError if it is missing or not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path.parent}: not a whole checkpoint: {path.name} is missing") from None
+        raise UserError(f"{path.parent}: incomplete checkpoint: {path.name} is missing") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: cannot be read: holds no object")
+        raise UserError(f"{path}: cannot be read: not a JSON object")
     return value
 
 
 def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
-    """The files of a model's weights: one, or the shards that its index names.
+    """Return the weight files of a module: one file, or the shards in its index.
 
-    Raises UserError that names those that are missing, or one that is cut off.
+    Raises UserError for missing shards and for a truncated file.
     """
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
@@ -43,32 +43,31 @@ def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Pa
         if missing:
             names = ", ".join(missing)
             raise UserError(
-                f"{folder}: {len(missing)} of {len(files)} shards missing ({names}): download them again"
+                f"{folder}: {len(missing)} of {len(files)} shards are missing ({names}): download them again"
             )
     else:
         files = [folder / f"{stem}.safetensors"]
         if not files[0].is_file():
-            raise UserError(f"{folder}: not a whole checkpoint: {files[0].name} is missing")
+            raise UserError(f"{folder}: incomplete checkpoint: {files[0].name} is missing")
     for file in files:
         check_file(file)
     return files
 
 
 def check_file(file: Path) -> None:
-    """Raises UserError for a safetensors file that is cut off or none at all."""
+    """Raise UserError if a file is missing, truncated or not in safetensors format."""
     try:
         with safe_open(file, "pt"):
             pass
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: not a whole safetensors file ({str(error).splitlines()[0]}): download it again"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: not a complete safetensors file ({reason}): download it again") from None
 
 
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of files that are known to be whole, mapped from the disk rather than copied."""
+    """Return all tensors of checked files, memory-mapped from disk."""
     state: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, "pt") as content:
@@ -77,7 +76,7 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def read_shapes(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of files as they are named and shaped, on the meta device: nothing but headers is read."""
+    """Return all tensors of files on the meta device; only the headers are read."""
     state: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, "pt") as content:
@@ -87,18 +86,23 @@ def read_shapes(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def fitting(where: Path, part: str) -> Iterator[None]:
-    """A KeyError inside is a UserError: the checkpoint's keys do not fit the part."""
+def convert_key_errors(path: Path, module: str) -> Iterator[None]:
+    """Convert a KeyError to a UserError: the checkpoint's keys do not fit the module."""
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{where}: the checkpoint's keys do not fit {part}: {error.args[0]}") from None
+        raise UserError(f"{path}: the checkpoint's keys do not fit {module}: {error.args[0]}") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if a part's folder is missing in a checkpoint."""
+    if not folder.is_dir():
+        raise UserError(f"{folder.parent}: incomplete checkpoint: the folder {folder.name}/ is missing")
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A tokenizer's folder. Raises UserError where it is missing or not whole."""
-    if not folder.is_dir():
-        raise UserError(f"{folder.parent}: not a whole checkpoint: the folder {folder.name}/ is missing")
+    """Return a folder's tokenizer. Raises UserError if it is missing or damaged."""
+    check_folder(folder)
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,50 +111,53 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def pipeline_kind(path: Path) -> str:
-    """The class of pipeline that a folder says it is; empty where it says nothing."""
+    """Return the pipeline class in a folder's model_index.json, or an empty string without one."""
     index = path / "model_index.json"
     kind = read_config(index).get("_class_name") if index.is_file() else ""
     return str(kind[-1] if isinstance(kind, list) else kind)
 
 
 def check_components(folder: Path) -> None:
-    """Raises UserError where a pipeline's folder lacks weights, of which diffusers would make new ones."""
+    """Raise UserError if a pipeline's folder lacks weights: diffusers would initialize them randomly."""
     for name, value in read_config(folder / "model_index.json").items():
         library, kind = value if isinstance(value, list) else ("", "")
         if library == "transformers" and "Tokenizer" not in kind:
             weight_files(folder / name, "model")
         if library != "diffusers" or not issubclass(getattr(diffusers, kind, object), diffusers.ModelMixin):
             continue
-        there = read_shapes(weight_files(folder / name))
+        state = read_shapes(weight_files(folder / name))
         with init_empty_weights():
             module = getattr(diffusers, kind).from_config(read_config(folder / name / "config.json"))
-        missing = [key for key in module.state_dict() if key not in there]
+        missing = [key for key in module.state_dict() if key not in state]
         if missing:
-            raise UserError(f"{folder / name}: not a whole checkpoint: {_first(missing)} missing")
+            raise UserError(f"{folder / name}: incomplete checkpoint: missing {abbreviate(missing)}")
 
 
-def _first(of: list[str]) -> str:
-    return of[0] + (f" and {len(of) - 1} more" if len(of) > 1 else "")
+def abbreviate(items: list[str]) -> str:
+    """Return the first item and the number of the others."""
+    return items[0] + (f" and {len(items) - 1} more" if len(items) > 1 else "")
 
 
 def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """A diffusers model of a config that holds the state's own tensors, cast where they differ.
+    """Return a diffusers model that uses the tensors of `state`, cast to `dtype`.
 
-    What the class keeps in fp32 stays so. Raises KeyError with the keys that do not fit.
+    `_keep_in_fp32_modules` of the class stay in fp32. Raises KeyError with the keys that do not fit.
     """
     with init_empty_weights():
         module = cls.from_config(dict(config))
-    precise = cls._keep_in_fp32_modules or ()
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in own]
+    fp32_modules = cls._keep_in_fp32_modules or ()
+    expected = module.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
     problems += [
-        f"of another shape {key}" for key in own if key in state and state[key].shape != own[key].shape
+        f"mismatched {key}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
     ]
     if problems:
-        raise KeyError(_first(problems))
+        raise KeyError(abbreviate(problems))
     cast = {
-        key: tensor.to(torch.float32 if any(part in key for part in precise) else dtype)
+        key: tensor.to(torch.float32 if any(name in key for name in fp32_modules) else dtype)
         for key, tensor in state.items()
     }
     module.load_state_dict(cast, assign=True)
@@ -158,13 +165,11 @@ def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtyp
 
 
 def with_weights(module: Any, state: Mapping[str, Tensor]) -> Any:
-    """A module of the same config as `module`, holding the tensors of `state` themselves."""
+    """Return a module with the class and config of `module` that uses the tensors of `state`."""
+    cls, is_transformers = type(module), isinstance(module, PreTrainedModel)
     with init_empty_weights():
-        config = module.config
-        fresh = (
-            type(module)(config) if isinstance(module, PreTrainedModel) else type(module).from_config(config)
-        )
-    fresh.load_state_dict(state, assign=True)
-    if isinstance(fresh, PreTrainedModel):
-        fresh.tie_weights()
-    return fresh
+        copy = cls(module.config) if is_transformers else cls.from_config(module.config)
+    copy.load_state_dict(state, assign=True)
+    if is_transformers:
+        copy.tie_weights()
+    return copy

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: in the package, in a folder or file, or on the hub."""
+"""Resolution of checkpoint names: the embedded nano, a local path, or a hub id."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from rvedit import NANO
 from rvedit.io.errors import UserError
 
 WAN, MLLM = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Qwen/Qwen2.5-VL-3B-Instruct"
-"""The hub's ids of what other checkpoints lack."""
+"""Hub ids of the base models, for modules that a checkpoint lacks."""
 
-
-UNREAD = ("*.pth", "*.pt", "*.bin", "*.ckpt", "*.gguf", "*.mp4", "*.gif", "*.png", "*.jpg")
-"""What is not fetched from the hub: weights are read from safetensors alone."""
+_IGNORED_FILES = ("*.pth", "*.pt", "*.bin", "*.ckpt", "*.gguf", "*.mp4", "*.gif", "*.png", "*.jpg")
+"""Not downloaded from the hub: weights are read from safetensors only."""
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can only be `owner/name` on the hub: there is no such folder, and it is not like one."""
-    is_like_one = name.count("/") == 1 and not name.startswith(("/", ".", "~", "runs/"))
-    return is_like_one and Path(name).suffix != ".safetensors" and not Path(name).exists()
+    """Return whether a name has the form `owner/name` of a hub id and is not a local path."""
+    has_form = name.count("/") == 1 and not name.startswith(("/", ".", "~", "runs/"))
+    return has_form and Path(name).suffix != ".safetensors" and not Path(name).exists()
 
 
-def find_checkpoint(name: str, option: str = "--model") -> Path:
-    """The folder or file of a checkpoint: `nano`, a path, a run's folder, or a hub id, which is fetched.
+def find_checkpoint(name: str, parameter: str = "`model`") -> Path:
+    """Return the folder or file of a checkpoint; a hub id is downloaded.
 
-    `option` is how the user said it, for the error.
+    Args:
+        name: `nano`, a folder or file, a training run's folder, or a hub id.
+        parameter: where the name comes from, for error messages.
     """
     if name == "nano":
         return NANO
@@ -35,30 +36,25 @@ def find_checkpoint(name: str, option: str = "--model") -> Path:
     if path.is_dir() or path.is_file():
         return path
     if not is_hub_id(name):
-        raise UserError(
-            f"{option} {name}: no such folder: give nano, a folder with a checkpoint, or a hub id owner/name"
-        )
+        raise UserError(f"{parameter} {name}: no such folder: give nano, a local path or a hub id owner/name")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=list(UNREAD)))
+        return Path(snapshot_download(name, ignore_patterns=list(_IGNORED_FILES)))
     except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if type(error).__name__ == "GatedRepoError":
+            reason = f"access is gated: accept the terms on https://huggingface.co/{name} and set HF_TOKEN"
         raise UserError(
-            f"{option} {name}: not a folder here, and not to be had from the hub: {_reason(name, error)}"
+            f"{parameter} {name}: not a local folder, and cannot be downloaded from the hub: {reason}"
         ) from None
 
 
-def companion_wan() -> Path:
-    """Wan2.2-TI2V-5B, for the parts that a checkpoint lacks: RVEDIT_WAN, or from the hub."""
+def base_wan() -> Path:
+    """Return the folder of Wan2.2-TI2V-5B, for modules that a checkpoint lacks: RVEDIT_WAN or the hub's."""
     return find_checkpoint(os.environ.get("RVEDIT_WAN") or WAN, "RVEDIT_WAN")
 
 
-def companion_mllm() -> Path:
-    """Qwen2.5-VL, for a checkpoint without a multimodal LLM: RVEDIT_MLLM, or from the hub."""
+def base_mllm() -> Path:
+    """Return the folder of Qwen2.5-VL, for checkpoints without an MLLM: RVEDIT_MLLM or the hub's."""
     return find_checkpoint(os.environ.get("RVEDIT_MLLM") or MLLM, "RVEDIT_MLLM")
-
-
-def _reason(name: str, error: Exception) -> str:
-    if type(error).__name__ == "GatedRepoError":
-        return f"its owners want to be asked: accept the terms on https://huggingface.co/{name}, set HF_TOKEN"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

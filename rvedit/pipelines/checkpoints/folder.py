@@ -1,4 +1,4 @@
-"""Our own checkpoints: folders that `RVEDiTPipeline.save_pretrained` wrote, and nano built fresh."""
+"""RVEDiT's checkpoint folders, as written by `RVEDiTPipeline.save_pretrained`, and fresh pipelines."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UM
 
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
+from rvedit.models.model_spec import ModelSpec
 from rvedit.models.nano_tokenizer import train_tokenizer
-from rvedit.models.presets import (
-    NANO_CONNECTOR,
-    NANO_PIPELINE,
-    NANO_TRANSFORMER,
-    nano_mllm_config,
-    nano_text_config,
-)
 from rvedit.models.transformer import RoutedWanTransformer3DModel
-from rvedit.pipelines.checkpoints.files import read_tokenizer, weight_files
-from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.pipelines.checkpoints.files import (
+    abbreviate,
+    check_folder,
+    read_config,
+    read_tokenizer,
+    weight_files,
+)
+from rvedit.pipelines.model_card import Provenance
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline, from_version_0_1
 
-# Folders of a saved pipeline, and the classes that read them.
+# Classes of the modules in a saved pipeline.
 MODULE_CLASSES: dict[str, Any] = {
     "transformer": RoutedWanTransformer3DModel,
     "connector": EditTokenConnector,
@@ -33,57 +34,61 @@ MODULE_CLASSES: dict[str, Any] = {
     "vae": AutoencoderKLWan,
 }
 
-OPTIONAL = ("text_encoder", "tokenizer")
-"""What a checkpoint whose blocks all read X_e alone may lack."""
 
-
-def build_nano(
-    corpus: Iterable[str], vae: AutoencoderKLWan, routing_depth: int | None, shift: float, seed: int
+def build_from_scratch(
+    spec: ModelSpec,
+    corpus: Iterable[str],
+    vae: AutoencoderKLWan,
+    routing_depth: int | None,
+    shift: float,
+    seed: int,
 ) -> RVEDiTPipeline:
-    """Nano with fresh weights over a tokenizer trained on `corpus`."""
+    """Return a pipeline of a preset with random weights, over a tokenizer trained on `corpus`."""
     tokenizer = train_tokenizer(corpus)
-    depth = NANO_TRANSFORMER["routing_depth"] if routing_depth is None else routing_depth
+    depth = spec.transformer["routing_depth"] if routing_depth is None else routing_depth
     torch.manual_seed(seed)
     return RVEDiTPipeline(
-        transformer=RoutedWanTransformer3DModel(**{**NANO_TRANSFORMER, "routing_depth": depth}),
-        connector=EditTokenConnector(**NANO_CONNECTOR),
-        mllm=Qwen2_5_VLForConditionalGeneration(nano_mllm_config(tokenizer)),
-        text_encoder=UMT5EncoderModel(nano_text_config(tokenizer)),
+        transformer=RoutedWanTransformer3DModel(**{**spec.transformer, "routing_depth": depth}),
+        connector=EditTokenConnector(**spec.connector),
+        mllm=Qwen2_5_VLForConditionalGeneration(spec.mllm(tokenizer)),
+        text_encoder=UMT5EncoderModel(spec.text_encoder(tokenizer)),
         vae=vae,
         tokenizer=tokenizer,
         mllm_tokenizer=tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-        **NANO_PIPELINE,
+        **spec.pipeline,
     )
 
 
-def load_own(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> RVEDiTPipeline:
-    """Read a folder of ours, by its model_index.json; keys that do not fit are a UserError."""
+def load_own(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
+    """Load a folder of RVEDiT. Raises UserError for missing parts and for keys that do not fit."""
+    index = read_index(folder)
     absent = absent_parts(index)
-    for name in {"tokenizer", "mllm_tokenizer", "scheduler"} - absent:
-        _require_folder(folder, name)
-    settings = {name: index[name] for name in RVEDiTPipeline.setting_names() if name in index}
-    dtypes = dict.fromkeys(MODULE_CLASSES, dtype) | {"vae": torch.float32}  # latents are coarse otherwise
-    modules: dict[str, Any] = {
-        name: None if name in absent else load_module(name, folder / name, kind)
-        for name, kind in dtypes.items()
+    dtypes = dict.fromkeys(MODULE_CLASSES, dtype) | {"vae": torch.float32}  # less would round the latents
+    parts: dict[str, Any] = {
+        "scheduler": _read_scheduler(folder / "scheduler"),
+        "mllm_tokenizer": read_tokenizer(folder / "mllm_tokenizer"),
+        "tokenizer": None if "tokenizer" in absent else read_tokenizer(folder / "tokenizer"),
     }
-    tokenizer = None if "tokenizer" in absent else read_tokenizer(folder / "tokenizer")
-    return RVEDiTPipeline(
-        **modules,
-        tokenizer=tokenizer,
-        mllm_tokenizer=read_tokenizer(folder / "mllm_tokenizer"),
-        scheduler=_read_scheduler(folder / "scheduler"),
-        **settings,
-    )
+    parts |= {n: None if n in absent else load_module(n, folder / n, dtypes[n]) for n in MODULE_CLASSES}
+    parts |= {name: index[name] for name in RVEDiTPipeline.setting_names() if name in index}
+    pipeline = RVEDiTPipeline(**parts)
+    pipeline.provenance = Provenance.read(folder)
+    return pipeline
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's model_index.json, with names of version 0.1 translated."""
+    return from_version_0_1(read_config(folder / "model_index.json"))
 
 
 def absent_parts(index: Mapping[str, Any]) -> set[str]:
-    """What a checkpoint lacks and may lack, by its model_index.json."""
-    return {name for name in OPTIONAL if index.get(name) == [None, None]}
+    """Return the modules that a checkpoint lacks, since all of its blocks attend to X_e alone."""
+    return {name for name in ("text_encoder", "tokenizer") if index.get(name) == [None, None]}
 
 
 def _read_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    check_folder(folder)
     try:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -91,12 +96,12 @@ def _read_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
 
 
 def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Read one module; keys that do not fit are an error that names them."""
-    _require_folder(folder.parent, folder.name)
+    """Load one module. Raises UserError with the keys that do not fit."""
+    check_folder(folder)
     cls = MODULE_CLASSES[name]
     is_transformers = issubclass(cls, PreTrainedModel)
     weight_files(folder, "model" if is_transformers else "diffusion_pytorch_model")
-    # transformers names the keys of wrong shape only when it is told to let them pass; diffusers always does.
+    # transformers reports the keys of wrong shape only with this option; diffusers always reports them.
     options |= {"ignore_mismatched_sizes": True} if is_transformers else {}
     try:
         module, info = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, **options)
@@ -107,24 +112,18 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **o
     for kind in ("missing", "unexpected", "mismatched"):
         keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{kind}_keys", ()))
         if keys:
-            problems.append(f"{kind} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else ""))
+            problems.append(f"{kind} {abbreviate(keys)}")
     if problems:
         raise UserError(f"{folder}: the checkpoint's keys do not fit {name}: {'; '.join(problems)}")
     return module.eval()
 
 
 def with_vae(pipeline: RVEDiTPipeline, vae: AutoencoderKLWan) -> RVEDiTPipeline:
-    """Nano on another VAE: what meets the latents starts fresh, all other weights are taken over."""
+    """Give a pipeline another VAE; the transformer keeps the weights whose shapes do not depend on it."""
     old = pipeline.transformer
-    depth = old.config.routing_depth
-    transformer = RoutedWanTransformer3DModel(**{**NANO_TRANSFORMER, "routing_depth": depth})
+    transformer = RoutedWanTransformer3DModel.from_config(old.config)
     state = transformer.state_dict()
-    fitting = {k: v for k, v in old.state_dict().items() if k in state and v.shape == state[k].shape}
-    transformer.load_state_dict({**state, **fitting})
+    matching = {k: v for k, v in old.state_dict().items() if k in state and v.shape == state[k].shape}
+    transformer.load_state_dict({**state, **matching})
     pipeline.register_modules(transformer=transformer, vae=vae)
     return pipeline
-
-
-def _require_folder(checkpoint: Path, name: str) -> None:
-    if not (checkpoint / name).is_dir():
-        raise UserError(f"{checkpoint}: not a whole checkpoint of rvedit: the folder {name}/ is missing")

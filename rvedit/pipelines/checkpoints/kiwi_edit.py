@@ -1,9 +1,9 @@
-"""Kiwi-Edit's weights in our pipeline: every block reads X_e alone (routing_depth = L), no code of theirs.
+"""Loading of Kiwi-Edit's weights as an `RVEDiTPipeline` with routing_depth = L: every block attends to X_e.
 
-Published folders hold `transformer`, `vae`, `mllm_encoder`, `source_embedder` and `processor`. What the
-trainer writes is one file: the transformer's weights, or adapters for them, adapters for the multimodal LLM,
-queries and connector (spelt `connetor`); what it lacks comes from `companion_wan` and `companion_mllm`.
-Embedders, queries and connector of reference pictures are left out: an instruction is all that we read.
+Published folders hold `transformer`, `vae`, `mllm_encoder`, `source_embedder` and `processor`. The trainer
+writes one file: weights or LoRA weights of the transformer, LoRA weights of the multimodal LLM, queries and
+connector (spelled `connetor`); the other modules come from `base_wan` and `base_mllm`. Weights for reference
+images are ignored, since RVEDiT reads instructions only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
+from rvedit.compat import convert_wan_keys
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
 from rvedit.models.transformer import RoutedWanTransformer3DModel
@@ -26,45 +26,42 @@ from rvedit.pipelines.checkpoints import wan
 from rvedit.pipelines.checkpoints.files import (
     build,
     check_file,
-    fitting,
+    convert_key_errors,
     read_config,
     read_tokenizer,
     read_weights,
     weight_files,
 )
-from rvedit.pipelines.checkpoints.find import companion_wan
+from rvedit.pipelines.checkpoints.find import base_wan
 from rvedit.pipelines.checkpoints.folder import load_module
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-SIGHT = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
+FRAME_SETTINGS = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
+"""The connector's settings for the frames of the multimodal LLM."""
 SETTINGS: dict[str, Any] = {"sigma_min": 0.003 / 1.002, "round_up": True, "max_area": 720 * 1280}
-"""Of its pipeline: where its schedule ends, and the sizes that it edits in."""
+"""The pipeline's settings."""
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """A published checkpoint, such as kiwi-edit-5b-instruct-only-diffusers."""
+    """Load a published checkpoint, such as kiwi-edit-5b-instruct-only-diffusers."""
     config = read_config(folder / "transformer" / "config.json")
-    source = read_weights(weight_files(folder / "source_embedder"))
+    source = folder / "source_embedder"
     transformer = wan.routed_transformer(
         config,
         read_weights(weight_files(folder / "transformer")),
         dtype,
         folder / "transformer",
-        _depth(config, folder),
-        _source_embedder(source, folder / "source_embedder"),
+        _source_embedder(read_weights(weight_files(source)), source),
     )
     encoder = folder / "mllm_encoder"
-    qwen = next(
-        (p for p in (encoder / "qwen_config.json", folder / "processor" / "qwen_config.json") if p.is_file()),
-        None,
-    )
-    if qwen is None:
-        raise UserError(f"{folder}: not a whole checkpoint: processor/qwen_config.json is missing")
-    read_config(qwen)  # where it is damaged it says so
-    seen = read_config(encoder / "config.json")
+    qwen = encoder / "qwen_config.json"
+    if not qwen.is_file():
+        qwen = folder / "processor" / "qwen_config.json"
+    read_config(qwen)  # raises a clear error if the file is missing or damaged
+    encoder_config = read_config(encoder / "config.json")
     return RVEDiTPipeline(
         transformer=transformer,
-        connector=_connector(read_weights(weight_files(encoder)), dtype, encoder, seen),
+        connector=_connector(read_weights(weight_files(encoder)), dtype, encoder, encoder_config),
         mllm=load_module("mllm", encoder, dtype, config=AutoConfig.from_pretrained(qwen)),
         text_encoder=None,
         vae=_vae(folder / "vae"),
@@ -76,39 +73,35 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 
 
 def is_trained_file(file: Path) -> bool:
-    """Whether a file is what Kiwi-Edit's trainer writes, and not a transformer alone."""
+    """Return whether Kiwi-Edit's trainer wrote a file; otherwise it holds a transformer only."""
     check_file(file)
     with safe_open(file, "pt") as content:
         return any("_queries.q" in key for key in content.keys())  # noqa: SIM118
 
 
 def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """What the trainer writes, laid over Wan2.2-TI2V-5B and Qwen2.5-VL-3B."""
-    state = {_plain_name(key): tensor for key, tensor in read_weights([file]).items()}
-    parts: dict[str, dict[str, Tensor]] = {
-        "mllm": {},
-        "vae_condition": {},
-        "ref_vae_condition": {},
-        "dit": {},
-    }
-    for key, tensor in state.items():
+    """Load a file of the trainer, combined with Wan2.2-TI2V-5B and Qwen2.5-VL-3B."""
+    names = ("mllm", "vae_condition", "ref_vae_condition", "dit")
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for key, tensor in read_weights([file]).items():
+        key = key.removeprefix("pipe.").removeprefix("dit.")
         part, _, name = key.partition(".")
         parts[part if part in parts else "dit"][name if part in parts else key] = tensor
-    base = companion_wan()
-    qwen = wan.language_parts(dtype)
-    language = {key: tensor for key, tensor in parts["mllm"].items() if key.startswith("model.")}
-    _train_on(qwen["mllm"], language, file)
-    ours = {
+    base = base_wan()
+    qwen = wan.load_mllm(dtype)
+    mllm_state = {key: tensor for key, tensor in parts["mllm"].items() if key.startswith("model.")}
+    _update_mllm(qwen["mllm"], mllm_state, file)
+    connector_state = {
         key.replace("connetor.", "connector.").replace("_queries.q", "_queries"): tensor
         for key, tensor in parts["mllm"].items()
-        if key not in language
+        if key not in mllm_state
     }
     return RVEDiTPipeline(
         transformer=_trained_transformer(parts["dit"], parts["vae_condition"], base, dtype, file),
-        connector=_connector(ours, dtype, file, {}),
+        connector=_connector(connector_state, dtype, file, {}),
         **qwen,
-        **wan.frame_parts(base),
-        text_encoder=None,  # no block would read it
+        **wan.load_vae_and_scheduler(base),
+        text_encoder=None,  # no block attends to X_l
         tokenizer=None,
         **SETTINGS,
     )
@@ -117,99 +110,85 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 def _trained_transformer(
     state: dict[str, Tensor], source: Mapping[str, Tensor], base: Path, dtype: torch.dtype, file: Path
 ) -> RoutedWanTransformer3DModel:
-    """The base's transformer, with the file's weights in place of its own, and the file's adapters merged."""
-    adapters = {key: tensor for key, tensor in state.items() if ".lora_" in key}
-    own = convert_wan_transformer_to_diffusers({k: v for k, v in state.items() if k not in adapters})
-    weights = {**read_weights(weight_files(base / "transformer")), **own}
-    for name, delta in _deltas(adapters, file).items():
-        (key,) = convert_wan_transformer_to_diffusers({f"{name}.weight": delta})
+    """Return the base's transformer, updated with the file's weights and merged LoRA weights."""
+    lora = {key: tensor for key, tensor in state.items() if ".lora_" in key}
+    trained = convert_wan_keys({k: v for k, v in state.items() if k not in lora})
+    weights = {**read_weights(weight_files(base / "transformer")), **trained}
+    for name, delta in _lora_deltas(lora, file).items():
+        (key,) = convert_wan_keys({f"{name}.weight": delta})
         if key not in weights:
-            raise UserError(f"{file}: an adapter of {name}, which the transformer does not have")
+            raise UserError(f"{file}: LoRA weights of {name}, which the transformer does not have")
         weights[key] = weights[key].float() + delta
     config = read_config(base / "transformer" / "config.json")
-    embedder = _source_embedder(source, file)
-    return wan.routed_transformer(config, weights, dtype, file, _depth(config, base), embedder)
+    return wan.routed_transformer(config, weights, dtype, file, _source_embedder(source, file))
 
 
-def _depth(config: Mapping[str, Any], folder: Path) -> int:
-    """L: as deep as all blocks read X_e alone."""
-    with fitting(folder / "transformer", "transformer"):
-        return int(config["num_layers"])
-
-
-def _train_on(mllm: Any, state: Mapping[str, Tensor], file: Path) -> None:
-    """Put the trained weights of a multimodal LLM in place, and add its adapters to the others."""
-    own = {_qwen_name(name): parameter for name, parameter in mllm.named_parameters()}
-    whole = {key: tensor for key, tensor in state.items() if ".lora_" not in key}
-    deltas = {f"{name}.weight": delta for name, delta in _deltas(state, file).items()}
-    for key, tensor in (*whole.items(), *deltas.items()):
-        parameter = own.get(_qwen_name(key))
+def _update_mllm(mllm: Any, state: Mapping[str, Tensor], file: Path) -> None:
+    """Replace weights of a multimodal LLM by those of `state`, and merge its LoRA weights."""
+    parameters = {_qwen_name(name): parameter for name, parameter in mllm.named_parameters()}
+    replaced = {key: tensor for key, tensor in state.items() if ".lora_" not in key}
+    deltas = {f"{name}.weight": delta for name, delta in _lora_deltas(state, file).items()}
+    for key, tensor in (*replaced.items(), *deltas.items()):
+        parameter = parameters.get(_qwen_name(key))
         if parameter is None or parameter.shape != tensor.shape:
             raise UserError(f"{file}: holds {key}, which the multimodal LLM does not have")
-        before = parameter.data.float() if key in deltas else 0.0
-        parameter.data = (before + tensor).to(parameter.dtype)
+        previous = parameter.data.float() if key in deltas else 0.0
+        parameter.data = (previous + tensor).to(parameter.dtype)
 
 
 def _qwen_name(name: str) -> str:
-    """A weight's name whatever wraps it: peft, the trainer, and transformers as it has changed over time."""
+    """Return a weight's name without the prefixes of peft, the trainer and versions of transformers."""
     for wrapper in ("base_model.", "base_layer.", "language_model.", "model."):
         name = name.replace(wrapper, "")
     return name
 
 
-def _deltas(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """By layer: B A, which Kiwi-Edit's own tools add at a strength of 1."""
+def _lora_deltas(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Return, by layer, the product B A of LoRA weights; Kiwi-Edit adds it at a scale of 1."""
     deltas = {}
     for key, up in state.items():
         if ".lora_B." not in key:
             continue
         down = state.get(key.replace(".lora_B.", ".lora_A."))
         if down is None:
-            raise UserError(f"{file}: half an adapter: {key} has no lora_A")
+            raise UserError(f"{file}: incomplete LoRA weights: {key} has no lora_A")
         deltas[key.partition(".lora_B.")[0]] = up.float() @ down.float()
     return deltas
 
 
-def _plain_name(key: str) -> str:
-    """Without the trainer's prefixes."""
-    return key.removeprefix("pipe.").removeprefix("dit.")
-
-
 def _connector(
-    state: Mapping[str, Tensor], dtype: torch.dtype, where: Path, seen: Mapping[str, Any]
+    state: Mapping[str, Tensor], dtype: torch.dtype, path: Path, encoder_config: Mapping[str, Any]
 ) -> EditTokenConnector:
-    """Queries for clips and images, and the connector; those for reference pictures are left out."""
-    ours = {
+    """Return the connector with the queries for clips and images, without those for reference images."""
+    weights = {
         key.replace("video_queries", "queries"): tensor
         for key, tensor in state.items()
         if not key.startswith("ref_")
     }
-    with fitting(where, "connector"):
+    with convert_key_errors(path, "connector"):
         config = {
-            "num_queries": ours["queries"].shape[0],
-            "num_image_queries": ours["image_queries"].shape[0],
-            "llm_width": ours["connector.0.weight"].shape[1],
-            "width": ours["connector.2.weight"].shape[0],
-            **SIGHT,
-            "max_frames": seen.get("max_frames", SIGHT["max_frames"]),
-            "max_pixels": seen.get("max_pixels_per_frame", SIGHT["max_pixels"]),
+            "num_queries": weights["queries"].shape[0],
+            "num_image_queries": weights["image_queries"].shape[0],
+            "llm_width": weights["connector.0.weight"].shape[1],
+            "width": weights["connector.2.weight"].shape[0],
+            **FRAME_SETTINGS,
+            "max_frames": encoder_config.get("max_frames", FRAME_SETTINGS["max_frames"]),
+            "max_pixels": encoder_config.get("max_pixels_per_frame", FRAME_SETTINGS["max_pixels"]),
         }
-        connector: EditTokenConnector = build(EditTokenConnector, config, ours, dtype)
-    return connector
+        return build(EditTokenConnector, config, weights, dtype)
 
 
-def _source_embedder(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    found = {key.rpartition(".")[2]: tensor for key, tensor in state.items()}
-    if set(found) != {"weight", "bias"} or len(state) != 2:
+def _source_embedder(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    weights = {key.rpartition(".")[2]: tensor for key, tensor in state.items()}
+    if set(weights) != {"weight", "bias"} or len(state) != 2:
         keys = ", ".join(state) or "none"
-        raise UserError(f"{where}: the checkpoint's keys do not fit source_embedder: {keys}")
-    return found
+        raise UserError(f"{path}: the checkpoint's keys do not fit source_embedder: {keys}")
+    return weights
 
 
 def _vae(folder: Path) -> AutoencoderKLWan:
-    """In Wan's own names, as published, or in diffusers'."""
+    """Load the VAE, in diffusers' format or in Wan's own, as published."""
     config = read_config(folder / "config.json")
     if "base_dim" in config:
-        vae: AutoencoderKLWan = load_module("vae", folder, torch.float32)
-        return vae
+        return load_module("vae", folder, torch.float32)
     return wan.original_vae(config, read_weights(weight_files(folder)), folder)

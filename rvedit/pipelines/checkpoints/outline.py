@@ -1,89 +1,100 @@
-"""A checkpoint without its weights: the pipeline that it would be, on the meta device."""
+"""Pipelines without weights, on the meta device, for plans of memory and time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from rvedit import NANO
 from rvedit.io.errors import UserError
-from rvedit.models.edit_tokens import EditTokenConnector
-from rvedit.models.presets import WAN22_5B_CONNECTOR, WAN22_5B_TRANSFORMER
-from rvedit.models.presets_5b import WAN22_VAE, qwen25_vl_3b_config, umt5_xxl_config
-from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.models.model_spec import ModelSpec, model_spec
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
-from rvedit.pipelines.checkpoints.files import read_config, weight_files
+from rvedit.pipelines.checkpoints.files import read_config, read_tokenizer, weight_files
 from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
-from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, absent_parts
+from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, absent_parts, read_index
 from rvedit.pipelines.checkpoints.reading import Kind, checkpoint_kind
-from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline, from_version_0_1
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-PLANNED = "plans are made for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit"
+SUPPORTED = "plans support RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit"
+
+
+def meta_modules(
+    spec: ModelSpec, routing_depth: int | None = None, only: str | None = None
+) -> dict[str, Any]:
+    """Return the modules of a preset on the meta device, or only the one named by `only`."""
+    depth = {} if routing_depth is None else {"routing_depth": routing_depth}
+    channels = spec.vae["z_dim"]
+    statistics = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    tokenizer = read_tokenizer(NANO / "tokenizer") if spec.from_scratch else None
+    configs = {
+        "transformer": lambda: {**spec.transformer, **depth},
+        "connector": lambda: spec.connector,
+        "mllm": lambda: {"config": spec.mllm(tokenizer)},
+        "text_encoder": lambda: {"config": spec.text_encoder(tokenizer)},
+        "vae": lambda: {**statistics, **spec.vae},
+    }
+    with torch.device("meta"):
+        return {
+            name: MODULE_CLASSES[name](**config()) for name, config in configs.items() if only in (None, name)
+        }
 
 
 def outline(model: str) -> RVEDiTPipeline:
-    """The pipeline of a checkpoint, without weights: by its configs, or as the 5B is published."""
+    """Return the pipeline of a checkpoint on the meta device, from its configs or those of the published 5B.
+
+    Raises UserError if the size of the model is unknown.
+    """
     settings: dict[str, Any] = {}
     if is_hub_id(model):
         name = model.rpartition("/")[2].lower()
         is_kiwi = "kiwi-edit-5b" in name
         if not is_kiwi and "wan2.2-ti2v-5b" not in name:
-            raise UserError(f"--plan {model}: its size is not known: download it and name its folder")
-        modules = _published(WAN22_5B_TRANSFORMER, is_kiwi)
-        settings = kiwi_edit.SETTINGS if is_kiwi else {}
+            raise UserError(f"`model` {model}: its size is unknown: download it and give its folder")
+        modules = _published(model_spec("wan2.2-5b").transformer, is_kiwi)
     else:
         path = find_checkpoint(model)
         kind = checkpoint_kind(path)
+        is_kiwi = kind.startswith("kiwi")
         if kind == "own":
-            index = from_version_0_1(read_config(path / "model_index.json"))
+            index = read_index(path)
             settings = {name: index[name] for name in RVEDiTPipeline.setting_names() if name in index}
-            modules = _own(path, index)
+            absent = absent_parts(index)
+            with torch.device("meta"):
+                modules = {n: None if n in absent else _module(n, path) for n in MODULE_CLASSES}
         else:
-            is_kiwi = kind.startswith("kiwi")
             modules = _published(_transformer_config(path, kind), is_kiwi)
-            settings = kiwi_edit.SETTINGS if is_kiwi else {}
+    settings |= kiwi_edit.SETTINGS if is_kiwi else {}
     if not modules["transformer"].reads_native_tokens:
         modules["text_encoder"] = None
-    nothing = {"tokenizer": None, "mllm_tokenizer": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
-    return RVEDiTPipeline(**modules, **nothing, **settings)
+    rest = {"tokenizer": None, "mllm_tokenizer": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
+    return RVEDiTPipeline(**modules, **rest, **settings)
 
 
 def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
     if kind == "kiwi file":
-        return WAN22_5B_TRANSFORMER  # over which it is laid
+        return model_spec("wan2.2-5b").transformer  # the file has LoRA weights for it
     if kind in ("kiwi", "wan"):
         return wan.transformer_config(path)
     return wan.original_config([path] if kind == "wan file" else weight_files(path), path)
 
 
-def _own(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
-    """The modules of one of our folders, on the meta device."""
-    absent = absent_parts(index)
-    with torch.device("meta"):
-        return {name: None if name in absent else _module(name, path) for name in MODULE_CLASSES}
-
-
 def _published(transformer: Mapping[str, Any], is_kiwi: bool) -> dict[str, Any]:
-    """A transformer and what it is published with, on the meta device. Raises UserError for another Wan's."""
+    """Return the 5B's modules with this transformer. Raises UserError if it was trained on another VAE."""
+    spec = model_spec("wan2.2-5b")
     config = {key: value for key, value in transformer.items() if not key.startswith("_")}
-    channels, layers = WAN22_VAE["z_dim"], config["num_layers"]
-    if config["in_channels"] != channels:
-        raise UserError(f"--plan: latents of {config['in_channels']} channels, not {channels}: {PLANNED}")
+    if config["in_channels"] != spec.vae["z_dim"]:
+        raise UserError(
+            f"`plan`: latents of {config['in_channels']} channels, not {spec.vae['z_dim']}: {SUPPORTED}"
+        )
+    layers = config["num_layers"]
     config["routing_depth"] = layers if is_kiwi else layers // 2
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    statistics = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
-    with torch.device("meta"):
-        return {
-            "transformer": RoutedWanTransformer3DModel(**config),
-            "connector": EditTokenConnector(**{**WAN22_5B_CONNECTOR, "width": width}),
-            "mllm": Qwen2_5_VLForConditionalGeneration(qwen25_vl_3b_config()),
-            "text_encoder": UMT5EncoderModel(umt5_xxl_config()),
-            "vae": AutoencoderKLWan(**{**WAN22_VAE, **statistics}),
-        }
+    return meta_modules(replace(spec, transformer=config, connector={**spec.connector, "width": width}))
 
 
 def _module(name: str, path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What a folder or file is, and who reads it."""
+"""Detection of a checkpoint's format, and loading with the matching reader."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 from rvedit.io.errors import UserError
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
-from rvedit.pipelines.checkpoints.files import pipeline_kind, read_config
+from rvedit.pipelines.checkpoints.files import pipeline_kind
 from rvedit.pipelines.checkpoints.folder import load_own
 from rvedit.pipelines.model_card import KIWI, QWEN, WAN, Provenance
-from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline, from_version_0_1
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 Kind = Literal["own", "kiwi", "kiwi file", "wan", "wan original", "wan file"]
 _BY_PIPELINE: dict[str, Kind] = {
@@ -23,6 +23,7 @@ _BY_PIPELINE: dict[str, Kind] = {
     "WanImageToVideoPipeline": "wan",
 }
 _READERS: dict[Kind, Callable[[Path, torch.dtype], RVEDiTPipeline]] = {
+    "own": load_own,
     "kiwi": kiwi_edit.load_folder,
     "kiwi file": kiwi_edit.load_file,
     "wan": wan.load_folder,
@@ -32,30 +33,25 @@ _READERS: dict[Kind, Callable[[Path, torch.dtype], RVEDiTPipeline]] = {
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
-    """Read a checkpoint of any kind that we know; one that is none, or not whole, is a UserError."""
+    """Load a checkpoint of any supported format. Raises UserError for others and for incomplete ones."""
     kind = checkpoint_kind(path)
-    if kind == "own":
-        pipeline = load_own(path, from_version_0_1(read_config(path / "model_index.json")), dtype)
-        pipeline.provenance = Provenance.read(path)
-        return pipeline
     pipeline = _READERS[kind](path, dtype)
-    pipeline.provenance = Provenance(base=(KIWI, WAN, QWEN) if kind.startswith("kiwi") else (WAN, QWEN))
+    if kind != "own":
+        pipeline.provenance = Provenance(base=(KIWI, WAN, QWEN) if kind.startswith("kiwi") else (WAN, QWEN))
     return pipeline
 
 
 def checkpoint_kind(path: Path) -> Kind:
-    """What a folder or file is. Raises UserError where that is nothing we read."""
+    """Return the format of a folder or file. Raises UserError for an unsupported one."""
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise UserError(f"{path}: weights are read from safetensors files and folders only")
+            raise UserError(f"{path}: not a safetensors file: give a safetensors file or a folder")
         return "kiwi file" if kiwi_edit.is_trained_file(path) else "wan file"
     if not (path / "model_index.json").is_file():
         if wan.is_original(path):
             return "wan original"
-        raise UserError(f"{path}: not a checkpoint of rvedit: it has no model_index.json")
+        raise UserError(f"{path}: not a checkpoint: model_index.json is missing")
     pipeline = pipeline_kind(path)
     if pipeline not in _BY_PIPELINE:
-        raise UserError(
-            f"{path}: a checkpoint of {pipeline}, not of RVEDiTPipeline, Wan2.2-TI2V-5B or Kiwi-Edit"
-        )
+        raise UserError(f"{path}: {pipeline} is not supported: give RVEDiT, Wan2.2-TI2V-5B or Kiwi-Edit")
     return _BY_PIPELINE[pipeline]
