@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from _common import arguments, edit_clip, print_table, write_json
 from PIL import Image
-from rvedit.data import grammar
 from tqdm import tqdm
 
 from rvedit.editing.config import EditConfig
 from rvedit.evaluation.measures import flicker, psnr, ssim
 from rvedit.io.video import VideoReader
 from rvedit.pipelines.loading import load_pipeline
+from rvedit.playground import grammar
 from rvedit.playground.world import stylize
 
 VARIANTS = {"plain": EditConfig(detail=0), "detail": EditConfig()}

@@ -17,8 +17,10 @@ import torch
 from _common import arguments, device_name, print_table, synchronize, write_json
 from torch import nn
 
+from rvedit.editing.config import EditConfig, Progress
+from rvedit.editing.long_video import edit_video
 from rvedit.editing.memory_plan import EditPlanOptions, Planner, matrix_rate
-from rvedit.io.records import ClipShape, EditConfig, Progress
+from rvedit.io.records import ClipShape
 from rvedit.pipelines.checkpoints import MODULE_CLASSES
 from rvedit.pipelines.checkpoints.outline import outline
 from rvedit.pipelines.loading import load_pipeline

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,13 @@ def test_modules_stay_short():
     for name in tracked():
         if name.startswith(("rvedit/", "rvedit_cli/")) and name.endswith(".py"):
             assert len((ROOT / name).read_text().splitlines()) <= 400, name
+
+
+@pytest.mark.slow
+def test_every_benchmark_can_be_imported():
+    """Nothing that they import is gone; what they measure takes too long here."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    code = f"import importlib; [importlib.import_module(name) for name in {names}]"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
