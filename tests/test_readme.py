@@ -75,7 +75,8 @@ def test_a_command_runs(command: str, home: Path, vae_run: Path) -> None:
         words = [server.url if word.startswith("http://") else word for word in words]
         if words[0] == "caption":
             words += ["--model", "Qwen3-VL"] if "--model" not in words else []
-        rvedit(*words, cwd=home, check=0)
+        done = rvedit(*words, cwd=home, check=0)
+    assert "it/s]" not in done.stderr, "no progress bar where there is no terminal"
 
 
 @pytest.mark.slow

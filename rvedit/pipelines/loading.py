@@ -79,6 +79,7 @@ def load_pipeline(
         speed.enable_step_cache(pipe, fast)
     if compile:
         pipe.transformer.compile_repeated_blocks(dynamic=None)  # one block, for all of them
+    pipe.set_progress_bar_config(disable=False)
     return pipe
 
 

@@ -97,6 +97,7 @@ class EditorTask:
         self.recipe = recipe
         self.processes = processes
         self.pipeline = _initial_pipeline(recipe)
+        self.pipeline.set_progress_bar_config(disable=True)
         check_shapes(recipe.data.shapes, self.pipeline)
         if recipe.data.crop:
             raise UserError(

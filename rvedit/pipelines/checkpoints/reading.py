@@ -33,9 +33,13 @@ _READERS: dict[Kind, Callable[[Path, torch.dtype], RVEDiTPipeline]] = {
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPipeline:
-    """Load a checkpoint of any supported format. Raises UserError for others and for incomplete ones."""
+    """Load a checkpoint of any supported format, without a progress bar of its own.
+
+    Raises UserError for other formats and for incomplete checkpoints.
+    """
     kind = checkpoint_kind(path)
     pipeline = _READERS[kind](path, dtype)
+    pipeline.set_progress_bar_config(disable=True)
     if kind != "own":
         pipeline.provenance = Provenance(base=(KIWI, WAN, QWEN) if kind.startswith("kiwi") else (WAN, QWEN))
     return pipeline
