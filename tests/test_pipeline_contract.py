@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 import rvedit
 from rvedit.editing.config import EditConfig
-from rvedit.editing.long_video import count_windows
+from rvedit.editing.long_video import count_windows, edit_videos_together
 from rvedit.io.frames import resize_frames, to_frames, to_model_range
 from rvedit.io.video import write_clip
 from rvedit.models.autoencoder import decode, encode
@@ -266,3 +266,28 @@ def test_the_driver_reads_files_and_every_form(pipe: RVEDiTPipeline, tmp_path: P
         edit(pipe, clip, PROMPT, num_inference_steps=0)
     with pytest.raises(ValueError, match="2 clips: edit them one by one"):
         edit(pipe, np.stack([clip, clip]), PROMPT)
+
+
+def test_a_pipeline_derived_from_it_is_edited_as_it_is(pipe: RVEDiTPipeline) -> None:
+    class Derived(RVEDiTPipeline):
+        pass
+
+    derived = Derived(**pipe.components, **{name: pipe.config[name] for name in Derived.setting_names()})
+    derived.set_progress_bar_config(disable=True)
+    clip, config = random_clip(10), EditConfig(num_inference_steps=1)
+    assert np.array_equal(edit(derived, clip, PROMPT, config), edit(pipe, clip, PROMPT, config))
+
+
+def test_clips_edited_together_keep_the_size_that_was_chosen_once(
+    pipe: RVEDiTPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model's size of the model's size is another one, as in a narrow range of areas."""
+    pipe.register_to_config(min_area=1056, max_area=1280)
+    size = pipe.model_size(8, 8)
+    assert pipe.model_size(*size) != size
+    clips = [random_clip(5, 8, 8), random_clip(5, 8, 8, seed=2)]
+    seen = []
+    encode_tokens = pipe._encode_tokens
+    monkeypatch.setattr(pipe, "_encode_tokens", lambda *given: seen.append(given[1]) or encode_tokens(*given))
+    edit_videos_together(pipe, clips, [PROMPT, PROMPT], EditConfig(num_inference_steps=1))
+    assert {frames.shape[1:3] for frames in seen[0]} == {size}, "the MLLM sees what the VAE encodes"

@@ -80,20 +80,19 @@ def edit_videos_together(
     latents = pipe(
         frames,
         list(prompts),
+        height=size[0],
+        width=size[1],
         source_latents=source,
         latents=noise.draw((1, *source.shape[1:])).expand(source.shape),
         output_type="latent",
         **_sampling(config),
     ).frames
-    edited = _decode_batch(pipe, latents)
-    reconstructed = _decode_batch(pipe, source) if config.needs_reconstruction else None
+    edited = _decode_batch(pipe, latents, count)
+    reads_source = config.needs_reconstruction
+    reconstructed = _decode_batch(pipe, source, count) if reads_source else [None] * len(videos)
     outputs = []
     for number, video in enumerate(videos):
-        window = EditedFrames(
-            edited[number][:count],
-            None if reconstructed is None else reconstructed[number][:count],
-            frames[number][:count],
-        )
+        window = EditedFrames(edited[number], reconstructed[number], frames[number][:count])
         output = finish([window], video, config, _detail_cell(pipe), execution_device(pipe))
         outputs.append(np.stack(list(output)))
     return outputs
@@ -312,10 +311,10 @@ def _detail_cell(pipe: Any) -> int:
     return int(pipe.vae.config.scale_factor_spatial // 2)
 
 
-def _decode_batch(pipe: RVEDiTPipeline, latents: Tensor) -> list[Frames]:
+def _decode_batch(pipe: RVEDiTPipeline, latents: Tensor, count: int) -> list[Frames]:
     with torch.no_grad():
         parts = [part.float().cpu() for part in StreamDecoder(pipe.vae)(latents)]
-    return [to_frames(clip) for clip in torch.cat(parts, dim=2)]
+    return [to_frames(clip)[:count] for clip in torch.cat(parts, dim=2)]
 
 
 def _read_mask(path: Path | None) -> Iterator[Frames]:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, LucyEditPipeline, WanVACEPipeline
 from rvedit.io.errors import UserError
 from rvedit.pipelines.adapters import add_lora_weights
 from rvedit.pipelines.checkpoints import check_components, find_checkpoint
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def baseline_spec(pipe: Any) -> BaselineSpec:
 
 def capabilities(pipe: Any) -> Capabilities:
     """Return the capabilities of a pipeline."""
-    return Capabilities() if type(pipe).__name__ == "RVEDiTPipeline" else baseline_spec(pipe).capabilities
+    return Capabilities() if isinstance(pipe, RVEDiTPipeline) else baseline_spec(pipe).capabilities
 
 
 def load_baseline(name: str, dtype: torch.dtype) -> Any:
