@@ -19,6 +19,7 @@ _HOMES = {
     "RVEDiTPipeline": "rvedit.pipelines.pipeline_rvedit",
     "RoutedWanTransformer3DModel": "rvedit.models.transformer",
     "edit_video": "rvedit.editing.long_video",
+    "find_region": "rvedit.editing.regions",
     "load_pipeline": "rvedit.pipelines.loading",
 }
 __all__ = ["NANO", *_HOMES]

@@ -105,6 +105,10 @@ def trace(
     at_steps: Annotated[
         str | None, _files("Denoising steps to show. Default: four, evenly spaced.", metavar="1,6,12")
     ] = None,
+    concepts: Annotated[
+        str | None,
+        _files("Words, not in INSTRUCTION, to show maps of too: at least two.", metavar='"fur, grass, sky"'),
+    ] = None,
     as_json: console.Json = False,
     steps: console.Steps = None,
     seed: console.Seed = 0,
@@ -127,6 +131,7 @@ def trace(
         _parse_numbers("--at-steps", at_steps),
         EditConfig(num_inference_steps=steps, seed=seed),
         overwrite,
+        tuple(concepts.split(",")) if concepts is not None else (),
     )
     check_trace(config)
     console.quiet_libraries()

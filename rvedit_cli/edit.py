@@ -14,11 +14,13 @@ from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rvedit.editing.batch import BatchConfig
     from rvedit.editing.config import EditConfig, Progress
-    from rvedit.io.video import VideoInfo
+    from rvedit.editing.regions import StoredMasks
+    from rvedit.editing.time_range import FrameRange
+    from rvedit.io.video import VideoInfo, VideoReader
 
 NANO_NOTE = (
     "note: the default model, nano, was trained on simple drawings only: for real footage choose other "
@@ -27,14 +29,28 @@ NANO_NOTE = (
 
 _files = partial(console.option, console.FILES)
 _model = partial(console.option, "Model and edit")
+_where = partial(console.option, "Where and when")
 _sampling = partial(console.option, console.SAMPLING)
 _memory = partial(console.option, console.MEMORY)
 _batch = partial(console.option, "Batch (instead of INPUT and INSTRUCTION)")
+_MASK_HELP = (
+    "Video or image that is white where the edit may change something. Once for all instructions, or once "
+    "for each, in their order."
+)
+_REGION_HELP = (
+    'Region that the edit may change: words, such as "the dog", or a box as LEFT,TOP,WIDTH,HEIGHT, such as '
+    "10%,20%,40%,50% or in pixels. Once, or once for each instruction."
+)
+_SEGMENTER_HELP = (
+    "With --region WORDS: models that find the words. Default: Grounding DINO and SAM 2.1, both Apache-2.0."
+)
+_FROM_HELP = "Edit from this moment: seconds, such as 3.5 or 0:03.5, or a frame, such as 75f."
 _MODELS, _DETAIL, _OFFLOAD = "nano|DIR|HUB_ID|lucy|vace|ditto", "auto|off|0-1", "auto|none|model|group"
 _FAST = "first-block|magcache|taylorseer"
 _Input = typer.Argument(metavar="INPUT", help="Video, image, or folder of frames.")
 _Instruction = typer.Argument(
-    metavar="INSTRUCTION", help='What to change, such as "replace the dog with a corgi".'
+    metavar="INSTRUCTION...",
+    help='What to change, such as "replace the dog with a corgi". Several are applied one after another.',
 )
 _DETAIL_HELP = (
     "Strength of detail transfer from source to edit. auto: 1, or 0 for edits with a texture of their own, "
@@ -49,11 +65,14 @@ _TOGETHER_HELP = "With --batch: number of short clips of equal size and length t
 
 def edit(
     source: Annotated[Path | None, _Input] = None,
-    instruction: Annotated[str | None, _Instruction] = None,
+    instructions: Annotated[list[str] | None, _Instruction] = None,
     output: Annotated[
         Path | None, _files("Output file. Default: INPUT_edited in the working directory.", "-o", "--output")
     ] = None,
     compare: Annotated[bool, _files("Also write source and edit side by side.", "--compare")] = False,
+    contact_sheet: Annotated[
+        Path | None, _files("Also write a picture of source and edit at eight moments.", metavar="PNG|JPG")
+    ] = None,
     overwrite: console.Overwrite = False,
     allow_truncated: Annotated[
         bool, _files("Edit the decodable part of a damaged video.", "--allow-truncated")
@@ -67,11 +86,20 @@ def edit(
     ] = False,
     detail: Annotated[str, _model(_DETAIL_HELP, metavar=_DETAIL)] = "auto",
     description: Annotated[
-        str | None, _model("With vace: description of the edited video, used instead of INSTRUCTION.")
+        list[str] | None,
+        _model("With vace: description of the edited video, used instead of INSTRUCTION; one for each."),
     ] = None,
-    mask: Annotated[
-        Path | None, _model("With vace or ditto: video or image that is white where edits are allowed.")
-    ] = None,
+    mask: Annotated[list[Path] | None, _where(_MASK_HELP)] = None,
+    region: Annotated[list[str] | None, _where(_REGION_HELP, metavar="WORDS|BOX")] = None,
+    segmenter: Annotated[str | None, _where(_SEGMENTER_HELP, metavar="HUB_ID|DIR")] = None,
+    grow: Annotated[int, _where("Number of pixels that the mask is grown by to all sides.", min=0)] = 0,
+    invert_mask: Annotated[bool, _where("Change what is outside the mask instead.", "--invert-mask")] = False,
+    save_mask: Annotated[Path | None, _where("Also write the mask, as a video or image.")] = None,
+    start: Annotated[str | None, _where(_FROM_HELP, "--from", metavar="TIME")] = None,
+    stop: Annotated[str | None, _where("Edit until this moment.", "--to", metavar="TIME")] = None,
+    fade: Annotated[
+        float, _where("With --from or --to: seconds over which the edit fades in and out.", min=0)
+    ] = 0.0,
     steps: console.Steps = None,
     guidance: Annotated[
         float | None, _sampling("Guidance scale; 1 turns guidance off. Default: the model's own.", min=0)
@@ -111,10 +139,15 @@ def edit(
     """Edit a video by an instruction. The output has the source's length, size, timing and sound."""
     from rvedit.editing.batch import BatchConfig, read_shard
     from rvedit.editing.config import EditConfig
-    from rvedit.editing.edit_file import checked_instruction, comparison_output, default_output, edit_file
-    from rvedit.io.video import VideoReader, VideoWriter
+    from rvedit.editing.contact_sheet import check_contact_sheet
+    from rvedit.editing.edit_file import checked_instructions, comparison_output, default_output, edit_file
+    from rvedit.editing.regions import check_mask, read_regions
+    from rvedit.editing.time_range import frame_range
+    from rvedit.io.video import VideoReader, VideoWriter, frame_times
 
-    config = EditConfig(steps, guidance, seed, preserve, _parse_detail(detail), description, mask)
+    config = EditConfig(steps, guidance, seed, preserve, _parse_detail(detail))
+    if not (mask or region) and (grow or invert_mask or save_mask or segmenter):
+        raise UserError("--grow, --invert-mask, --save-mask and --segmenter: need --mask or --region")
     model_name = model or "nano"
     placement: dict[str, Any] = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
 
@@ -138,6 +171,15 @@ def edit(
             raise UserError("--plan and --card: cannot be combined with --batch: give a single clip")
         if not out_dir:
             raise UserError("--batch: give the output folder with --out-dir")
+        if start or stop or fade or contact_sheet or save_mask:
+            raise UserError("--batch: leave out --from, --to, --fade, --contact-sheet and --save-mask")
+        place = read_regions(mask or [], region or [], 1)[0]
+        if isinstance(place, str):
+            raise UserError(f"--region {place}: with --batch give a box, such as 10%,20%,40%,50%, or --mask")
+        if place is not None:
+            config = replace(config, mask=place, grow=grow, invert_mask=invert_mask)
+        if description:
+            config = replace(config, description=description[0])
         _check_settings(model, config, is_batch=True)
         loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
         batch_config = BatchConfig(
@@ -147,7 +189,7 @@ def edit(
         return
     if out_dir or limit or shard != "1/1" or together > 1:
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")
-    if source is None or instruction is None:
+    if source is None or not instructions:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     options = {"steps": steps, "guidance": guidance, "reconstruct": config.needs_reconstruction, **placement}
     if plan or card:
@@ -156,31 +198,106 @@ def edit(
         print_edit_plan(source, model_name, device, dtype, options, card, as_json)
         return
     # Files are checked before torch is imported, settings before a model is loaded.
-    instruction = checked_instruction(instruction)
+    prompts = checked_instructions(instructions)
+    places = read_regions(mask or [], region or [], len(prompts))
+    if description and len(description) != len(prompts):
+        raise UserError(f"--description: given {len(description)} times for {len(prompts)} instructions")
+    if save_mask and len(set(places)) > 1:
+        raise UserError("--save-mask: give one --mask or --region")
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
         output = output or default_output(source)
         for path in (output, comparison_output(output)) if compare else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
-        _check_settings(model, config)
+        if contact_sheet:
+            check_contact_sheet(contact_sheet, reader.info, overwrite)
+        for place in places:
+            check_mask(place, reader.info)
+        part = None
+        if start or stop or fade:
+            part = frame_range(*frame_times(reader.info), start, stop, fade)
+        configs = [config] * len(prompts)
+        if description:
+            configs = [replace(config, description=text) for text in description]
+        _check_settings(model, configs[0])
+        found = _find_regions(places, reader, part, segmenter, device)
+        for number, place in enumerate(places):
+            if place is not None:
+                configs[number] = replace(
+                    configs[number], mask=found.get(place, place), grow=grow, invert_mask=invert_mask
+                )
+        if save_mask:
+            from rvedit.editing.mask import write_mask
+
+            write_mask(save_mask, reader, configs[0], part, overwrite)
         with _suggestions_if_out_of_memory(reader.info, model_name, device, dtype, options):
             pipe = load()
             from rvedit.editing.long_video import count_windows
 
-            windows = count_windows(pipe, reader.info.num_frames, float(reader.info.frame_rate))
-            with console.progress_bar("editing", total=windows) as show:
+            num_frames = part.stop - part.first if part else reader.info.num_frames
+            windows = count_windows(pipe, num_frames, float(reader.info.frame_rate))
+            with console.progress_bar("editing", total=windows * len(prompts)) as show:
+                finished = [0.0] * len(prompts)  # windows of each instruction
 
                 def on_progress(progress: Progress) -> None:
-                    done = progress.window - 1 + progress.step / progress.num_steps
+                    finished[progress.edit - 1] = progress.window - 1 + progress.step / progress.num_steps
                     note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
-                    show(done, windows, note)
+                    if len(prompts) > 1:
+                        note = f"instruction {progress.edit}/{len(prompts)}, {note}"
+                    show(sum(finished), windows * len(prompts), note)
 
-                report = edit_file(reader, instruction, output, pipe, config, compare, overwrite, on_progress)
+                report = edit_file(
+                    reader,
+                    prompts,
+                    output,
+                    pipe,
+                    configs,
+                    part=part,
+                    compare=compare,
+                    contact_sheet=contact_sheet,
+                    overwrite=overwrite,
+                    on_progress=on_progress,
+                )
     size = f"{report.width}x{report.height}"
     text = f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s"
+    if part:
+        text += f"\nonly frames {part.first}f to {part.stop - 1}f were edited"
     if report.comparison:
         text += f"\n{report.comparison}: source and edit side by side"
-    result = {**asdict(report), "seconds": round(report.seconds, 3), "model": model_name}
+    if contact_sheet:
+        text += f"\n{contact_sheet}: source and edit at several moments"
+    if save_mask:
+        text += f"\n{save_mask}: the mask"
+    result = {**asdict(report), "mask": save_mask, "seconds": round(report.seconds, 3), "model": model_name}
     console.print_result(as_json, result, text)
+
+
+def _find_regions(
+    places: Sequence[Any],
+    reader: VideoReader,
+    part: FrameRange | None,
+    segmenter: str | None,
+    device: str | None,
+) -> dict[Any, StoredMasks]:
+    """Return the masks of those places that are words, found one after another."""
+    words = list(dict.fromkeys(place for place in places if isinstance(place, str)))
+    if not words:
+        if segmenter:
+            raise UserError('--segmenter: needs --region with words, such as "the dog"')
+        return {}
+    from rvedit.editing.regions import find_region
+    from rvedit.editing.segmenters import DEFAULT_SEGMENTER, check_segmenter, load_segmenter
+
+    check_segmenter(segmenter or DEFAULT_SEGMENTER)
+    console.quiet_libraries()
+    model = load_segmenter(segmenter or DEFAULT_SEGMENTER, device)
+    total = part.stop - part.first if part else reader.info.num_frames
+    found = {}
+    with console.progress_bar(*(f"finding {text}" for text in words), total=total) as show:
+        for text in words:
+            frames = (timed.frame for timed in reader)
+            report = partial(show, name=f"finding {text}")
+            found[text] = find_region(frames, text, model, part, report)
+    return found
 
 
 @contextmanager
@@ -215,14 +332,11 @@ def _parse_detail(text: str) -> float | Literal["auto"]:
 
 
 def _check_settings(model: str | None, config: EditConfig, is_batch: bool = False) -> None:
-    """Check `mask` and `description` before a model is loaded; items of a batch may have descriptions."""
-    if not (config.mask or config.description or model):
-        return  # nano reads neither
-    from rvedit.io.video import probe
+    """Check `description` before a model is loaded; items of a batch may have descriptions."""
+    if not (config.description or model):
+        return  # nano reads none
     from rvedit.pipelines.loading import capabilities_of
 
-    if config.mask:
-        probe(config.mask)
     console.quiet_libraries()
     capabilities = capabilities_of(model or "nano")
     if capabilities is not None:

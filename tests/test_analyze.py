@@ -1,5 +1,6 @@
 """`rvedit analyze`, as users meet it, on nano and on a small world; and the paper's rows."""
 
+import copy
 import csv
 import json
 import re
@@ -11,19 +12,34 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import edit, make_pipeline, random_clip
+from conftest import edit, make_pipeline, make_transformer, random_clip
 from PIL import Image
 from processes import rvedit
 from test_cli import PARK, ROOT, decoded
+from tokenizers.processors import TemplateProcessing
 
+from rvedit.analysis import trace_page
 from rvedit.analysis.attention import AttentionConfig, AttentionReport, ModelAttention
+from rvedit.analysis.concepts import check_concept_blocks, concept_shares, concept_tokens, concept_values
 from rvedit.analysis.experiments import GROUPS, compare_branches, measure_attention
 from rvedit.analysis.gallery_figure import GalleryItem, plot_gallery
+from rvedit.analysis.observe import observed_outputs, observed_traces
 from rvedit.analysis.paper import CATEGORIES, MEAN, notes, read_paper
-from rvedit.analysis.reasoning import EDITING, PADDING, TOKEN, VISUAL, trace_edit, word_tokens
+from rvedit.analysis.reasoning import (
+    CONCEPT,
+    EDITING,
+    PADDING,
+    TOKEN,
+    VISUAL,
+    BlockMaps,
+    ReasoningTrace,
+    trace_edit,
+    word_tokens,
+)
 from rvedit.analysis.sheets import to_csv, to_latex, to_markdown
 from rvedit.analysis.table_rows import OVERALL, Contrast, result_rows
 from rvedit.analysis.tables import TablesConfig, analyze_tables
+from rvedit.analysis.trace import TraceConfig, analyze_trace
 from rvedit.editing.config import EditConfig
 from rvedit.evaluation.aggregate import Estimate, pooled
 from rvedit.evaluation.scores import Scores
@@ -163,6 +179,7 @@ def test_trace_writes_a_page_and_a_clip(tmp_path):
     assert {"dog", "corgi", VISUAL, EDITING} <= set(deep)
     assert deep["dog"]["shape"] == [3, 8, 8]
     assert len(data["edit"]) == len(data["source"]) == 3
+    assert "oncept" not in "".join((data["about"], *deep)), "nobody asked for them"
     times, frames = decoded(tmp_path / "park_trace/trace.mp4")
     assert len(frames) == 9
     assert times == pytest.approx([i / 12 for i in range(9)], abs=1e-3)
@@ -226,6 +243,10 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(world, tmp_path)
     lists = world / "triplets"
     for words, said in (
         (("trace", PARK, " "), "the instruction is empty"),
+        (("trace", PARK, WORDS, "--concepts", "dog,,sky"), "--concepts: one is empty"),
+        (("trace", PARK, WORDS, "--concepts", ""), "--concepts: one is empty"),
+        (("trace", PARK, WORDS, "--concepts", "dog, sky,dog "), "--concepts: dog is given twice"),
+        (("trace", PARK, WORDS, "--concepts", "dog"), "--concepts dog: concepts compete"),
         (("trace", PARK, WORDS, "--model", "lucy"), "only RVEDiT models can be analyzed"),
         (("attention", lists, "--out", "x", "--base", "no/where/at/all"), "--base no/where/at/all"),
         (("attention", lists, "--out", "x", "--base", "nano"), "name them with NAME=DIR"),
@@ -233,7 +254,131 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(world, tmp_path)
     ):
         done = rvedit("analyze", *words, cwd=tmp_path, check=2)
         assert said in done.stderr
+        assert done.stderr.count("\n") == 1
         assert "Traceback" not in done.stderr
+
+
+# Concepts.
+
+
+def test_shares_of_concepts_by_hand():
+    """Two heads of width 4: the logits are 2 cos, whatever the lengths of the vectors are."""
+    one, two, other = ([1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0])
+    values = torch.tensor([[one, one], [two, two]]) * 3
+    output = torch.tensor([[one, other], [[1.0, 1, 0, 0], one]]) * 0.01
+    output[1, 1] *= -1
+    for_one, against_one = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))
+    expected = np.array([(for_one + 0.5) / 2, (0.5 + against_one) / 2])
+    np.testing.assert_allclose(
+        concept_shares(output, values), np.stack([expected, 1 - expected], 1), atol=1e-6
+    )
+
+
+def test_concepts_change_neither_the_edit_nor_the_other_maps(tiny_tokenizer):
+    pipeline = make_pipeline(tiny_tokenizer)
+    clip, settings = random_clip(9), EditConfig(num_inference_steps=3, guidance_scale=1.0, detail=0)
+    arguments = (pipeline, clip, WORDS, settings, (2, 3, 4), (1, 3))
+    concepts = ("fish", "red car", "sky")
+    plain, observed = trace_edit(*arguments), trace_edit(*arguments, concepts=concepts)
+    assert np.array_equal(plain.edit, observed.edit)
+    names = {CONCEPT.format(concept) for concept in concepts}
+    assert set(observed.concepts) == names
+    assert plain.concepts == ()
+    for without, reading in zip(plain.readings, observed.readings, strict=True):
+        assert set(reading.maps) - set(without.maps) == (names if reading.block > 2 else set())
+        assert all(np.array_equal(reading.maps[name], without.maps[name]) for name in without.maps)
+        if reading.block > 2:
+            assert all(reading.maps[name].shape == (3, 2, 2) for name in names)
+            np.testing.assert_allclose(sum(reading.maps[name] for name in names), 1, atol=1e-6)
+            assert min(reading.maps[name].std() for name in names) > 0
+    first, last = observed.readings[1], observed.readings[-1]
+    assert (first.block, first.step, last.block, last.step) == (3, 1, 4, 3)
+    assert not np.allclose(first.maps['"sky" (concept)'], last.maps['"sky" (concept)'])
+    assert not any(block.attn2.to_out[0]._forward_pre_hooks for block in pipeline.transformer.blocks)
+
+
+def test_observed_outputs_are_the_trace_before_its_projection():
+    torch.manual_seed(3)
+    model = make_transformer()
+    groups = model.embed_tokens(torch.randn(1, 5, 64), torch.randn(1, 8, 2, 3, 4), torch.randn(1, 6, 32))
+    outputs, traces = {}, {}
+    with (
+        torch.no_grad(),
+        observed_outputs(model, lambda block, output: outputs.update({block: output})),
+        observed_traces(model, lambda block, trace: traces.update({block: trace})),
+    ):
+        model(torch.randn(1, 8, 2, 3, 4), torch.tensor([500.0]), groups)
+        assert list(outputs) == [1, 2, 3, 4]
+        assert outputs[3].shape == (1, 24, 4, 16)
+        torch.testing.assert_close(model.blocks[2].attn2.to_out[0](outputs[3].flatten(2)), traces[3])
+        # A concept's value is the mean over its tokens of those that the attention would have.
+        tokens = [groups.text_tokens[0, :2], groups.text_tokens[0, 2:3]]
+        values = concept_values(model.blocks[2].attn2, tokens)
+        expected = model.blocks[2].attn2.to_v(groups.text_tokens[0]).unflatten(-1, (4, 16))
+        torch.testing.assert_close(values, torch.stack([expected[:2].mean(0), expected[2]]))
+
+
+def test_the_tokens_of_a_concept_are_its_own(tiny_tokenizer):
+    """Neither padding nor the token that ends a text, and as if it were encoded alone."""
+    pipeline = make_pipeline(tiny_tokenizer)
+    dog, car = concept_tokens(pipeline, ("dog", "a red car"))
+    assert (len(dog), len(car)) == tuple(len(tiny_tokenizer(text).input_ids) for text in ("dog", "a red car"))
+    torch.testing.assert_close(concept_tokens(pipeline, ("a red car",))[0], car)
+    with pytest.raises(UserError, match="the text encoder has no token for it"):
+        concept_tokens(pipeline, ("dog", "?"))
+    end = "<|im_end|>"
+    ended = copy.deepcopy(tiny_tokenizer)
+    ended.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, ended.convert_tokens_to_ids(end))]
+    )
+    assert ended("dog").input_ids[-1] == ended.convert_tokens_to_ids(end)
+    pipeline.tokenizer = ended
+    assert len(concept_tokens(pipeline, ("dog",))[0]) == len(dog)
+
+
+def test_concepts_need_blocks_that_read_text(tiny_tokenizer, tmp_path):
+    pipeline = make_pipeline(tiny_tokenizer)
+    concepts = ("dog", "sky")
+    shallow = TraceConfig(PARK, WORDS, tmp_path / "out", blocks=(1, 2), concepts=concepts)
+    with pytest.raises(UserError, match=r"^`concepts`: blocks up to 2 do not read text: add one of 3 to 4"):
+        analyze_trace(shallow, pipeline, "tiny")
+    pipeline.transformer = make_transformer(routing_depth=4)
+    with pytest.raises(UserError, match=r"^`concepts`: none of this model's 4 blocks reads text"):
+        analyze_trace(replace(shallow, blocks=()), pipeline, "tiny")
+    assert not (tmp_path / "out").exists()
+    check_concept_blocks((2, 3), num_blocks=4, routing_depth=2)
+
+
+def test_concepts_on_the_page_and_in_the_clip(tmp_path):
+    options = ("--steps", 1, "--blocks", "4,8", "--concepts", " red ball ,sky", "--out", "out")
+    rvedit("analyze", "trace", PARK, WORDS, *options, cwd=tmp_path, check=0)
+    page = (tmp_path / "out/trace.html").read_text()
+    data = json.loads(re.search(r"^const data = (.*);$", page, re.MULTILINE)[1])
+    shallow, deep = ({m["name"]: m for m in data["readings"][key]} for key in ("4/1", "8/1"))
+    concepts = {'"red ball" (concept)', '"sky" (concept)'}
+    assert concepts <= set(deep)
+    assert not concepts & set(shallow)
+    assert {"dog", VISUAL} <= set(deep)
+    assert "sum to 100% over the concepts" in data["about"]
+    ball, sky = (deep[name] for name in sorted(concepts))
+    assert 0 < ball["low"] < ball["high"] < 1
+    assert ball["low"] + sky["high"] == pytest.approx(1)  # two concepts: one has what the other has not
+    assert len(decoded(tmp_path / "out/trace.mp4")[1]) == 9
+
+
+def test_the_clip_leaves_out_words_before_concepts(monkeypatch):
+    """Concepts are flatter than any word, and there is no place for all words."""
+    clip, rng = random_clip(1), np.random.default_rng(0)
+    words = {f"word{i}": rng.random((1, 2, 2), np.float32) for i in range(30)}
+    concepts = {CONCEPT.format(name): np.full((1, 2, 2), 0.5, np.float32) for name in ("dog", "sky")}
+    maps = (BlockMaps(3, 1, words | concepts),)
+    trace = ReasoningTrace(WORDS, clip, clip, tuple(words), maps, 1, 4, 2, tuple(concepts))
+    captions = []
+    monkeypatch.setattr(trace_page, "tiled", lambda frames, *_, **__: captions.extend(x for x, _ in frames))
+    list(trace_page.overlay_frames(trace))
+    shown = [caption for caption in captions if caption not in ("source", "edit")]
+    assert len(shown) == trace_page.MAX_MAPS
+    assert sum("(concept)" in caption for caption in shown) == 2
 
 
 # Tables.

@@ -33,9 +33,10 @@ from rvedit.io.chat import (
     gray_image,
     plain_text,
 )
-from rvedit.io.chat.frames import evenly_spaced, expected_tokens
+from rvedit.io.chat.frames import expected_tokens
 from rvedit.io.chat.retries import retry_after_seconds, with_retries
 from rvedit.io.errors import UserError
+from rvedit.io.video import evenly_spaced
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, longest_wait=0.05, total=60.0)
 

@@ -12,8 +12,9 @@ from conftest import edit, random_clip
 from rvedit.editing import detail
 from rvedit.editing.config import EditConfig
 from rvedit.editing.detail import ColorMap, DetailTransfer, apply_map, has_own_texture
-from rvedit.editing.finish import EditedFrames, finish, read_twice
+from rvedit.editing.finish import finish, read_twice
 from rvedit.editing.long_video import edit_video
+from rvedit.editing.windows import EditedFrames
 from rvedit.evaluation.measures import change_error, ssim
 from rvedit.io.frames import resize_frames
 from rvedit.pipelines.loading import load_pipeline

@@ -35,11 +35,25 @@ def numbered(count: int) -> Iterator[np.ndarray]:
         yield np.full((2, 3, 3), number, np.uint8)
 
 
+def unmasked(frames: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, None]]:
+    """Frames that may change everywhere."""
+    return ((frame, None) for frame in frames)
+
+
+@given(count=st.integers(1, 100), plan=plans)
+def test_masks_go_with_their_frames(count: int, plan: WindowPlan) -> None:
+    pairs = ((frame, np.full((2, 3), frame[0, 0, 0] % 2 == 1)) for frame in numbered(count))
+    for window in split(pairs, plan):
+        assert window.masks is not None
+        assert (window.masks[:, 0, 0] == window.frames[:, 0, 0, 0] % 2).all()
+        assert window.masks.shape == (len(window.frames), 2, 3)
+
+
 @given(count=st.integers(1, 100), plan=plans)
 def test_every_frame_comes_out_once_and_in_order(count: int, plan: WindowPlan) -> None:
     emitted = [
         int(frame[0, 0, 0])
-        for window in split(numbered(count), plan)
+        for window in split(unmasked(numbered(count)), plan)
         for frame in window.frames[window.first_new :]
     ]
     assert emitted == list(range(count))
@@ -47,7 +61,7 @@ def test_every_frame_comes_out_once_and_in_order(count: int, plan: WindowPlan) -
 
 @given(count=st.integers(1, 100), plan=plans)
 def test_windows_have_the_plans_length_and_consecutive_frames(count: int, plan: WindowPlan) -> None:
-    for number, window in enumerate(split(numbered(count), plan)):
+    for number, window in enumerate(split(unmasked(numbered(count)), plan)):
         assert window.index == number
         start = number * plan.stride
         expected = list(range(start, min(start + plan.length, count)))
@@ -66,7 +80,7 @@ def test_short_clips_are_padded_by_their_last_frame(count: int) -> None:
 
 @given(count=st.integers(1, 100), plan=plans)
 def test_count_tells_how_many_windows_there_will_be(count: int, plan: WindowPlan) -> None:
-    assert len(list(split(numbered(count), plan))) == plan.count(count)
+    assert len(list(split(unmasked(numbered(count)), plan))) == plan.count(count)
 
 
 @given(count=st.integers(1, 60), plan=plans)
@@ -79,12 +93,12 @@ def test_at_most_one_window_and_one_frame_are_read_ahead(count: int, plan: Windo
             read += 1
             yield frame
 
-    for window in split(counting(), plan):
+    for window in split(unmasked(counting()), plan):
         assert read <= window.index * plan.stride + plan.length + 1
 
 
 def test_no_frames_give_no_windows() -> None:
-    assert list(split(numbered(0), WindowPlan(9, 4))) == []
+    assert list(split(unmasked(numbered(0)), WindowPlan(9, 4))) == []
 
 
 @pytest.mark.parametrize(("length", "stride"), [(8, 4), (9, 3), (9, 0), (9, -4), (9, 12), (1, 4)])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvedit.analysis.observe import observed_attention, observed_traces
+from rvedit.analysis.observe import observed_attention, observed_outputs, observed_traces
 from rvedit.analysis.reading import AttentionStatistics, attention_statistics
 from rvedit.analysis.traces import TraceSimilarity, trace_similarity
 from rvedit.editing.config import EditConfig
@@ -28,6 +28,8 @@ GROUPS = ("X_e", "X_v", "X_l", "padding")
 """Groups of tokens: X_l is the text alone; the zeros that pad it are a separate group."""
 OnEditAttention = Callable[[int, int, Tensor, Tensor, list[int]], None]
 """Called with step and block (from 1), queries, keys, and the number of tokens of each of `GROUPS`."""
+OnEditOutput = Callable[[int, int, Tensor], None]
+"""Called with step and block (from 1), and the heads' attention outputs (1, s, h, e)."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ def observe_edit(
     config: EditConfig,
     on_attention: OnEditAttention,
     report: StepReport = lambda step, num_steps: None,
+    on_output: OnEditOutput = lambda step, block, output: None,
 ) -> Tensor:
     """Edit one window as `edit_video` edits a clip's first one; return the latents (1, c, f, y, x).
 
-    Calls `on_attention` for every cross-attention; `config.guidance_scale` must be 1.
+    Calls `on_attention` and then `on_output` for every cross-attention; `config.guidance_scale` must be 1.
     """
     if config.guidance_scale != 1.0:
         raise ValueError(f"guidance_scale is {config.guidance_scale}: it must be 1 to observe attention")
@@ -100,7 +103,10 @@ def observe_edit(
         groups = _context_groups(pipeline, num_text, len(frames), query.shape[1], key.shape[1])
         on_attention(step, block, query, key, groups)
 
-    with observed_attention(pipeline.transformer, observe):
+    with (
+        observed_attention(pipeline.transformer, observe),
+        observed_outputs(pipeline.transformer, lambda block, output: on_output(step, block, output)),
+    ):
         latents: Tensor = pipeline(
             frames,
             instruction,

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rvedit.analysis.plots import STYLE, save_figure
-from rvedit.analysis.tiles import tiled
 from rvedit.io.frames import Frames
+from rvedit.io.tiles import tiled
 from rvedit.io.video import TimedFrame, VideoReader
 
 _WIDTH = 1.9

@@ -1,10 +1,11 @@
-"""Observe a transformer's cross-attention while it runs: queries and keys, and outputs."""
+"""Observe a transformer's cross-attention while it runs: queries and keys, heads' outputs, and traces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from einops import rearrange
 from torch import Tensor
 
 from rvedit.compat import attention_backend
@@ -37,6 +38,26 @@ def observed_attention(transformer: RoutedWanTransformer3DModel, on_attention: O
             restore.callback(block.attn2.set_processor, processor)
             backend = attention_backend(processor)
             block.attn2.set_processor(_ObservedProcessor(number, on_attention, backend))
+        yield
+
+
+@contextmanager
+def observed_outputs(
+    transformer: RoutedWanTransformer3DModel, on_output: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `on_output` with number (1 ... L) and cross-attention output (b, s, h, e) of every block.
+
+    It is the output of each head, before it is projected to the trace.
+    """
+    with ExitStack() as hooks:
+        for number, block in enumerate(transformer.blocks, start=1):
+            heads = block.attn2.heads
+            handle = block.attn2.to_out[0].register_forward_pre_hook(
+                lambda module, inputs, number=number, heads=heads: on_output(
+                    number, rearrange(inputs[0], "b s (h e) -> b s h e", h=heads)
+                )
+            )
+            hooks.enter_context(handle)
         yield
 
 

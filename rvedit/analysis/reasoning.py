@@ -1,4 +1,4 @@
-"""The reasoning trace of one edit: attention maps over the frames of each word and the editing tokens."""
+"""The reasoning trace of one edit: maps over the frames of each word, the editing tokens and concepts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvedit.analysis.concepts import concept_shares, concept_tokens, concept_values
 from rvedit.analysis.experiments import observe_edit
 from rvedit.analysis.reading import attention_rows
 from rvedit.editing.config import EditConfig
@@ -22,6 +23,7 @@ from rvedit.models.autoencoder import decode
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 EDITING, VISUAL, PADDING, TOKEN = "editing tokens", "visual tokens", "text padding", "editing token {}"
+CONCEPT = '"{}" (concept)'
 NUM_SINGLE_TOKENS = 4
 """Number of editing tokens with a map of their own in each block: those whose attention varies most over
 positions at the first recorded step."""
@@ -35,7 +37,7 @@ class BlockMaps:
     step: int
     maps: dict[str, NDArray[np.float32]]
     """By token group or word: the attention that each patch of the noisy latents pays to it, as
-    (latent frames, rows, columns)."""
+    (latent frames, rows, columns). By concept: its share among the concepts."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ReasoningTrace:
     num_steps: int
     num_blocks: int
     routing_depth: int
+    concepts: tuple[str, ...] = ()
+    """The names of the concepts' maps, which blocks deeper than L_s have."""
 
     def mean_maps(self) -> dict[str, NDArray[np.float32]]:
         """Return the mean over the recorded steps and the recorded blocks deeper than L_s, or the last one.
@@ -71,13 +75,17 @@ def trace_edit(
     blocks: Sequence[int],
     steps: Sequence[int],
     report: StepReport = lambda step, num_steps: None,
+    concepts: Sequence[str] = (),
 ) -> ReasoningTrace:
     """Edit a window (t, h, w, 3) at the model's size and return it with the maps of some blocks and steps.
 
     Blocks and steps count from 1. Maps are means over heads. `config.guidance_scale` must be 1: one forward
-    pass per step.
+    pass per step. `concepts` add maps to the blocks that read text, and do not change the edit.
     """
     words = word_tokens(pipeline, instruction)
+    tokens = concept_tokens(pipeline, concepts) if concepts else []
+    names = tuple(CONCEPT.format(concept) for concept in concepts)
+    num_blocks, depth = len(pipeline.transformer.blocks), pipeline.transformer.config.routing_depth
     rows, columns = (side // pipeline.grid for side in frames.shape[1:3])
     readings: list[BlockMaps] = []
     single: dict[int, list[int]] = {}  # the single editing tokens of each block, the same at all steps
@@ -88,12 +96,19 @@ def trace_edit(
             volumes = {name: x.numpy().reshape(-1, rows, columns) for name, x in maps.items()}
             readings.append(BlockMaps(block, step, volumes))
 
-    latents = observe_edit(pipeline, frames, instruction, config, on_attention, report)
+    def on_output(step: int, block: int, output: Tensor) -> None:
+        if concepts and block > depth and block in blocks and step in steps:
+            values = concept_values(pipeline.transformer.blocks[block - 1].attn2, tokens)
+            shares = concept_shares(output[0], values).cpu().numpy().reshape(-1, rows, columns, len(names))
+            maps = readings[-1].maps  # of this block and step: `on_attention` has just added them
+            maps.update({name: shares[..., index] for index, name in enumerate(names)})
+
+    latents = observe_edit(pipeline, frames, instruction, config, on_attention, report, on_output)
     with torch.no_grad():
         edit = to_frames(decode(pipeline.vae, latents)[0])[: len(frames)]
-    num_blocks, depth = len(pipeline.transformer.blocks), pipeline.transformer.config.routing_depth
+    num_steps = pipeline.num_timesteps
     return ReasoningTrace(
-        instruction, frames, edit, tuple(words), tuple(readings), pipeline.num_timesteps, num_blocks, depth
+        instruction, frames, edit, tuple(words), tuple(readings), num_steps, num_blocks, depth, names
     )
 
 

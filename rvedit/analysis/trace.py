@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rvedit.analysis.concepts import check_concept_blocks, checked_concepts
 from rvedit.analysis.experiments import first_window
 from rvedit.analysis.reasoning import trace_edit
 from rvedit.analysis.trace_page import overlay_frames, write_trace_page
@@ -38,6 +39,8 @@ class TraceConfig:
     """Counted from 1; empty for four evenly spaced steps."""
     settings: EditConfig = field(default_factory=EditConfig)
     overwrite: bool = False
+    concepts: tuple[str, ...] = ()
+    """Words that are not in the instruction and get maps too: none, or at least two."""
 
     @property
     def page(self) -> Path:
@@ -67,6 +70,7 @@ def check_trace(config: TraceConfig) -> None:
     """Check the config before a model is loaded. Raises UserError."""
     probe(config.clip)
     checked_instruction(config.instruction)
+    checked_concepts(config.concepts)
     for path in (config.page, config.video):
         if path.exists() and not config.overwrite:
             raise UserError(f"{path}: exists already: choose another `out`, or give `overwrite`")
@@ -85,11 +89,14 @@ def analyze_trace(
     num_blocks, depth = len(pipeline.transformer.blocks), pipeline.transformer.config.routing_depth
     settings = replace(config.settings, guidance_scale=1.0)
     num_steps = settings.num_inference_steps or pipeline.config.default_steps
-    blocks = _checked("blocks", config.blocks, num_blocks) or _default_blocks(num_blocks, depth)
-    steps = _checked("at_steps", config.steps, num_steps) or _evenly_spaced(num_steps, MAX_STEPS)
+    blocks = _checked("blocks", config.blocks, num_blocks) or default_blocks(num_blocks, depth)
+    steps = _checked("at_steps", config.steps, num_steps) or default_steps(num_steps)
+    concepts = checked_concepts(config.concepts)
+    if concepts:
+        check_concept_blocks(blocks, num_blocks, depth)
     prepare_folder(config.out)
     source = first_window(config.clip, pipeline)
-    trace = trace_edit(pipeline, source, instruction, settings, blocks, steps, report)
+    trace = trace_edit(pipeline, source, instruction, settings, blocks, steps, report, concepts)
     with VideoReader(config.clip, allow_truncated=True) as reader:
         overlays = overlay_frames(trace)
         timed = (t._replace(frame=overlay) for overlay, t in zip(overlays, reader, strict=False))
@@ -105,11 +112,17 @@ def _checked(name: str, numbers: Sequence[int], maximum: int) -> tuple[int, ...]
     return tuple(sorted(set(numbers)))
 
 
-def _default_blocks(num_blocks: int, depth: int) -> tuple[int, ...]:
+def default_blocks(num_blocks: int, depth: int) -> tuple[int, ...]:
+    """Return up to ten evenly spaced blocks, with L_s and L_s + 1 among them."""
     if num_blocks <= MAX_BLOCKS:
         return tuple(range(1, num_blocks + 1))
     boundary = [number for number in (depth, depth + 1) if 1 <= number <= num_blocks]
     return tuple(sorted({*_evenly_spaced(num_blocks, MAX_BLOCKS - len(boundary)), *boundary}))
+
+
+def default_steps(num_steps: int) -> tuple[int, ...]:
+    """Return up to four evenly spaced steps."""
+    return _evenly_spaced(num_steps, MAX_STEPS)
 
 
 def _evenly_spaced(maximum: int, count: int) -> tuple[int, ...]:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rvedit.analysis.reasoning import ReasoningTrace
-from rvedit.analysis.tiles import tiled
 from rvedit.editing.windows import FRAMES_PER_LATENT
 from rvedit.io.frames import Frames
 from rvedit.io.pages import jpeg_url, write_page
+from rvedit.io.tiles import tiled
 
 _HEAT = np.array(  # low to high: dark violet, red, orange, pale yellow; lightness increases
     [[20, 11, 52], [87, 16, 110], [159, 42, 99], [222, 73, 75], [250, 142, 9], [252, 255, 164]], np.float32
@@ -22,7 +22,7 @@ _HEAT = np.array(  # low to high: dark violet, red, orange, pale yellow; lightne
 _TILE_WIDTH = 256
 """Pixels of the video's tiles."""
 MAX_MAPS = 22
-"""Maps of the video."""
+"""Maps of the video, unless there are more concepts."""
 
 
 def write_trace_page(path: Path, trace: ReasoningTrace, model: str) -> None:
@@ -50,7 +50,7 @@ def write_trace_page(path: Path, trace: ReasoningTrace, model: str) -> None:
 
 
 def _about(trace: ReasoningTrace) -> str:
-    """Return which tokens the blocks attend to, and the words beyond the maximum text length."""
+    """Return which tokens the blocks attend to, what concepts are, and which words are not read."""
     deep = "the editing tokens, the source's visual tokens and the words"
     if trace.routing_depth == 0:
         text = f"All blocks read {deep}."
@@ -60,6 +60,11 @@ def _about(trace: ReasoningTrace) -> str:
         text = (
             f"Blocks up to L_s = {trace.routing_depth} read the editing tokens alone, deeper ones {deep}; "
             "“text padding” are the zeros that pad X_l."
+        )
+    if trace.concepts:
+        text += (
+            " Concepts are words that the edit does not read: their maps compare each place's attention "
+            "output with their values, and sum to 100% over the concepts."
         )
     unread = trace.instruction.split()[len(trace.words) :] if trace.words else []
     return text + (f" The text encoder did not read: {' '.join(unread)}." if unread else "")
@@ -71,9 +76,11 @@ def overlay_frames(trace: ReasoningTrace) -> Iterator[Frames]:
     Each map is scaled from its minimum to its maximum over the clip.
     """
     volumes = trace.mean_maps()
-    if len(volumes) > MAX_MAPS:  # of a long instruction: the words whose attention varies most
-        uneven = sorted(volumes, key=lambda name: -float(volumes[name].std() / volumes[name].mean()))
-        volumes = {name: m for name, m in volumes.items() if name in uneven[:MAX_MAPS]}
+    if len(volumes) > MAX_MAPS:  # of a long instruction: concepts, and the words whose attention varies most
+        others = [name for name in volumes if name not in trace.concepts]
+        uneven = sorted(others, key=lambda name: -float(volumes[name].std() / volumes[name].mean()))
+        kept = [*trace.concepts, *uneven[: max(0, MAX_MAPS - len(trace.concepts))]]
+        volumes = {name: m for name, m in volumes.items() if name in kept}
     scaled = {name: _scaled(volume) for name, volume in volumes.items()}
     for index, source in enumerate(trace.source):
         latent = -(-index // FRAMES_PER_LATENT)

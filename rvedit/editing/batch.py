@@ -113,6 +113,8 @@ def edit_batch(
     pipe = load() if pending else None
     if pipe is not None and batch.together > 1 and type(pipe).__name__ != "RVEDiTPipeline":
         raise UserError("`together`: is for RVEDiT models only: leave it out")
+    if batch.together > 1 and config.mask is not None:
+        raise UserError("`together`: edits with a mask are made one by one: leave it out")
     # An interrupted run must not leave old edits that look like new ones. With other settings than before,
     # the edits of all shards are old.
     is_changed = batch.overwrite and _recorded_settings(batch.out, settings) != settings

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,13 @@ class EditConfig:
     texture of their own, such as pixel art. See `rvedit.editing.detail`."""
     description: str | None = None
     """Description of the edited clip, for models that read it instead of an instruction."""
-    mask: Path | None = None
-    """Video or image that is white where edits are allowed, for models that read a mask."""
+    mask: Any = None
+    """Where the edit may change the video, which is white: a clip or image file, an array (h, w) or
+    (t, h, w), masks (h, w) one by one, or a `regions.Box`. None: everywhere."""
+    grow: int = 0
+    """Number of pixels that the mask is grown by, at the source's size."""
+    invert_mask: bool = False
+    """Change what is black in the mask instead."""
     frame_rate: float | None = None
     """Frames per second of the source, for models with a fixed frame rate. `edit_file` sets it to the file's;
     None lets the model see every frame."""
@@ -39,6 +43,10 @@ class EditConfig:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}: give at least 1")
         if self.guidance_scale is not None and not self.guidance_scale >= 0:  # nor NaN
             raise ValueError(f"guidance_scale is {self.guidance_scale}: give 0 or more; 1 turns guidance off")
+        if self.grow < 0:
+            raise ValueError(f"grow is {self.grow}: give a number of pixels, or 0")
+        if self.mask is None and (self.grow or self.invert_mask):
+            raise ValueError("grow and invert_mask: need a mask")
         if self.frame_rate is not None and not self.frame_rate > 0:
             raise ValueError(f"frame_rate is {self.frame_rate}: give frames per second, or None")
 
@@ -46,6 +54,11 @@ class EditConfig:
     def needs_reconstruction(self) -> bool:
         """Whether the VAE's reconstruction of the source is needed: one more decoding per window."""
         return self.preserve or self.detail != 0
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the output is made from the source's pixels at full size."""
+        return self.needs_reconstruction or self.mask is not None
 
 
 @dataclass(frozen=True)
@@ -55,3 +68,5 @@ class Progress:
     window: int
     step: int
     num_steps: int
+    edit: int = 1
+    """The number of the instruction, if a file is edited by several."""

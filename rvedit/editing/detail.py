@@ -33,10 +33,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rvedit.io.frames import Frames
@@ -58,6 +59,8 @@ AGREEMENT_LOW, AGREEMENT_HIGH = 0.5, 0.8
 """Share of A's contrast that remains if A is averaged over neighbors: A is 0 below, kept above."""
 CONTRAST_LOW, CONTRAST_HIGH = 0.3, 0.6
 """Contrast that A keeps, relative to the fit over the whole frame: A is 0 below, kept above."""
+OUTSIDE_WEIGHT = 1e-3
+"""Weight of cells outside a mask, which only count where a neighborhood has no others."""
 BAND_PIXELS = 2_000_000
 """Number of pixels at the source's size that are computed at once."""
 
@@ -85,14 +88,26 @@ class DetailTransfer:
         self.cell, self.strength = cell, strength
         # MPS has no fp64, which the fits need.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
-        self.moments: list[Tensor] = []  # of the pending frames, and of REACH frames before them
+        self.moments: list[Tensor] = []  # and weights; of the pending frames and REACH frames before them
         self.pending: list[tuple[Tensor, Tensor]] = []  # (edit, reconstruction), uint8
 
-    def add(self, edited: Frames, reconstructed: Frames, source: Frames) -> Iterator[ColorMap]:
-        """Add frames (t, h, w, 3), all at the model's size; yield the maps that are ready."""
-        for frames in zip(edited, reconstructed, source, strict=True):
+    def add(
+        self,
+        edited: Frames,
+        reconstructed: Frames,
+        source: Frames,
+        masks: Bool[np.ndarray, "t h w"] | None = None,
+    ) -> Iterator[ColorMap]:
+        """Add frames (t, h, w, 3), all at the model's size; yield the maps that are ready.
+
+        Within a mask, fits do not see what is outside.
+        """
+        allowed = np.ones(edited.shape[:3], bool) if masks is None else masks
+        for frames, mask in zip(zip(edited, reconstructed, source, strict=True), allowed, strict=True):
             e, r, s = (_to_unit(frame, self.device) for frame in frames)
-            self.moments.append(_moments(e, r, s, self.cell))
+            weights = _pool(torch.from_numpy(mask)[None].to(self.device).double(), self.cell)
+            weights = weights.clamp(min=OUTSIDE_WEIGHT)
+            self.moments.append(torch.cat([weights * _moments(e, r, s, self.cell), weights]))
             self.pending.append((torch.from_numpy(frames[0]), torch.from_numpy(frames[1])))
         yield from self._pop(len(self.pending) - REACH)
 
@@ -111,35 +126,38 @@ class DetailTransfer:
 
     def _map(
         self,
-        moments: Float[Tensor, "k y x"],
+        moments: Float[Tensor, "26 y x"],
         edited: Float[Tensor, "3 h w"],
         reconstructed: Float[Tensor, "3 h w"],
     ) -> ColorMap:
-        local = _Moments.of(_box(moments, RADIUS))
+        moments, weights = moments[:25] / moments[25:], moments[25:]
+        local = _Moments.of(_box(moments, RADIUS, weights))
 
         # Find new content, which R does not explain.
         matrix = local.fit(REGULARIZATION)
-        _, _, residual = _apply(matrix, local, RADIUS, edited, reconstructed)
+        _, _, residual = _apply(matrix, local, RADIUS, edited, reconstructed, weights)
         size = _box(_pool(residual.square().mean(dim=0, keepdim=True), self.cell), 1).sqrt()
         error = local.error.sqrt() + 1 / 255  # frames are rounded to 8 bits, and fits regularized
-        new = _smoothstep(size / error, ERROR_LOW, ERROR_HIGH)
+        new = _smoothstep(weights.float() * size / error, ERROR_LOW, ERROR_HIGH)
         near_new = _box(_grow(new, NEAR_RADIUS), RADIUS)
-        overall = _fit_overall(moments, 1 - near_new)
+        overall = _fit_overall(moments, weights * (1 - near_new))
 
         matrix = local.fit(REGULARIZATION, overall * (1 - near_new[0, ..., None, None]))
-        trust = _trust(matrix, overall, local) * (1 - _grow(new, NEW_RADIUS)[0])
-        a, b, residual = _apply(matrix * trust[..., None, None], local, RADIUS, edited, reconstructed)
+        trust = _trust(matrix, overall, local, weights) * (1 - _grow(new, NEW_RADIUS)[0])
+        a, b, residual = _apply(
+            matrix * trust[..., None, None], local, RADIUS, edited, reconstructed, weights
+        )
         offset = b + _at_pixels(near_new, edited) * residual
         return ColorMap(self.strength * a, self.strength * offset + (1 - self.strength) * edited)
 
 
 def _trust(
-    matrix: Float[Tensor, "y x 3 3"], overall: Float[Tensor, "1 1 3 3"], local: _Moments
+    matrix: Float[Tensor, "y x 3 3"], overall: Float[Tensor, "1 1 3 3"], local: _Moments, weights: Tensor
 ) -> Float[Tensor, "y x"]:
     """Return the factor from 0 to 1 that A is multiplied by (rule 3), from contrasts of A R."""
-    mean, guide = (_box_matrix(x, RADIUS) for x in (matrix, local.guide))
+    mean, guide = (_box_matrix(x, RADIUS, weights) for x in (matrix, local.guide))
     contrast_of_mean = _contrast(mean, guide)
-    mean_contrast = _box(_contrast(matrix, local.guide)[None], RADIUS)[0]
+    mean_contrast = _box(_contrast(matrix, local.guide)[None], RADIUS, weights)[0]
     # Where R is flat, both ratios are about 1, and A is kept.
     agreement = (contrast_of_mean + 1e-4) / (mean_contrast + 1e-4)
     contrast = ((contrast_of_mean + 1e-6) / (_contrast(overall, guide) + 1e-6)).sqrt()
@@ -182,8 +200,14 @@ def apply_map(color_map: ColorMap, source: Frames, rows: int | None = None) -> F
     return output.numpy()
 
 
-def has_own_texture(edited: Frames, reconstructed: Frames, cell: int, share: float = 0.65) -> bool:
-    """Return whether most of the frame has a texture that the source lacks, as in pixel art or a drawing.
+def has_own_texture(
+    edited: Frames,
+    reconstructed: Frames,
+    cell: int,
+    masks: Bool[np.ndarray, "t h w"] | None = None,
+    share: float = 0.65,
+) -> bool:
+    """Return whether most of the frame, or of its mask, has a texture that the source lacks, as in pixel art.
 
     Counts the cells where the edit has edges (mean squared difference between neighboring pixels above
     0.0003), and those of them where an affine function of R explains less than a fifth of the edges. Their
@@ -194,12 +218,13 @@ def has_own_texture(edited: Frames, reconstructed: Frames, cell: int, share: flo
     radius, regularization = 3, 1e-3
     unexplained = textured = 0
     step = -(-len(edited) // 9)
-    for frames in zip(edited[::step], reconstructed[::step], strict=True):
+    allowed = np.ones(edited.shape[:3], bool) if masks is None else masks
+    for *frames, mask in zip(edited[::step], reconstructed[::step], allowed[::step], strict=True):
         e, r = (_to_unit(frame, torch.device("cpu")) for frame in frames)
         local = _Moments.of(_box(_moments(e, r, r, cell), radius))
         _, _, residual = _apply(local.fit(regularization), local, radius, e, r)
         edges, residual_edges = (_box(_pool(_edges(x), cell), radius) for x in (e, residual))
-        has_edges = edges > 3e-4
+        has_edges = (edges > 3e-4) & (_pool(torch.from_numpy(mask)[None].float(), cell) > 0.5)
         textured += int(has_edges.sum())
         unexplained += int((has_edges & (residual_edges > 0.8 * edges)).sum())
     return textured > 0 and unexplained / textured > share
@@ -237,11 +262,16 @@ class _Moments:
 
 
 def _apply(
-    matrix: Float[Tensor, "y x 3 3"], local: _Moments, radius: int, edited: Tensor, reconstructed: Tensor
+    matrix: Float[Tensor, "y x 3 3"],
+    local: _Moments,
+    radius: int,
+    edited: Tensor,
+    reconstructed: Tensor,
+    weights: Tensor | None = None,
 ) -> tuple[Float[Tensor, "3 3 h w"], Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
     """Return A and b of each pixel, averaged over the neighborhoods that contain it, and the residual."""
     offset = local.edit - torch.einsum("yxij,jyx->iyx", matrix, local.reconstructed)
-    functions = _box(torch.cat([rearrange(matrix, "y x i j -> (i j) y x"), offset]), radius)
+    functions = _box(torch.cat([rearrange(matrix, "y x i j -> (i j) y x"), offset]), radius, weights)
     a, b = _at_pixels(functions, edited).split([9, 3])
     a = rearrange(a, "(i j) h w -> i j h w", i=3)
     return a, b, edited - torch.einsum("ijhw,jhw->ihw", a, reconstructed) - b
@@ -273,7 +303,12 @@ def _pool(x: Float[Tensor, "k h w"], cell: int) -> Float[Tensor, "k y x"]:
     return F.avg_pool2d(x, cell, ceil_mode=True)
 
 
-def _box(x: Float[Tensor, "k y x"], radius: int) -> Float[Tensor, "k y x"]:
+def _box(
+    x: Float[Tensor, "k y x"], radius: int, weights: Float[Tensor, "1 y x"] | None = None
+) -> Float[Tensor, "k y x"]:
+    """Return the mean, or weighted mean, of each neighborhood."""
+    if weights is not None:
+        return _box(weights * x, radius) / _box(weights, radius)
     return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
 
 
@@ -281,8 +316,11 @@ def _grow(x: Float[Tensor, "1 y x"], radius: int) -> Float[Tensor, "1 y x"]:
     return F.max_pool2d(x, 2 * radius + 1, 1, radius)
 
 
-def _box_matrix(matrix: Float[Tensor, "y x 3 3"], radius: int) -> Float[Tensor, "y x 3 3"]:
-    return rearrange(_box(rearrange(matrix, "y x i j -> (i j) y x"), radius), "(i j) y x -> y x i j", i=3)
+def _box_matrix(
+    matrix: Float[Tensor, "y x 3 3"], radius: int, weights: Float[Tensor, "1 y x"]
+) -> Float[Tensor, "y x 3 3"]:
+    flat = rearrange(matrix, "y x i j -> (i j) y x")
+    return rearrange(_box(flat, radius, weights), "(i j) y x -> y x i j", i=3)
 
 
 def _contrast(matrix: Float[Tensor, "#y #x 3 3"], guide: Float[Tensor, "y x 3 3"]) -> Float[Tensor, "y x"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,8 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from rvedit.editing.config import EditConfig, Progress
+from rvedit.editing.contact_sheet import NUM_MOMENTS, write_contact_sheet
+from rvedit.editing.regions import as_masks
+from rvedit.editing.time_range import FrameRange, Slice, edit_range
 from rvedit.io.errors import UserError
-from rvedit.io.video import IMAGE_SUFFIXES, OUTPUT_SUFFIXES, Frame, VideoReader, VideoWriter, side_by_side
+from rvedit.io.video import (
+    IMAGE_SUFFIXES,
+    OUTPUT_SUFFIXES,
+    Frame,
+    VideoReader,
+    VideoWriter,
+    evenly_spaced,
+    side_by_side,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class EditReport:
 
     output: Path
     comparison: Path | None
+    contact_sheet: Path | None
     num_frames: int
     width: int
     height: int
@@ -46,21 +58,53 @@ def comparison_output(output: Path) -> Path:
 
 def edit_file(
     reader: VideoReader,
-    prompt: str,
+    prompt: str | Sequence[str],
     output: Path,
     pipe: Any,
-    config: EditConfig | None = None,
+    config: EditConfig | Sequence[EditConfig] | None = None,
+    *,
+    part: FrameRange | None = None,
     compare: bool = False,
+    contact_sheet: Path | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> EditReport:
-    """Edit an open clip into `output`. No partial file is left if this fails or is interrupted."""
+    """Edit an open clip into `output`. No partial file is left if this fails or is interrupted.
+
+    Args:
+        prompt: the instruction, or several, each of which edits the frames that the one before returned.
+        config: settings, or one config per instruction. Masks are those of the whole clip.
+        part: the frames to edit; None: all.
+        compare: also write source and edit side by side to `comparison_output(output)`.
+        contact_sheet: also write a picture of source and edit at eight moments.
+        overwrite: replace existing outputs.
+        on_progress: called after each denoising step.
+    """
     from rvedit.editing.long_video import edit_video  # imports torch
 
-    config = replace(config or EditConfig(), frame_rate=float(reader.info.frame_rate))
-    prompt = checked_instruction(prompt)
-    edit = partial(edit_video, pipe, prompt=prompt, config=config, on_progress=on_progress)
-    return write_edit(reader, edit, output, compare, overwrite)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    configs = [config or EditConfig()] * len(prompts) if not isinstance(config, Sequence) else config
+    edits = []
+    for number, (text, settings) in enumerate(zip(prompts, configs, strict=True), start=1):
+        settings = replace(settings, frame_rate=float(reader.info.frame_rate))
+        if settings.mask is not None and part is not None:
+            settings = replace(settings, mask=Slice(as_masks(settings.mask), part.first, part.stop))
+        report = None if on_progress is None else partial(_report_of, on_progress, number)
+        edits.append((checked_instruction(text), settings, report))
+
+    def edit(frames: Iterable[Frame]) -> Iterable[Frame]:
+        for text, settings, report in edits:
+            frames = edit_video(pipe, frames, text, settings, on_progress=report)
+        return frames
+
+    whole = edit if part is None else partial(edit_range, edit=edit, part=part)
+    shown = range(reader.info.num_frames) if part is None else range(part.first, part.stop)
+    moments = {shown[index] for index in evenly_spaced(len(shown), NUM_MOMENTS)}
+    return write_edit(reader, whole, output, compare, overwrite, contact_sheet, moments)
+
+
+def _report_of(on_progress: Callable[[Progress], None], edit: int, progress: Progress) -> None:
+    on_progress(replace(progress, edit=edit))
 
 
 def write_edit(
@@ -69,15 +113,20 @@ def write_edit(
     output: Path,
     compare: bool = False,
     overwrite: bool = False,
+    contact_sheet: Path | None = None,
+    moments: Collection[int] = (),
 ) -> EditReport:
     """Write the frames that `edit` returns for a clip's frames, with the clip's timing, colors and sound.
 
-    With `compare`, also write source and edit side by side to `comparison_output(output)`.
+    With `compare`, also write source and edit side by side to `comparison_output(output)`; with
+    `contact_sheet`, also a picture of the frames with the numbers `moments`.
     """
     started = time.perf_counter()
     info, source = reader.info, _TimedSource(reader)
     comparison = comparison_output(output) if compare else None
-    originals, num_frames = iter(reader), 0
+    originals = iter(reader) if compare else reader.pick(moments if contact_sheet else ())
+    pairs: list[tuple[float, Frame, Frame]] = []
+    num_frames = 0
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(output, like=info, overwrite=overwrite))
         side_writer = None
@@ -87,24 +136,32 @@ def write_edit(
         for edited in edit(source):
             times = source.times.popleft()
             writer.write(edited, *times)
-            if side_writer:
-                side_writer.write(side_by_side(next(originals).frame, edited), *times)
+            is_shown = contact_sheet is not None and num_frames in moments
+            if side_writer or is_shown:
+                original = next(originals).frame
+                if side_writer:
+                    side_writer.write(side_by_side(original, edited), *times)
+                if is_shown:
+                    pairs.append((float(times[0] * info.time_base), original, edited))
             num_frames += 1
-    return EditReport(output, comparison, num_frames, info.width, info.height, time.perf_counter() - started)
+        if contact_sheet:
+            write_contact_sheet(contact_sheet, info, pairs, overwrite)
+    seconds = time.perf_counter() - started
+    return EditReport(output, comparison, contact_sheet, num_frames, info.width, info.height, seconds)
 
 
 class _TimedSource:
-    """Frames of a clip that can be iterated again; `times` holds those of the first iteration."""
+    """Frames of a clip that can be iterated again; `times` holds the times of frames that were read."""
 
     def __init__(self, reader: VideoReader) -> None:
         self.reader = reader
         self.times: deque[tuple[int, int | None]] = deque()
-        self._was_read = False
+        self._num_read = 0
 
     def __iter__(self) -> Iterator[Frame]:
-        is_first, self._was_read = not self._was_read, True
-        for timed in self.reader:
-            if is_first:
+        for number, timed in enumerate(self.reader):
+            if number == self._num_read:
+                self._num_read += 1
                 self.times.append((timed.pts, timed.duration))
             yield timed.frame
 
@@ -114,3 +171,14 @@ def checked_instruction(instruction: str) -> str:
     if not instruction.strip():
         raise UserError('the instruction is empty: give one, such as "replace the dog with a corgi"')
     return instruction.strip()
+
+
+def checked_instructions(instructions: Sequence[str]) -> list[str]:
+    """Return instructions without surrounding whitespace.
+
+    Raises UserError for an empty one, and for several of one word: an instruction without quotes.
+    """
+    checked = [checked_instruction(instruction) for instruction in instructions]
+    if len(checked) > 1 and not any(" " in instruction for instruction in checked):
+        raise UserError(f'put the instruction in quotes: "{" ".join(checked)}"')
+    return checked

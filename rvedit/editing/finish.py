@@ -1,9 +1,8 @@
-"""Turn edits at the model's size into frames of the source's size: detail transfer and preservation."""
+"""Turn edits at the model's size into frames of the source's size: colors, detail, preservation, masks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat, tee
 from typing import TypeVar
@@ -11,22 +10,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rvedit.editing.colors import ColorMatch
 from rvedit.editing.config import EditConfig
 from rvedit.editing.detail import DetailTransfer, apply_map, has_own_texture
+from rvedit.editing.mask import Mask, keep_last, soft_weights
 from rvedit.editing.preserve import PreserveMasks, composite
+from rvedit.editing.windows import EditedFrames
 from rvedit.io.frames import Frames, resize_frames
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class EditedFrames:
-    """Consecutive frames and their edit; all (t, h, w, 3) at the model's size."""
-
-    edited: Frames
-    reconstructed: Frames | None
-    """The source after encoding and decoding by the VAE; None if the settings do not need it."""
-    source: Frames
 
 
 def finish(
@@ -35,21 +27,28 @@ def finish(
     config: EditConfig,
     cell: int,
     device: torch.device | str = "cpu",
+    masks: Iterable[Mask] | None = None,
 ) -> Iterator[Frames]:
     """Yield an output frame for each source frame (h, w, 3) in `originals`, of the same size.
 
     Windows are held in memory at the model's size; originals are read one at a time, when they are needed.
-    `cell` and `device` are those of `DetailTransfer`. Reads `detail` and `preserve` of the config.
+    `cell` and `device` are those of `DetailTransfer`. Nothing changes outside
+    `masks`, one per frame. Reads `detail` and `preserve` of the config.
     """
-    masks: Iterable[Tensor | None] = repeat(None)
+    if config.needs_reconstruction:
+        windows = map(ColorMatch().apply, windows)
+    changed: Iterable[Tensor | None] = repeat(None)
     if config.preserve:
         windows, again = tee(windows)
-        masks = _masks(again)
-    for render, mask, original in zip(
-        _renders(windows, config, cell, device), masks, originals, strict=False
+        changed = _masks(again)
+    allowed = repeat(None) if masks is None else map(keep_last(soft_weights), masks)
+    for render, original, *weights in zip(
+        _renders(windows, config, cell, device), originals, changed, allowed, strict=False
     ):
         frame = render(original)
-        yield frame if mask is None else composite(original, frame, mask)
+        for weight in weights:
+            frame = frame if weight is None else composite(original, frame, weight)
+        yield frame
 
 
 def read_twice(frames: Iterable[T]) -> tuple[Iterator[T], Iterator[T]]:
@@ -89,7 +88,7 @@ def _renders(
             yield from (partial(_resize, frame) for frame in window.edited)
         else:
             assert window.reconstructed is not None
-            maps = transfer.add(window.edited, window.reconstructed, window.source)
+            maps = transfer.add(window.edited, window.reconstructed, window.source, window.masks)
             yield from (partial(apply_map, color_map) for color_map in maps)
     if transfer is not None:
         yield from (partial(apply_map, color_map) for color_map in transfer.flush())
@@ -99,7 +98,7 @@ def _transfers_detail(window: EditedFrames, config: EditConfig, cell: int) -> bo
     if config.detail != "auto":
         return config.detail > 0
     assert window.reconstructed is not None
-    return not has_own_texture(window.edited, window.reconstructed, cell)
+    return not has_own_texture(window.edited, window.reconstructed, cell, window.masks)
 
 
 def _resize(edited: Frames, original: Frames) -> Frames:

@@ -9,21 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice, repeat
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from rvedit.compat import execution_device
 from rvedit.editing.config import EditConfig, Progress
-from rvedit.editing.finish import EditedFrames, finish, read_twice
-from rvedit.editing.windows import Window, WindowNoise, WindowPlan, carry_over, pad_frames, split
+from rvedit.editing.finish import finish, read_twice
+from rvedit.editing.mask import (
+    StepCallback,
+    hold_source,
+    keep_last,
+    latent_mask,
+    model_mask,
+    with_masks,
+)
+from rvedit.editing.regions import as_masks
+from rvedit.editing.windows import (
+    FRAMES_PER_LATENT,
+    EditedFrames,
+    Window,
+    WindowNoise,
+    WindowPlan,
+    carry_over,
+    pad_frames,
+    split,
+)
 from rvedit.io.frames import Frames, as_frames, resize_frames, to_frames, to_model_range
-from rvedit.io.video import VideoReader
+from rvedit.io.video import FileFrames
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.pipelines.baselines import BaselineSpec, baseline_spec, capabilities
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
@@ -68,6 +88,8 @@ def edit_videos_together(
     length, and for clips longer than a window.
     """
     config = config or EditConfig()
+    if config.mask is not None:
+        raise ValueError("`mask`: edit videos with masks one by one")
     count, height, width = videos[0].shape[:3]
     if len({video.shape for video in videos}) > 1:
         raise ValueError("videos differ in size or length: edit them one by one")
@@ -137,16 +159,17 @@ class RVEDiTSampler:
         prefix = None
         if self.latents is not None and self.decoded is not None:
             prefix = carry_over(self.latents, pipe.encode_video(self.decoded[plan.stride :][:1]), plan)
+        noise = self.noise.draw(tuple(source.shape))
         self.latents = pipe(
             frames,
             self.prompt,
             height=frames.shape[1],
             width=frames.shape[2],
             source_latents=source,
-            latents=self.noise.draw(tuple(source.shape)),
+            latents=noise,
             prefix_latents=prefix,
             output_type="latent",
-            callback_on_step_end=step_callback(report),
+            callback_on_step_end=step_callback(report, _hold_outside(window.masks, source, noise)),
             **_sampling(self.config),
         ).frames
         with torch.no_grad():
@@ -157,7 +180,8 @@ class RVEDiTSampler:
                 reconstructed = StreamDecoder(pipe.vae).frames(source)[is_new]
         overlap = [] if self.decoded is None else [self.decoded[plan.stride :]]
         self.decoded = np.concatenate([*overlap, new])
-        return EditedFrames(new[: count - window.first_new], reconstructed, frames[is_new])
+        masks = None if window.masks is None else window.masks[is_new]
+        return EditedFrames(new[: count - window.first_new], reconstructed, frames[is_new], masks)
 
 
 class BaselineSampler:
@@ -171,7 +195,6 @@ class BaselineSampler:
         self.pipe, self.spec, self.config = pipe, spec, config
         self.prompt = config.description if spec.capabilities.description else prompt
         self.plan = _plan_of(pipe, config.frame_rate)
-        self.masks = _read_mask(config.mask)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """See `WindowSampler.size`."""
@@ -183,43 +206,51 @@ class BaselineSampler:
         step = self.spec.native.frame_step(self.config.frame_rate)
         count = len(window.frames)
         sampled = [round(n * step) for n in range(int((count - 1) / step) + 1)]
-        masks = list(islice(self.masks, count))
-        edit = self.edit_sampled(window.frames[sampled], [masks[n] for n in sampled], report)
+        masks = None if window.masks is None else window.masks[sampled]
+        edit = self.edit_sampled(window.frames[sampled], masks, report)
         nearest = [min(len(sampled) - 1, round(number / step)) for number in range(count)]
         return EditedFrames(
             edit.edited[nearest],
             None if edit.reconstructed is None else edit.reconstructed[nearest],
             edit.source[nearest],
+            window.masks,
         )
 
-    def edit_sampled(self, source: Frames, masks: list[Frames], report: StepReport) -> EditedFrames:
+    def edit_sampled(
+        self, source: Frames, masks: NDArray[np.bool_] | None, report: StepReport
+    ) -> EditedFrames:
         """Edit frames (t, h, w, 3) of the native size and rate; they are padded to 4k+1 frames."""
+        pipe, device = self.pipe, execution_device(self.pipe)
         count, height, width = source.shape[:3]
         frames = pad_frames(source)
         options = _sampling(self.config)
+        generator = torch.Generator("cpu").manual_seed(self.config.seed)
+        latents = hold = None
+        if masks is not None or self.config.needs_reconstruction:
+            with torch.no_grad():
+                latents = encode(pipe.vae, to_model_range(frames)[None].to(device))
+        if masks is not None and latents is not None:
+            options["latents"] = torch.randn(latents.shape, generator=generator)
+            hold = _hold_outside(masks, latents, options["latents"])
         if self.spec.capabilities.mask:
-            options["mask"] = [
-                Image.fromarray(resize_frames(mask[None], height, width)[0])
-                for mask in [*masks, *masks[-1:] * (len(frames) - count)]
-            ]
-        output = self.pipe(
+            allowed = np.ones(frames.shape[:3], bool) if masks is None else pad_frames(masks)
+            options["mask"] = [Image.fromarray(mask) for mask in allowed]
+        output = pipe(
             prompt=self.prompt,
             video=[Image.fromarray(frame) for frame in frames],
             height=height,
             width=width,
             num_frames=len(frames),
-            generator=torch.Generator("cpu").manual_seed(self.config.seed),
+            generator=generator,
             output_type="np",
-            callback_on_step_end=step_callback(report),
+            callback_on_step_end=step_callback(report, hold),
             **options,
         ).frames[0]
         edited = np.asarray((output[:count] * 255).round().clip(0, 255), np.uint8)
         reconstructed = None
-        if self.config.needs_reconstruction:
+        if self.config.needs_reconstruction and latents is not None:
             with torch.no_grad():
-                pixels = to_model_range(frames)[None].to(execution_device(self.pipe))
-                latents = encode(self.pipe.vae, pixels)
-                reconstructed = StreamDecoder(self.pipe.vae).frames(latents)[:count]
+                reconstructed = StreamDecoder(pipe.vae).frames(latents)[:count]
         return EditedFrames(edited, reconstructed, source)
 
 
@@ -230,12 +261,25 @@ def _edit(
     config: EditConfig,
     on_progress: Callable[[Progress], None],
 ) -> Iterator[Frames]:
-    source, originals = read_twice(frames) if config.needs_reconstruction else (iter(frames), None)
+    source, originals = read_twice(frames) if config.needs_source else (iter(frames), None)
     first = next(source, None)
     if first is None:
         return
-    size = sampler.size(*first.shape[:2])
-    resized = (resize_frames(frame[None], *size)[0] for frame in chain([first], source))
+    source = chain([first], source)
+    # If the source's pixels are not needed again, any frame of its size will do.
+    originals = repeat(first) if originals is None else originals
+    pairs: Iterable[tuple[Frames, Any]] = zip(source, repeat(None), strict=False)
+    masks = None
+    if config.mask is not None:
+        given, given_again = read_twice(as_masks(config.mask))
+        pairs = with_masks(source, given, config)
+        masks = (mask for _, mask in with_masks(repeat(first), given_again, config))
+    height, width = sampler.size(*first.shape[:2])
+    small_mask = keep_last(partial(model_mask, height=height, width=width))
+    resized = (
+        (resize_frames(frame[None], height, width)[0], None if mask is None else small_mask(mask))
+        for frame, mask in pairs
+    )
 
     def edited() -> Iterator[EditedFrames]:
         for window in split(resized, sampler.plan):
@@ -245,9 +289,16 @@ def _edit(
 
             yield sampler.edit(window, report)
 
-    # If the source's pixels are not needed again, any frame of its size will do.
-    full_size = repeat(first) if originals is None else originals
-    yield from finish(edited(), full_size, config, _detail_cell(pipe), execution_device(pipe))
+    yield from finish(edited(), originals, config, _detail_cell(pipe), execution_device(pipe), masks)
+
+
+def _hold_outside(masks: NDArray[np.bool_] | None, source: Tensor, noise: Tensor) -> StepCallback | None:
+    """Return `hold_source` for the masks (t, h, w) of a window's frames before they are padded."""
+    if masks is None:
+        return None
+    num_latents, height, width = source.shape[2:]
+    padded = pad_frames(masks, 1 + (num_latents - 1) * FRAMES_PER_LATENT)
+    return hold_source(source, noise, latent_mask(padded, height, width))
 
 
 def _sampler_of(pipe: Any, prompt: str, config: EditConfig) -> WindowSampler:
@@ -268,7 +319,7 @@ def _plan_of(pipe: Any, frame_rate: float | None) -> WindowPlan:
 def _frames_of(video: Any) -> Iterable[Frames]:
     """Return the frames (h, w, 3) of a video in any form."""
     if isinstance(video, str | Path):
-        return _FileFrames(Path(video))
+        return FileFrames(video)
     is_array = isinstance(video, np.ndarray | Tensor)
     if is_array or (isinstance(video, Sequence) and len(video) and not isinstance(video[0], np.ndarray)):
         clips = as_frames(video)
@@ -278,30 +329,18 @@ def _frames_of(video: Any) -> Iterable[Frames]:
     return video
 
 
-class _FileFrames:
-    """Frames of a file that can be iterated again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __iter__(self) -> Iterator[Frames]:
-        with VideoReader(self.path) as reader:
-            for timed in reader:
-                yield timed.frame
-
-
 def _sampling(config: EditConfig) -> dict[str, Any]:
     """Return the pipeline's sampling arguments, without those left at the model's default."""
     names = ("num_inference_steps", "guidance_scale")
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def step_callback(report: StepReport) -> Callable[..., dict[str, Tensor]]:
-    """Return a `callback_on_step_end` of a pipeline that reports each step."""
+def step_callback(report: StepReport, change: StepCallback | None = None) -> StepCallback:
+    """Return a `callback_on_step_end` of a pipeline that reports each step, after another callback."""
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         report(step + 1, pipe.num_timesteps)
-        return tensors
+        return tensors if change is None else change(pipe, step, timestep, tensors)
 
     return on_step_end
 
@@ -315,12 +354,3 @@ def _decode_batch(pipe: RVEDiTPipeline, latents: Tensor, count: int) -> list[Fra
     with torch.no_grad():
         parts = [part.float().cpu() for part in StreamDecoder(pipe.vae)(latents)]
     return [to_frames(clip)[:count] for clip in torch.cat(parts, dim=2)]
-
-
-def _read_mask(path: Path | None) -> Iterator[Frames]:
-    """Yield a mask (h, w, 3) per frame; the last one is repeated, and without a file all are white."""
-    mask = np.full((1, 1, 3), 255, np.uint8)
-    for mask in _FileFrames(path) if path else ():
-        yield mask
-    while True:
-        yield mask

@@ -34,7 +34,7 @@ REACH = 2
 
 def is_whole_frame_edit(edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"]) -> bool:
     """Return whether an edit changes the whole frame."""
-    is_changed = _difference(edited, reconstructed) > WHOLE_FRAME_THRESHOLD
+    is_changed = difference(edited, reconstructed) > WHOLE_FRAME_THRESHOLD
     return bool(is_changed.float().mean() > WHOLE_FRAME_SHARE)
 
 
@@ -42,7 +42,7 @@ def change_map(
     edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"]
 ) -> Float[Tensor, "t h w"]:
     """Return where each frame was edited, from 0 (source) to 1 (edit). Clips are in [-1, 1]."""
-    return ((_difference(edited, reconstructed) - LOW) / (HIGH - LOW)).clamp(0, 1)[:, 0]
+    return ((difference(edited, reconstructed) - LOW) / (HIGH - LOW)).clamp(0, 1)[:, 0]
 
 
 def soften(change: Float[Tensor, "t h w"]) -> Float[Tensor, "t h w"]:
@@ -53,7 +53,7 @@ def soften(change: Float[Tensor, "t h w"]) -> Float[Tensor, "t h w"]:
     return _local_mean(rearrange(change, "1 1 t h w -> t 1 h w"))[:, 0]
 
 
-def _difference(
+def difference(
     edited: Float[Tensor, "3 t h w"], reconstructed: Float[Tensor, "3 t h w"]
 ) -> Float[Tensor, "t 1 h w"]:
     """Return the local mean of the largest difference over channels, in [0, 1]."""

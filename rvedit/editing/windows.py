@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rvedit.io.frames import Frames
@@ -66,25 +68,48 @@ class Window:
     frames: Frames
     first_new: int
     """Index within the window of the first frame that no earlier window contains."""
+    masks: Bool[np.ndarray, "t h w"] | None = None
+    """Where the edit may change the frames; None: everywhere."""
 
 
-def split(frames: Iterable[Frames], plan: WindowPlan) -> Iterator[Window]:
-    """Split a stream of frames (h, w, 3) into windows, one at a time; the last one may be shorter."""
+@dataclass(frozen=True)
+class EditedFrames:
+    """Consecutive frames and their edit; all (t, h, w, 3) at the model's size."""
+
+    edited: Frames
+    reconstructed: Frames | None
+    """The source after encoding and decoding by the VAE; None if the settings do not need it."""
+    source: Frames
+    masks: Bool[np.ndarray, "t h w"] | None = None
+    """Where the edit may change the frames; None: everywhere."""
+
+
+def split(frames: Iterable[tuple[Frames, Any]], plan: WindowPlan) -> Iterator[Window]:
+    """Split a stream of frames (h, w, 3) and their masks into windows; the last one may be shorter.
+
+    Masks are (h, w), or all None. One window is held at a time.
+    """
     source = iter(frames)
-    window: list[Frames] = []
+    window: list[tuple[Frames, Any]] = []
     index = 0
     following = next(source, None)
     while following is not None:
         while following is not None and len(window) < plan.length:
             window.append(following)
             following = next(source, None)
-        yield Window(index, np.stack(window), first_new=plan.length - plan.stride if index else 0)
+        stack, masks = zip(*window, strict=True)
+        yield Window(
+            index,
+            np.stack(stack),
+            first_new=plan.length - plan.stride if index else 0,
+            masks=None if masks[0] is None else np.stack(masks),
+        )
         window = window[plan.stride :]
         index += 1
 
 
-def pad_frames(frames: Frames, length: int | None = None) -> Frames:
-    """Repeat the last frame up to `length` frames, by default up to the next 4k+1."""
+def pad_frames(frames: NDArray[Any], length: int | None = None) -> NDArray[Any]:
+    """Repeat the last frame, or mask, up to `length` frames, by default up to the next 4k+1."""
     missing = (1 - len(frames)) % FRAMES_PER_LATENT if length is None else length - len(frames)
     return np.concatenate([frames, frames[-1:].repeat(missing, axis=0)]) if missing else frames
 

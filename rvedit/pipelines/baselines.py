@@ -51,6 +51,7 @@ class Capabilities:
     description: bool = False
     """It reads a description of the result instead of the instruction."""
     mask: bool = False
+    """It reads the mask; with every model, nothing changes outside it."""
 
     def check(self, config: Any) -> None:
         """Raise UserError if `config` lacks a `description` or has a setting that the model ignores."""
@@ -60,10 +61,6 @@ class Capabilities:
             )
         if config.description and not self.description:
             raise UserError("`description`: this model reads the instruction only: omit it, or use vace")
-        if config.mask and not self.mask:
-            raise UserError(
-                "`mask`: this model reads no mask: name the region in the instruction, or use vace or ditto"
-            )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from rvedit.io.chat.journal import Journal
 from rvedit.io.chat.messages import Jpeg
 from rvedit.io.errors import UserError
-from rvedit.io.video import Frame, VideoReader
+from rvedit.io.video import Frame, VideoReader, evenly_spaced
 
 _VERSION = 1  # increase it when the same clip gives other bytes
 
@@ -73,15 +73,6 @@ def file_key(kind: str, path: Path) -> str | None:
         return None
     stat = path.stat()
     return f"{kind}:{stat.st_size}:{stat.st_mtime_ns}:{os.path.abspath(path)}"
-
-
-def evenly_spaced(num_frames: int, count: int) -> list[int]:
-    """Return the indices of `count` frames from the first to the last, or of all if there are fewer."""
-    if num_frames <= count:
-        return list(range(num_frames))
-    if count == 1:
-        return [(num_frames - 1) // 2]
-    return [round(index * (num_frames - 1) / (count - 1)) for index in range(count)]
 
 
 def gray_image() -> Jpeg:

@@ -4,18 +4,30 @@
 source's times, color tags and audio. Nothing here holds a whole clip in memory or needs torch.
 """
 
-from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, side_by_side
+from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, evenly_spaced, side_by_side
 from rvedit.io.video.reader import IMAGE_SUFFIXES, VideoReader, probe
-from rvedit.io.video.writer import OUTPUT_SUFFIXES, VideoWriter, temporary_sibling, write_clip, write_like
+from rvedit.io.video.times import FileFrames, frame_times
+from rvedit.io.video.writer import (
+    OUTPUT_SUFFIXES,
+    PICTURE_SUFFIXES,
+    VideoWriter,
+    temporary_sibling,
+    write_clip,
+    write_like,
+)
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "OUTPUT_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "FileFrames",
     "Frame",
     "TimedFrame",
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
+    "evenly_spaced",
+    "frame_times",
     "probe",
     "side_by_side",
     "temporary_sibling",

@@ -113,3 +113,12 @@ def side_by_side(a: Frame, b: Frame) -> Frame:
     # Two pixels, so that two frames of equal width make an even width.
     line = np.full((a.shape[0], 2, 3), 255, np.uint8)
     return np.concatenate([a, line, b], axis=1)
+
+
+def evenly_spaced(num_frames: int, count: int) -> list[int]:
+    """Return the indices of `count` frames from the first to the last, or of all if there are fewer."""
+    if num_frames <= count:
+        return list(range(num_frames))
+    if count == 1:
+        return [(num_frames - 1) // 2]
+    return [round(index * (num_frames - 1) / (count - 1)) for index in range(count)]

@@ -109,7 +109,8 @@ class VideoReader:
 # Containers
 
 
-def _open(path: Path) -> InputContainer:
+def open_container(path: Path) -> InputContainer:
+    """Open a video file. Raises UserError if it is none."""
     try:
         # Without "file:" FFmpeg takes a name with a colon, or "-", for a protocol.
         container = av.open(f"file:{path}", metadata_errors="replace")
@@ -124,7 +125,8 @@ def _open(path: Path) -> InputContainer:
     return container
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """Return the stream of the video itself, not of a cover image. Raises UserError."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # not a cover image
             if stream.codec_context is None:
@@ -134,8 +136,8 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
 
 
 def _probe_container(path: Path) -> VideoInfo:
-    with _open(path) as container:
-        video = _video_stream(container, path)
+    with open_container(path) as container:
+        video = video_stream(container, path)
         video.codec_context.thread_count = 1  # only one frame is decoded
         first: VideoFrame | None = None
         num_packets, num_frames, truncated = 0, 0, False
@@ -218,8 +220,8 @@ def _decode_container(info: VideoInfo, wanted: Collection[int] | None, threads: 
 
     Raises _TruncatedError after the last intact frame of a truncated clip.
     """
-    with _open(info.path) as container:
-        video = _video_stream(container, info.path)
+    with open_container(info.path) as container:
+        video = video_stream(container, info.path)
         video.codec_context.thread_count = threads
         convert = partial(VideoReformatter().reformat, threads=threads)
         default_duration = max(1, round(1 / (info.frame_rate * info.time_base)))  # ticks

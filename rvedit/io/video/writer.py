@@ -18,8 +18,9 @@ from rvedit.io.errors import UserError
 from rvedit.io.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
 from rvedit.io.video.sinks import CODECS, ContainerSink, ImageSink
 
-_IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-OUTPUT_SUFFIXES = (*CODECS, *_IMAGE_SUFFIXES)
+PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
+"""Suffixes of outputs that hold one frame."""
+OUTPUT_SUFFIXES = (*CODECS, *PICTURE_SUFFIXES)
 """Suffixes that `VideoWriter` supports; images hold one frame."""
 
 
@@ -80,7 +81,7 @@ class VideoWriter:
         size = (self._width, self._height)
         try:
             with self._as_user_error():
-                if self.path.suffix.lower() in _IMAGE_SUFFIXES:
+                if self.path.suffix.lower() in PICTURE_SUFFIXES:
                     self._sink = ImageSink(self._temporary)
                 else:
                     self._sink = ContainerSink(self._temporary, self._like, size, self._crf, self._preset)
@@ -134,7 +135,7 @@ def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
     suffix = path.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise UserError(f"{path}: unknown output format; choose one of {' '.join(OUTPUT_SUFFIXES)}")
-    if suffix in _IMAGE_SUFFIXES and like.num_frames > 1:
+    if suffix in PICTURE_SUFFIXES and like.num_frames > 1:
         raise UserError(
             f"{path}: holds one frame, but {like.path.name} has {like.num_frames}; "
             f"choose one of {' '.join(CODECS)}"

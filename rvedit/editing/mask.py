@@ -1,0 +1,177 @@
+"""Masks: where an edit may change the source (`EditConfig.mask`), for every pipeline.
+
+While a window is denoised, latents outside the mask are replaced after each step by the source's latents at
+that noise level (Avrahami et al., "Blended Latent Diffusion", 2023; Lugmayr et al., "RePaint", 2022). In the
+output, pixels outside the mask are the source's, with a soft border in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rvedit.editing.config import EditConfig
+from rvedit.editing.regions import Box, as_masks
+from rvedit.editing.time_range import FrameRange
+from rvedit.editing.windows import FRAMES_PER_LATENT
+from rvedit.io.errors import UserError
+from rvedit.io.frames import Frames
+from rvedit.io.video import PICTURE_SUFFIXES, VideoInfo, VideoReader, VideoWriter, probe
+
+Result = TypeVar("Result")
+Mask = NDArray[np.bool_]
+"""True where the edit may change a frame: (h, w)."""
+BORDER = 1 / 64
+"""Width of the soft border, as a fraction of the frame's short side."""
+StepCallback = Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]]
+"""A `callback_on_step_end` of diffusers: (pipeline, step, timestep, tensors) -> changed tensors."""
+
+
+def with_masks(
+    frames: Iterable[Frames], masks: Iterable[Any], config: EditConfig
+) -> Iterator[tuple[Frames, Mask]]:
+    """Yield each frame (h, w, 3) with its mask, inverted and grown as the config says.
+
+    A mask of one frame counts for all frames. Raises UserError for a mask of another size or length.
+    """
+    stream = iter(masks)
+    given: Any = None
+    mask: Mask | None = None
+    num_frames = num_masks = 0
+    for frame in frames:
+        num_frames += 1
+        following = next(stream, None)
+        num_masks += following is not None
+        if following is None and num_masks != 1:
+            raise UserError(f"`mask` has {num_masks} frames, the video more: give one for each, or a still")
+        if following is not None and following is not given:
+            given = following
+            mask = _prepared(given, frame.shape[0], frame.shape[1], config)
+        assert mask is not None
+        yield frame, mask
+    if num_frames and next(stream, None) is not None:
+        raise UserError(f"`mask` has more frames than the video, {num_frames}: give one for each, or a still")
+
+
+def _prepared(given: Any, height: int, width: int, config: EditConfig) -> Mask:
+    """Return a frame of a mask as booleans, inverted and grown."""
+    pixels = given.mask(height, width) if isinstance(given, Box) else np.asarray(given)
+    if pixels.dtype != np.bool_:  # white is 255, or 1 in floats
+        pixels = pixels >= (128 if pixels.dtype == np.uint8 else 0.5)
+    mask = pixels.any(axis=-1) if pixels.ndim == 3 else pixels
+    if mask.shape != (height, width):
+        sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, the video {width}x{height}"
+        raise UserError(f"`mask` is {sizes}: give a mask of the video's size")
+    return grow(mask != config.invert_mask, config.grow)
+
+
+def keep_last(function: Callable[[Mask], Result]) -> Callable[[Mask], Result]:
+    """Return the function with a memory of its last result: masks often are the same for all frames."""
+    last: list[Any] = [None, None]
+
+    def remembered(mask: Mask) -> Result:
+        if last[0] is not mask:
+            last[:] = mask, function(mask)
+        return last[1]
+
+    return remembered
+
+
+def grow(mask: Mask, pixels: int) -> Mask:
+    """Return a mask grown by a number of pixels to all sides, also diagonally."""
+    if not pixels:
+        return mask
+    grown = torch.from_numpy(mask)[None].float()
+    for kernel, padding in (((2 * pixels + 1, 1), (pixels, 0)), ((1, 2 * pixels + 1), (0, pixels))):
+        grown = F.max_pool2d(grown, kernel, 1, padding)
+    return np.asarray(grown[0] > 0)
+
+
+def border_of(height: int, width: int) -> int:
+    """Return the width of the soft border in pixels: an even number."""
+    return 2 * max(1, round(min(height, width) * BORDER / 2))
+
+
+def soft_weights(mask: Mask) -> Float[Tensor, "h w"]:
+    """Return the weight of the edit: 1 in the mask, falling to 0 over the border around it."""
+    radius = border_of(*mask.shape) // 2
+    grown = torch.from_numpy(grow(mask, radius))[None].float()
+    for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        grown = F.avg_pool2d(grown, kernel, 1, padding, count_include_pad=False)
+    return grown[0]
+
+
+def model_mask(mask: Mask, height: int, width: int) -> Mask:
+    """Return a mask with its border at the model's size: True where any of its pixels is."""
+    grown = torch.from_numpy(grow(mask, border_of(*mask.shape)))[None].float()
+    return np.asarray(F.adaptive_max_pool2d(grown, (height, width))[0] > 0)
+
+
+def latent_mask(masks: Bool[np.ndarray, "t h w"], height: int, width: int) -> Bool[Tensor, "f y x"]:
+    """Return the masks of 4k+1 frames at the size of their latents: True where any of its pixels is."""
+    cells = F.adaptive_max_pool2d(torch.from_numpy(masks).float(), (height, width)) > 0
+    later = cells[1:].unflatten(0, (-1, FRAMES_PER_LATENT)).any(dim=1)
+    return torch.cat([cells[:1], later])
+
+
+def hold_source(
+    source: Float[Tensor, "b c f y x"], noise: Float[Tensor, "b c f y x"], mask: Bool[Tensor, "f y x"]
+) -> StepCallback:
+    """Return a `callback_on_step_end` that keeps latents outside the mask on the source's path.
+
+    They become (1 - sigma) z_source + sigma noise, with the sigma that the step has reached. `noise` is the
+    initial noise. For any pipeline with a flow-matching scheduler.
+    """
+
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        latents, sigma = tensors["latents"], pipe.scheduler.sigmas[step + 1]
+        held = (1 - sigma) * source.to(latents.device) + sigma * noise.to(latents.device)
+        return {**tensors, "latents": torch.where(mask.to(latents.device), latents, held.to(latents.dtype))}
+
+    return on_step_end
+
+
+def write_mask(
+    path: Path,
+    reader: VideoReader,
+    config: EditConfig,
+    part: FrameRange | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the mask that an edit uses: white where it may change the clip, black outside `part`.
+
+    The same mask for all frames may also be written as a picture.
+    """
+    blank = np.broadcast_to(np.uint8(0), (reader.info.height, reader.info.width, 3))
+    masks = (mask for _, mask in with_masks(repeat(blank), as_masks(config.mask), config))
+    with mask_writer(path, reader.info, config, overwrite) as writer:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            writer.write(_as_picture(next(masks)), 0)
+            return
+        for number, (timed, mask) in enumerate(zip(reader, masks, strict=False)):
+            is_edited = part is None or part.first <= number < part.stop
+            picture = _as_picture(mask) if is_edited else blank
+            writer.write(picture, timed.pts, timed.duration)
+
+
+def mask_writer(path: Path, info: VideoInfo, config: EditConfig, overwrite: bool) -> VideoWriter:
+    """Return the writer of `write_mask`. Raises UserError if `path` cannot be written."""
+    mask = config.mask
+    is_still = isinstance(mask, Box) or (isinstance(mask, Path) and probe(mask).num_frames == 1)
+    is_picture = is_still and path.suffix.lower() in PICTURE_SUFFIXES
+    like = replace(info, has_audio=False, num_frames=1 if is_picture else info.num_frames)
+    return VideoWriter(path, like=like, overwrite=overwrite)
+
+
+def _as_picture(mask: Mask) -> Frames:
+    return np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
