@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import rvedit
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -41,6 +42,7 @@ from transformers.models.sam3_video import modeling_sam3_video
 from rvedit.editing import segmenters
 from rvedit.editing.segmenters import BoxTracker, FramePreprocessor, check_segmenter, load_segmenter
 from rvedit.io.errors import UserError
+from rvedit.io.video import VideoReader, write_clip
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 48, 80
@@ -539,3 +541,26 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     assert f"{name}: cannot be loaded: " in error_of(load, name)
     weights.unlink()
     assert "cannot be loaded: Error no file named model.safetensors" in error_of(load, name)
+
+
+@pytest.mark.slow
+def test_a_region_in_words_from_the_command_line(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """The mask is the segmenter's own; if nothing is found, the command ends before anything is written."""
+    write_clip(tmp_path / "clip.mp4", make_frames(6), 10)
+    edit = ("edit", "clip.mp4", "make it sepia", "--steps", 1, "--region", "the dog", "--segmenter")
+    found, nothing = (checkpoints[kind] + "+" + checkpoints["sam2_video"] for kind in ("detector", "silent"))
+    rvedit(*edit, found, "--save-mask", "mask.mkv", "--from", "2f", cwd=tmp_path, check=0)
+    with VideoReader(tmp_path / "clip.mp4") as reader:
+        frames = np.stack([timed.frame for timed in reader])
+    expected = np.stack(list(load_segmenter(found, "cpu").masks(frames[2:], "the dog")))
+    with VideoReader(tmp_path / "mask.mkv") as reader:
+        mask = np.stack([timed.frame[..., 0] for timed in reader]) > 127
+    assert not mask[:2].any()
+    assert expected.any()
+    assert (mask[2:] != expected).mean() < 0.03, "but for the encoder's loss"
+    (tmp_path / "clip_edited.mp4").unlink()
+    done = rvedit(*edit, nothing, cwd=tmp_path, check=2)
+    assert done.stderr.splitlines() == [
+        'rvedit: --region "the dog": not found in the clip: use other words, or a box'
+    ]
+    assert not (tmp_path / "clip_edited.mp4").exists()

@@ -174,7 +174,5 @@ def find_region(
         masks.append(mask)
         on_progress(len(masks))
     if not masks.num_pixels:
-        raise UserError(
-            f'`region` "{words}": not found in the clip: use other words, or a box'
-        )
+        raise UserError(f'`region` "{words}": not found in the clip: use other words, or a box')
     return masks

@@ -31,9 +31,7 @@ class Moment:
         if match := re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)", text.strip()):
             hours, minutes, seconds = (Fraction(part or 0) for part in match.groups())
             return cls(3600 * hours + 60 * minutes + seconds, False, text)
-        raise UserError(
-            f"`{name}` {text}: give seconds, such as 7.5 or 0:07.5, or a frame, such as 75f"
-        )
+        raise UserError(f"`{name}` {text}: give seconds, such as 7.5 or 0:07.5, or a frame, such as 75f")
 
 
 @dataclass(frozen=True)
