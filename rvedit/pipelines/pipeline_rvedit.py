@@ -198,6 +198,13 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             return -(-height // self.grid) * self.grid, -(-width // self.grid) * self.grid
         return smart_resize(height, width, self.grid, min_area, max_area)
 
+    def set_timesteps(self, num_steps: int, device: torch.device) -> None:
+        """Set the scheduler's timesteps and sigmas for a number of denoising steps."""
+        # The scheduler shifts the sigmas and appends 0.
+        sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
+        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+        self._num_timesteps = num_steps
+
     @torch.no_grad()
     def encode_video(self, frames: Frames) -> Float[Tensor, "1 c f y x"]:
         """Return the normalized latents of 4k+1 frames (t, h, w, 3) whose size is a multiple of `grid`."""
@@ -280,10 +287,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         unconditional = None
         if guidance != 1.0:
             unconditional = self._encode_tokens(source_latents, frames, negatives)
-        # The scheduler shifts the sigmas and appends 0.
-        sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
-        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-        self._num_timesteps = num_steps
+        self.set_timesteps(num_steps, device)
         reset_step_cache(self.transformer, num_steps)
         with self.progress_bar(total=num_steps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps):

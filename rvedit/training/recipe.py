@@ -177,6 +177,13 @@ class AlignmentRecipe(_Section):
         return self.weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.weight
 
 
+class DistillationRecipe(_Section):
+    """Phased consistency distillation, for `task: distill`."""
+
+    student_steps: int = Field(4, gt=0, description="denoising steps of the student")
+    substeps: int = Field(8, gt=0, description="steps of the teacher in each step of the student")
+
+
 class ValidationRecipe(_Section):
     """Edits of fixed clips during training."""
 
@@ -229,13 +236,14 @@ class Recipe(_Section):
 
     name: str = Field("rvedit", description="name of the run's folder")
     task: Annotated[str, _one_of(TASKS)] = Field(
-        "editor", description="training task: editor, vae or a registered one"
+        "editor", description="training task: editor, distill, vae or a registered one"
     )
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     flow: FlowRecipe = FlowRecipe()
     alignment: AlignmentRecipe = AlignmentRecipe()
+    distillation: DistillationRecipe = DistillationRecipe()
     vae_loss: VAELossRecipe = VAELossRecipe()
     steps: int = Field(15_000, gt=0, description="optimizer steps")
     batch_size: int = Field(8, gt=0, description="clips per optimizer step, over all processes")

@@ -100,7 +100,7 @@ def training_losses(
     block.
     """
     transformer = models.transformer
-    source, target = (_latents(models, inputs) for inputs in (batch.editing, batch.reference))
+    source, target = (clean_latents(models, inputs) for inputs in (batch.editing, batch.reference))
     numbers = batch.numbers or range(len(target))
     sampled = sample_noise_and_timesteps(seed, numbers, target.shape[1:], flow.shared_noise_ratio)
     t, noise, reference_noise = (x.to(target.device) for x in sampled)
@@ -125,7 +125,7 @@ def training_losses(
 
 
 @torch.no_grad()
-def _latents(models: RVEDiTPipeline, inputs: BranchInputs) -> Tensor:
+def clean_latents(models: RVEDiTPipeline, inputs: BranchInputs) -> Tensor:
     """Return a branch's clean latents; they are encoded in fp32, as in a cache and in an edit."""
     if inputs.latents is not None:
         return inputs.latents

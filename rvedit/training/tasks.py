@@ -9,7 +9,11 @@ from importlib import import_module
 from typing import Any
 
 # Imported on use, so that recipes are checked without importing the models.
-TASKS = {"editor": "rvedit.training.editor:EditorTask", "vae": "rvedit.training.vae:VAETask"}
+TASKS = {
+    "editor": "rvedit.training.editor:EditorTask",
+    "distill": "rvedit.training.distill:DistillTask",
+    "vae": "rvedit.training.vae:VAETask",
+}
 """Module and class of each task."""
 
 
