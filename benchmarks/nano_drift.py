@@ -58,12 +58,31 @@ def footage(folder, num_frames):
             yield "remove the balloon", frames, np.ones(frames.shape[:3], bool)
 
 
+def plot(results, path):
+    """Plot the differences of the playground's clips by window."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
+    titles = {"mean": "mean of colors", "spread": "standard deviation of colors"}
+    for ax, (statistic, title) in zip(axes, titles.items(), strict=True):
+        for variant, label in (("not matched", "without"), ("matched", "with matching")):
+            values = results[f"playground/{statistic}/{variant}"]["by_window"]
+            ax.plot(range(1, WINDOWS + 1), values, marker="o", markersize=3, label=label)
+        ax.set(title=title, xlabel="window", ylim=(0, None))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("difference, gray levels")
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--clips", type=Path, help="folder of other clips")
+    parser.add_argument("--plot", type=Path, help="picture of the playground's differences")
     args = parser.parse_args()
     pipe = load_pipeline(args.model, args.device.type)
     plan = WindowPlan.of(pipe)
@@ -93,6 +112,8 @@ def main() -> None:
                 table.append((key, *(f"{means[w, index]:.2f}" for w in (0, 4, 9)), f"{ratio:.2f}"))
     print_table(("levels of 0 to 255", "window 1", "window 5", "window 10", "last / first"), table)
     write_json(args, results)
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from rvedit.editing.batch import BatchConfig
     from rvedit.editing.config import EditConfig, Progress
-    from rvedit.editing.regions import StoredMasks
-    from rvedit.editing.time_range import FrameRange
-    from rvedit.io.video import VideoInfo, VideoReader
+    from rvedit.io.video import VideoInfo
 
 NANO_NOTE = (
     "note: the default model, nano, was trained on simple drawings only: for real footage choose other "
@@ -34,17 +32,18 @@ _sampling = partial(console.option, console.SAMPLING)
 _memory = partial(console.option, console.MEMORY)
 _batch = partial(console.option, "Batch (instead of INPUT and INSTRUCTION)")
 _MASK_HELP = (
-    "Video or image that is white where the edit may change something. Once for all instructions, or once "
-    "for each, in their order."
+    "Video or image of the clip's size that is white where the edit may change something. Give it once, or "
+    "once for each instruction, in their order."
 )
 _REGION_HELP = (
-    'Region that the edit may change: words, such as "the dog", or a box as LEFT,TOP,WIDTH,HEIGHT, such as '
-    "10%,20%,40%,50% or in pixels. Once, or once for each instruction."
+    'Region that the edit may change: words, such as "the dog", or a box as LEFT,TOP,WIDTH,HEIGHT, each in '
+    "percent of the frame or in pixels, such as 10%,20%,40%,50%. Give it as --mask."
 )
 _SEGMENTER_HELP = (
-    "With --region WORDS: models that find the words. Default: Grounding DINO and SAM 2.1, both Apache-2.0."
+    "With --region WORDS: the model that finds the objects, or two as DETECTOR+TRACKER. Default: Grounding "
+    "DINO and SAM 2.1, both Apache-2.0."
 )
-_FROM_HELP = "Edit from this moment: seconds, such as 3.5 or 0:03.5, or a frame, such as 75f."
+_FROM_HELP = "Edit from this moment on: seconds, such as 3.5 or 0:03.5, or a frame, such as 75f."
 _MODELS, _DETAIL, _OFFLOAD = "nano|DIR|HUB_ID|lucy|vace|ditto", "auto|off|0-1", "auto|none|model|group"
 _FAST = "first-block|magcache|taylorseer"
 _Input = typer.Argument(metavar="INPUT", help="Video, image, or folder of frames.")
@@ -87,16 +86,21 @@ def edit(
     detail: Annotated[str, _model(_DETAIL_HELP, metavar=_DETAIL)] = "auto",
     description: Annotated[
         list[str] | None,
-        _model("With vace: description of the edited video, used instead of INSTRUCTION; one for each."),
+        _model(
+            "With vace: description of the edited video, instead of INSTRUCTION. One for each instruction."
+        ),
     ] = None,
     mask: Annotated[list[Path] | None, _where(_MASK_HELP)] = None,
     region: Annotated[list[str] | None, _where(_REGION_HELP, metavar="WORDS|BOX")] = None,
     segmenter: Annotated[str | None, _where(_SEGMENTER_HELP, metavar="HUB_ID|DIR")] = None,
     grow: Annotated[int, _where("Number of pixels that the mask is grown by to all sides.", min=0)] = 0,
     invert_mask: Annotated[bool, _where("Change what is outside the mask instead.", "--invert-mask")] = False,
-    save_mask: Annotated[Path | None, _where("Also write the mask, as a video or image.")] = None,
+    save_mask: Annotated[
+        Path | None,
+        _where("Also write the mask, as grown and inverted, as a video or, for a still mask, an image."),
+    ] = None,
     start: Annotated[str | None, _where(_FROM_HELP, "--from", metavar="TIME")] = None,
-    stop: Annotated[str | None, _where("Edit until this moment.", "--to", metavar="TIME")] = None,
+    stop: Annotated[str | None, _where("Edit until just before this moment.", "--to", metavar="TIME")] = None,
     fade: Annotated[
         float, _where("With --from or --to: seconds over which the edit fades in and out.", min=0)
     ] = 0.0,
@@ -140,14 +144,27 @@ def edit(
     from rvedit.editing.batch import BatchConfig, read_shard
     from rvedit.editing.config import EditConfig
     from rvedit.editing.contact_sheet import check_contact_sheet
-    from rvedit.editing.edit_file import checked_instructions, comparison_output, default_output, edit_file
-    from rvedit.editing.regions import check_mask, read_regions
+    from rvedit.editing.edit_file import (
+        check_distinct,
+        checked_instructions,
+        comparison_output,
+        default_output,
+        edit_file,
+    )
+    from rvedit.editing.regions import read_regions
     from rvedit.editing.time_range import frame_range
-    from rvedit.io.video import VideoReader, VideoWriter, frame_times
+    from rvedit.io.video import VideoReader, VideoWriter, frame_times, probe
+    from rvedit_cli.masks import check_masks, check_saved_mask, find_masks
 
     config = EditConfig(steps, guidance, seed, preserve, _parse_detail(detail))
-    if not (mask or region) and (grow or invert_mask or save_mask or segmenter):
-        raise UserError("--grow, --invert-mask, --save-mask and --segmenter: need --mask or --region")
+    needs_mask = {
+        "--grow": grow,
+        "--invert-mask": invert_mask,
+        "--save-mask": save_mask,
+        "--segmenter": segmenter,
+    }
+    if not (mask or region) and (given := [flag for flag, value in needs_mask.items() if value]):
+        raise UserError(f"{given[0]}: needs --mask or --region")
     model_name = model or "nano"
     placement: dict[str, Any] = {"offload": offload, "quantization": quantization, "vae_tiling": vae_tiling}
 
@@ -171,14 +188,18 @@ def edit(
             raise UserError("--plan and --card: cannot be combined with --batch: give a single clip")
         if not out_dir:
             raise UserError("--batch: give the output folder with --out-dir")
-        if start or stop or fade or contact_sheet or save_mask:
+        if start is not None or stop is not None or fade or contact_sheet or save_mask:
             raise UserError("--batch: leave out --from, --to, --fade, --contact-sheet and --save-mask")
         place = read_regions(mask or [], region or [], 1)[0]
-        if isinstance(place, str):
+        if isinstance(place, str) or segmenter:
             raise UserError(f"--region {place}: with --batch give a box, such as 10%,20%,40%,50%, or --mask")
+        if isinstance(place, Path):
+            probe(place)
         if place is not None:
             config = replace(config, mask=place, grow=grow, invert_mask=invert_mask)
         if description:
+            if len(description) > 1:
+                raise UserError("--description: with --batch give it once: items may have their own")
             config = replace(config, description=description[0])
         _check_settings(model, config, is_batch=True)
         loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
@@ -192,48 +213,57 @@ def edit(
     if source is None or not instructions:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     options = {"steps": steps, "guidance": guidance, "reconstruct": config.needs_reconstruction, **placement}
-    if plan or card:
-        from rvedit_cli.plan import print_edit_plan
-
-        print_edit_plan(source, model_name, device, dtype, options, card, as_json)
-        return
     # Files are checked before torch is imported, settings before a model is loaded.
     prompts = checked_instructions(instructions)
     places = read_regions(mask or [], region or [], len(prompts))
     if description and len(description) != len(prompts):
-        raise UserError(f"--description: given {len(description)} times for {len(prompts)} instructions")
+        raise UserError(
+            f"--description: given {len(description)} times: give one for each of {len(prompts)} instructions"
+        )
     if save_mask and len(set(places)) > 1:
-        raise UserError("--save-mask: give one --mask or --region")
+        raise UserError("--save-mask: needs one --mask or --region for all instructions")
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
+        part = None
+        if start is not None or stop is not None or fade:
+            part = frame_range(*frame_times(reader.info), start, stop, fade)
+        num_frames = part.stop - part.first if part else reader.info.num_frames
+        if plan or card:
+            from rvedit_cli.plan import print_edit_plan
+
+            if len(prompts) > 1:
+                raise UserError("--plan and --card: give one instruction: each of several takes as long")
+            info = replace(reader.info, num_frames=num_frames)
+            print_edit_plan(info, model_name, device, dtype, options, card, as_json)
+            return
         output = output or default_output(source)
-        for path in (output, comparison_output(output)) if compare else (output,):
+        comparison = comparison_output(output) if compare else None
+        files = {
+            "`output`": output,
+            "`compare`": comparison,
+            "`contact_sheet`": contact_sheet,
+            "`save_mask`": save_mask,
+        }
+        check_distinct(files, {"the input": source, **{f"`mask` {path}": path for path in mask or []}})
+        for path in (output, comparison) if comparison else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         if contact_sheet:
             check_contact_sheet(contact_sheet, reader.info, overwrite)
-        for place in places:
-            check_mask(place, reader.info)
-        part = None
-        if start or stop or fade:
-            part = frame_range(*frame_times(reader.info), start, stop, fade)
         configs = [config] * len(prompts)
         if description:
             configs = [replace(config, description=text) for text in description]
         _check_settings(model, configs[0])
-        found = _find_regions(places, reader, part, segmenter, device)
-        for number, place in enumerate(places):
-            if place is not None:
-                configs[number] = replace(
-                    configs[number], mask=found.get(place, place), grow=grow, invert_mask=invert_mask
-                )
+        check_masks(places, reader.info, grow, invert_mask)
         if save_mask:
-            from rvedit.editing.mask import write_mask
-
-            write_mask(save_mask, reader, configs[0], part, overwrite)
+            check_saved_mask(save_mask, places[0], reader.info, overwrite)
+        masks = find_masks(places, reader, part, segmenter, device)
+        configs = [
+            config if found is None else replace(config, mask=found, grow=grow, invert_mask=invert_mask)
+            for config, found in zip(configs, masks, strict=True)
+        ]
         with _suggestions_if_out_of_memory(reader.info, model_name, device, dtype, options):
             pipe = load()
             from rvedit.editing.long_video import count_windows
 
-            num_frames = part.stop - part.first if part else reader.info.num_frames
             windows = count_windows(pipe, num_frames, float(reader.info.frame_rate))
             with console.progress_bar("editing", total=windows * len(prompts)) as show:
                 finished = [0.0] * len(prompts)  # windows of each instruction
@@ -257,47 +287,29 @@ def edit(
                     overwrite=overwrite,
                     on_progress=on_progress,
                 )
+        if save_mask:
+            from rvedit.editing.mask import write_mask
+
+            write_mask(save_mask, reader, configs[0], part, overwrite)
     size = f"{report.width}x{report.height}"
     text = f"{report.output}: {report.num_frames} frames, {size}, {report.seconds:.1f} s"
     if part:
-        text += f"\nonly frames {part.first}f to {part.stop - 1}f were edited"
+        text += f"\nedited: frames {part.first}f to {part.stop - 1}f"
     if report.comparison:
         text += f"\n{report.comparison}: source and edit side by side"
     if contact_sheet:
         text += f"\n{contact_sheet}: source and edit at several moments"
     if save_mask:
         text += f"\n{save_mask}: the mask"
-    result = {**asdict(report), "mask": save_mask, "seconds": round(report.seconds, 3), "model": model_name}
+    result = {
+        **asdict(report),
+        "seconds": round(report.seconds, 3),
+        "model": model_name,
+        "instructions": prompts,
+        "edited_frames": [part.first, part.stop] if part else [0, report.num_frames],
+        "mask": save_mask,
+    }
     console.print_result(as_json, result, text)
-
-
-def _find_regions(
-    places: Sequence[Any],
-    reader: VideoReader,
-    part: FrameRange | None,
-    segmenter: str | None,
-    device: str | None,
-) -> dict[Any, StoredMasks]:
-    """Return the masks of those places that are words, found one after another."""
-    words = list(dict.fromkeys(place for place in places if isinstance(place, str)))
-    if not words:
-        if segmenter:
-            raise UserError('--segmenter: needs --region with words, such as "the dog"')
-        return {}
-    from rvedit.editing.regions import find_region
-    from rvedit.editing.segmenters import DEFAULT_SEGMENTER, check_segmenter, load_segmenter
-
-    check_segmenter(segmenter or DEFAULT_SEGMENTER)
-    console.quiet_libraries()
-    model = load_segmenter(segmenter or DEFAULT_SEGMENTER, device)
-    total = part.stop - part.first if part else reader.info.num_frames
-    found = {}
-    with console.progress_bar(*(f"finding {text}" for text in words), total=total) as show:
-        for text in words:
-            frames = (timed.frame for timed in reader)
-            report = partial(show, name=f"finding {text}")
-            found[text] = find_region(frames, text, model, part, report)
-    return found
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,11 +11,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from rvedit.io.records import ClipShape
-from rvedit.io.video import probe
 from rvedit_cli import console
 from rvedit_cli.main import with_flags
 
 if TYPE_CHECKING:
+    from rvedit.io.video import VideoInfo
     from rvedit.training.plan import TrainingPlan
 
 CARD_RATE = 1e14
@@ -24,7 +23,7 @@ CARD_RATE = 1e14
 
 
 def print_edit_plan(
-    source: Path,
+    info: VideoInfo,
     model: str,
     device: str | None,
     dtype: str | None,
@@ -32,7 +31,7 @@ def print_edit_plan(
     card: float | None,
     as_json: bool,
 ) -> None:
-    """Plan an edit of `source`, and print its memory and time on `device`, or as one JSON object.
+    """Plan an edit of a clip, and print its memory and time on `device`, or as one JSON object.
 
     With `card`, the GB of a GPU's memory, print the time on such a GPU and the options that fit it.
     """
@@ -40,7 +39,6 @@ def print_edit_plan(
     from rvedit.pipelines.loading import DTYPES, pick_device, pick_dtype
     from rvedit.pipelines.memory import choose_offload, free_bytes
 
-    info = probe(source)
     place = pick_device(device)
     # With --card the dtype is the default of a GPU, even if this machine has none.
     torch_dtype = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)

@@ -114,6 +114,9 @@ def as_files(folder: Path, mask: np.ndarray) -> dict[str, object]:
         "booleans": mask,
         "levels": pixels,
         "floats": mask.astype(np.float32),
+        "zeros and ones": mask.astype(np.uint8),
+        "integers": mask.astype(np.int64) * 255,
+        "box in words": "0%,0%,50%,100%",
         "picture": Image.fromarray(pixels),
         "clip": np.repeat(mask[None], 6, 0),
         "list": [mask] * 6,
@@ -183,6 +186,19 @@ def test_no_pixel_of_the_mask_is_lost_at_the_models_size(size):
     assert cells.nonzero().tolist() == [[2, 1, 0]]
     frames[0, 0, 31] = True
     assert latent_mask(frames, 2, 2).nonzero().tolist() == [[0, 0, 1], [2, 1, 0]]
+
+
+def test_masks_that_are_filled_anew_are_read_anew(tiny_pipeline):
+    """One array, changed in place by a generator."""
+    clip, masks = random_clip(6, 40, 56), [half(40, 56), ~half(40, 56)] * 3
+
+    def reused():
+        buffer = np.zeros((40, 56), bool)
+        for mask in masks:
+            buffer[:] = mask
+            yield buffer
+
+    assert np.array_equal(masked_edit(tiny_pipeline, clip, reused()), masked_edit(tiny_pipeline, clip, masks))
 
 
 def test_settings_of_a_mask_need_one():

@@ -63,15 +63,32 @@ def test_words_are_no_box(text):
     assert Box.parse(text) is None
 
 
-@pytest.mark.parametrize("text", ["10,20,30", "10%,20%,30%,40%,50%", "10,20,thirty,40", "10"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10,20,30",
+        "10%,20%,30%,40%,50%",
+        "10,20,thirty,40",
+        "10",
+        "10 20 30 40",
+        "10;20;30;40",
+        "10px,20px,3px,4px",
+    ],
+)
 def test_numbers_that_are_no_box_are_refused(text):
     with pytest.raises(UserError, match="give a box as left,top,width,height"):
         Box.parse(text)
 
 
-@pytest.mark.parametrize("text", ["-1,0,10,10", "0,0,0,10", "60%,0,50%,10%", "0,95,10,10", "300,300,5,5"])
+@pytest.mark.parametrize("text", ["-1,0,10,10", "60%,0,50%,10%", "0,95,10,10", "300,300,5,5"])
 def test_a_box_outside_the_frame_is_refused(text):
     with pytest.raises(UserError, match=f"`region` {text}: is not inside the frame of 200x100 pixels"):
+        Box.parse(text).mask(100, 200)
+
+
+@pytest.mark.parametrize("text", ["0,0,0,10", "0.1,0.2,0.3,0.4", "0%,0%,0.01%,50%"])
+def test_a_box_smaller_than_a_pixel_is_refused(text):
+    with pytest.raises(UserError, match=f"`region` {text}: is empty in the frame of 200x100 pixels"):
         Box.parse(text).mask(100, 200)
 
 
@@ -105,7 +122,9 @@ def test_regions_belong_to_instructions_in_order(tmp_path):
     assert read_regions([], ["1,2,3,4"], 2) == [box, box]
     assert read_regions([], ["1,2,3,4", " the dog "], 2) == [box, "the dog"]
     assert read_regions([tmp_path], [], 1) == [tmp_path]
-    with pytest.raises(UserError, match="`region`: given 2 times for 3 instructions"):
+    with pytest.raises(
+        UserError, match="given 2 times, but there are 3 instructions: give it once, or 3 times"
+    ):
         read_regions([], ["a", "b"], 3)
     with pytest.raises(UserError, match="give one of them"):
         read_regions([tmp_path], ["a"], 1)
@@ -114,10 +133,14 @@ def test_regions_belong_to_instructions_in_order(tmp_path):
 
 
 def test_an_instruction_without_quotes_is_noticed():
-    assert checked_instructions([" make it red ", "sepia"]) == ["make it red", "sepia"]
+    assert checked_instructions([" make it red ", "make it sepia"]) == ["make it red", "make it sepia"]
     assert checked_instructions(["sepia"]) == ["sepia"]
-    with pytest.raises(UserError, match='in quotes: "make it red"'):
+    with pytest.raises(UserError, match="make: is one word: put each instruction in quotes"):
         checked_instructions(["make", "it", "red"])
+    with pytest.raises(UserError, match="with: is one word"):
+        checked_instructions(["the dog", "with", "a corgi"])
+    with pytest.raises(UserError, match=r"out\.mp4: is a file, not an instruction"):
+        checked_instructions(["make it red", "out.mp4"])
 
 
 def test_instructions_edit_one_after_another_each_in_its_region(tmp_path, monkeypatch, tiny_pipeline):
@@ -203,33 +226,52 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path):
     write_clip(tmp_path / "clip.mp4", random_clip(6, 48, 64), 10)
     write_clip(tmp_path / "short.mkv", random_clip(4, 48, 64), 10)
     Image.new("L", (64, 40)).save(tmp_path / "small.png")
-    before = sorted(tmp_path.iterdir())
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "black.png")
+    Image.fromarray(np.full((48, 64, 4), (255, 255, 255, 0), np.uint8)).save(tmp_path / "alpha.png")
+    Image.fromarray(np.full((48, 64), 255, np.uint8)).save(tmp_path / "white.png")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    white = ["--mask", "white.png"]
     for options, said in [
         (["--mask", "small.png"], "--mask small.png: is 64x40 pixels, the clip 64x48"),
         (["--mask", "short.mkv"], "--mask short.mkv: has 4 frames, the clip 6"),
-        (["--mask", "nowhere.png"], "nowhere.png: no such file"),
+        (["--mask", "nowhere.png"], "--mask nowhere.png: no such file"),
+        (["--mask", "black.png"], "--mask black.png: allows no change in any frame"),
+        ([*white, "--invert-mask"], "--mask white.png: allows no change in any frame"),
+        (["--mask", "alpha.png"], "--mask alpha.png: is partly transparent"),
         (["--mask", "small.png", "--region", "the dog"], "--mask and --region: give one of them"),
         (["--region", "60%,0,50%,50%"], "--region 60%,0,50%,50%: is not inside the frame of 64x48 pixels"),
         (["--region", "1,2,3"], "--region 1,2,3: give a box as left,top,width,height"),
-        (["--region", "1,2,3,4", "--region", "the dog"], "--region: given 2 times for 1 instructions"),
+        (
+            ["--region", "1,2,3,4", "--region", "the dog"],
+            "--region: given 2 times, but there is 1 instruction",
+        ),
         (["--region", "the dog", "--segmenter", "nowhere/at-all"], "--segmenter nowhere/at-all"),
+        (["--region", "the dog", "--save-mask", "short.mkv"], "--save-mask short.mkv: exists"),
+        (["--region", "the dog", "--save-mask", "mask.png"], "--save-mask mask.png: holds one frame"),
         (["--region", "1,1,9,9", "--segmenter", "a"], "--segmenter: needs --region with words"),
-        (["--grow", 3], "need --mask or --region"),
+        (["--grow", 3], "--grow: needs --mask or --region"),
         (["--from", "0.4", "--to", "0.2"], "--from 0.4 and --to 0.2: no frame is between them"),
-        (["--from", "1:00"], "--from 1:00: the clip ends at 0.6 s, after frame 5f"),
+        (["--from", "1:00"], "--from 1:00: the clip's 6 frames, 0f to 5f, end at 0.6 s"),
+        (["--from", ""], "--from : give seconds"),
         (["--to", "soon"], "--to soon: give seconds"),
         (["--fade", 1], "--fade: needs --from or --to"),
         (["--contact-sheet", "sheet.mp4"], "--contact-sheet sheet.mp4: give a picture's name"),
         (["--contact-sheet", "small.png"], "small.png: exists"),
-        (["--region", "1,1,9,9", "--save-mask", "small.png"], "small.png: exists"),
-        (["and", "so", "on"], None),
+        ([*white, "--save-mask", "small.png"], "--save-mask small.png: exists"),
+        (
+            [*white, "--save-mask", "white.png", "--overwrite"],
+            "is given by --save-mask and by --mask white.png",
+        ),
+        ([*white, "-o", "white.png", "--overwrite"], "is given by --output and by --mask white.png"),
+        (["-o", "a.png", "--contact-sheet", "./a.png"], "a.png: is given by --contact-sheet and by --output"),
+        (["out.mp4"], "out.mp4: is a file, not an instruction"),
+        ([*white, "--save-mask", "m.png", "--device", "cuda:7"], "cuda:7"),
     ]:
-        instruction = "make" if said is None else "make it red"
-        result = rvedit("edit", "clip.mp4", instruction, *options, cwd=tmp_path, check=2)
+        result = rvedit("edit", "clip.mp4", "make it red", *options, cwd=tmp_path, check=2)
         lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
         assert len(lines) == 1, lines
-        assert (said or 'put the instruction in quotes: "make and so on"') in lines[0]
-        assert sorted(tmp_path.iterdir()) == before
+        assert said in lines[0]
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, options
 
 
 def test_batches_take_a_box(tmp_path, tiny_pipeline):

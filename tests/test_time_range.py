@@ -74,10 +74,12 @@ def test_frames_of_a_clip_of_varying_rate():
         ("1", "0.5", "`start` 1 and `stop` 0.5: no frame is between them"),
         ("1", "1", "`start` 1 and `stop` 1: no frame"),
         ("7f", "7f", "no frame is between them"),
-        ("2", None, "`start` 2: the clip ends at 2 s, after frame 19f"),
-        ("20f", None, "`start` 20f: the clip ends"),
-        (None, "0:03", "`stop` 0:03: the clip ends at 2 s"),
-        ("1", "21f", "`stop` 21f: the clip ends"),
+        ("2", None, "`start` 2: the clip's 20 frames, 0f to 19f, end at 2 s"),
+        ("20f", None, "`start` 20f: the clip's 20 frames"),
+        (None, "0:03", "`stop` 0:03: the clip's 20 frames, 0f to 19f, end at 2 s"),
+        ("1", "21f", "`stop` 21f: the clip's 20 frames"),
+        (None, "0", "the clip's start and `stop` 0: no frame is between them"),
+        ("", "1", "`start` : give seconds"),
     ],
 )
 def test_ranges_that_are_no_ranges(start, stop, said):
@@ -99,6 +101,8 @@ def test_fades_are_inside_the_range_and_not_at_the_clips_ends():
         frame_range(EVEN, Fraction(2), None, None, fade=1)
     with pytest.raises(UserError, match="`fade` -1"):
         frame_range(EVEN, Fraction(2), "1", None, fade=-1)
+    with pytest.raises(UserError, match=r"`fade` 0\.6: the range of 1 s is too short for 2 of it"):
+        frame_range(EVEN, Fraction(2), "0.5", "1.5", fade=0.6)
 
 
 @given(st.data())
@@ -107,7 +111,7 @@ def test_only_the_range_is_edited(data):
     times = [Fraction(n, 10) for n in range(count)]
     first = data.draw(st.integers(0, count - 1))
     stop = data.draw(st.integers(first + 1, count))
-    fade = data.draw(st.sampled_from([0, 0.25]))
+    fade = data.draw(st.sampled_from([0, 0.25])) if stop - first >= 5 else 0
     clip = [np.full((1, 1, 3), n, np.uint8) for n in range(count)]
     part = frame_range(times, Fraction(count, 10), f"{first}f", f"{stop}f", fade)
 

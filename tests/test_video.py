@@ -299,6 +299,18 @@ def test_frames_before_zero_are_not_lost(tmp_path):
     assert after[5][0] - before[5][0] == pytest.approx(0.3, abs=2e-3)
 
 
+def test_flat_frames_of_a_gif_come_back(tmp_path):
+    """Each frame has its own palette, so that equal indices may be different colors."""
+    clip = np.zeros((5, 48, 64, 3), np.uint8)
+    clip[1:3, 10:20, 20:30] = 255
+    clip[4] = 90
+    write_clip(tmp_path / "a.gif", clip, 10)
+    with VideoReader(tmp_path / "a.gif") as reader:
+        frames = np.stack([timed.frame for timed in reader])
+    assert frames.shape == clip.shape
+    assert np.abs(frames.astype(int) - clip).max() < 8
+
+
 def test_gif_times_and_colors(tmp_path):
     source = make_clip(
         tmp_path / "a.mkv", times=[200 + t for t in VFR if t != 501], time_base=Fraction(1, 1000)

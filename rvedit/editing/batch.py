@@ -98,6 +98,8 @@ def edit_batch(
     number of finished items, the total, and the next item's id. Raises UserError if the folder's edits were
     made with other settings.
     """
+    if batch.together > 1 and config.mask is not None:
+        raise UserError("`together`: edits with a mask are made one by one: leave it out")
     prepare_folder(batch.out)
     settings = {"model": batch.model, **asdict(config), **batch.loading}
     settings["mask"] = str(config.mask) if config.mask else None
@@ -113,8 +115,6 @@ def edit_batch(
     pipe = load() if pending else None
     if pipe is not None and batch.together > 1 and type(pipe).__name__ != "RVEDiTPipeline":
         raise UserError("`together`: is for RVEDiT models only: leave it out")
-    if batch.together > 1 and config.mask is not None:
-        raise UserError("`together`: edits with a mask are made one by one: leave it out")
     # An interrupted run must not leave old edits that look like new ones. With other settings than before,
     # the edits of all shards are old.
     is_changed = batch.overwrite and _recorded_settings(batch.out, settings) != settings
@@ -186,7 +186,7 @@ def _recorded_settings(folder: Path, default: dict[str, Any]) -> dict[str, Any]:
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raise UserError if a folder's edits were made with other settings."""
-    recorded = _recorded_settings(folder, settings)
+    recorded = {**asdict(EditConfig()), **_recorded_settings(folder, settings)}  # of older versions: defaults
     for name, value in settings.items():
         if recorded.get(name) != value:
             raise UserError(

@@ -26,7 +26,8 @@ class EditConfig:
     """Description of the edited clip, for models that read it instead of an instruction."""
     mask: Any = None
     """Where the edit may change the video, which is white: a clip or image file, an array (h, w) or
-    (t, h, w), masks (h, w) one by one, or a `regions.Box`. None: everywhere."""
+    (t, h, w), masks (h, w) one by one, or a box such as "10%,20%,40%,50%". None: everywhere. Booleans; 0 and
+    1; levels, of which 128 and more are white; or floats, of which 0.5 and more are."""
     grow: int = 0
     """Number of pixels that the mask is grown by, at the source's size."""
     invert_mask: bool = False
@@ -43,7 +44,7 @@ class EditConfig:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}: give at least 1")
         if self.guidance_scale is not None and not self.guidance_scale >= 0:  # nor NaN
             raise ValueError(f"guidance_scale is {self.guidance_scale}: give 0 or more; 1 turns guidance off")
-        if self.grow < 0:
+        if not isinstance(self.grow, int) or self.grow < 0:
             raise ValueError(f"grow is {self.grow}: give a number of pixels, or 0")
         if self.mask is None and (self.grow or self.invert_mask):
             raise ValueError("grow and invert_mask: need a mask")

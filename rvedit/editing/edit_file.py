@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -126,7 +126,7 @@ def write_edit(
     comparison = comparison_output(output) if compare else None
     originals = iter(reader) if compare else reader.pick(moments if contact_sheet else ())
     pairs: list[tuple[float, Frame, Frame]] = []
-    num_frames = 0
+    num_frames = first_pts = 0
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(output, like=info, overwrite=overwrite))
         side_writer = None
@@ -135,6 +135,7 @@ def write_edit(
             stack.enter_context(side_writer)
         for edited in edit(source):
             times = source.times.popleft()
+            first_pts = first_pts if num_frames else times[0]
             writer.write(edited, *times)
             is_shown = contact_sheet is not None and num_frames in moments
             if side_writer or is_shown:
@@ -142,10 +143,10 @@ def write_edit(
                 if side_writer:
                     side_writer.write(side_by_side(original, edited), *times)
                 if is_shown:
-                    pairs.append((float(times[0] * info.time_base), original, edited))
+                    pairs.append((float((times[0] - first_pts) * info.time_base), original, edited))
             num_frames += 1
-        if contact_sheet:
-            write_contact_sheet(contact_sheet, info, pairs, overwrite)
+    if contact_sheet:
+        write_contact_sheet(contact_sheet, info, pairs, overwrite)
     seconds = time.perf_counter() - started
     return EditReport(output, comparison, contact_sheet, num_frames, info.width, info.height, seconds)
 
@@ -176,9 +177,28 @@ def checked_instruction(instruction: str) -> str:
 def checked_instructions(instructions: Sequence[str]) -> list[str]:
     """Return instructions without surrounding whitespace.
 
-    Raises UserError for an empty one, and for several of one word: an instruction without quotes.
+    Raises UserError for an empty one, and for words that are no instruction: file names, and single words
+    among several, which come from an instruction without quotes.
     """
     checked = [checked_instruction(instruction) for instruction in instructions]
-    if len(checked) > 1 and not any(" " in instruction for instruction in checked):
-        raise UserError(f'put the instruction in quotes: "{" ".join(checked)}"')
+    for text in checked:
+        if Path(text).suffix.lower() in (*OUTPUT_SUFFIXES, *IMAGE_SUFFIXES) or (
+            len(text) < 256 and Path(text).is_file()
+        ):
+            raise UserError(
+                f"{text}: is a file, not an instruction: give one clip, and the output with `output`"
+            )
+        if len(checked) > 1 and " " not in text:
+            raise UserError(f'{text}: is one word: put each instruction in quotes, such as "make it {text}"')
     return checked
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Raise UserError if a file would be written twice, or over an input; names by parameter."""
+    seen = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if (other := seen.get(path.resolve())) is not None:
+            raise UserError(f"{path}: is given by {name} and by {other}: choose different files")
+        seen[path.resolve()] = name

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from rvedit.editing.config import EditConfig
@@ -45,7 +46,6 @@ def with_masks(
     A mask of one frame counts for all frames. Raises UserError for a mask of another size or length.
     """
     stream = iter(masks)
-    given: Any = None
     mask: Mask | None = None
     num_frames = num_masks = 0
     for frame in frames:
@@ -54,9 +54,8 @@ def with_masks(
         num_masks += following is not None
         if following is None and num_masks != 1:
             raise UserError(f"`mask` has {num_masks} frames, the video more: give one for each, or a still")
-        if following is not None and following is not given:
-            given = following
-            mask = _prepared(given, frame.shape[0], frame.shape[1], config)
+        if following is not None:
+            mask = _prepared(following, frame.shape[0], frame.shape[1], config)
         assert mask is not None
         yield frame, mask
     if num_frames and next(stream, None) is not None:
@@ -66,9 +65,14 @@ def with_masks(
 def _prepared(given: Any, height: int, width: int, config: EditConfig) -> Mask:
     """Return a frame of a mask as booleans, inverted and grown."""
     pixels = given.mask(height, width) if isinstance(given, Box) else np.asarray(given)
-    if pixels.dtype != np.bool_:  # white is 255, or 1 in floats
-        pixels = pixels >= (128 if pixels.dtype == np.uint8 else 0.5)
-    mask = pixels.any(axis=-1) if pixels.ndim == 3 else pixels
+    if pixels.ndim == 3:
+        pixels = pixels.max(axis=-1)
+    elif pixels.ndim != 2:
+        raise UserError(f"`mask` has a frame of shape {pixels.shape}: give masks (h, w)")
+    mask = pixels
+    if mask.dtype != np.bool_:
+        is_binary = np.issubdtype(mask.dtype, np.floating) or mask.max() <= 1
+        mask = mask >= (0.5 if is_binary else 128)
     if mask.shape != (height, width):
         sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, the video {width}x{height}"
         raise UserError(f"`mask` is {sizes}: give a mask of the video's size")
@@ -89,6 +93,7 @@ def keep_last(function: Callable[[Mask], Result]) -> Callable[[Mask], Result]:
 
 def grow(mask: Mask, pixels: int) -> Mask:
     """Return a mask grown by a number of pixels to all sides, also diagonally."""
+    pixels = min(pixels, max(mask.shape))
     if not pixels:
         return mask
     grown = torch.from_numpy(mask)[None].float()
@@ -141,6 +146,36 @@ def hold_source(
     return on_step_end
 
 
+def check_mask(config: EditConfig, info: VideoInfo) -> None:
+    """Raise UserError if a mask file or a box does not fit a clip, or allows no change anywhere."""
+    if isinstance(config.mask, Path):
+        _check_file(config.mask, info)
+    blank = np.broadcast_to(np.uint8(0), (info.height, info.width, 3))
+    frames = repeat(blank, info.num_frames)
+    if not any(mask.any() for _, mask in with_masks(frames, as_masks(config.mask), config)):
+        raise UserError(f"`mask` {config.mask}: allows no change in any frame: white is what may change")
+
+
+def _check_file(path: Path, info: VideoInfo) -> None:
+    try:
+        own = probe(path)
+    except UserError as error:
+        raise UserError(f"`mask` {error}") from None
+    if (own.width, own.height) != (info.width, info.height):
+        raise UserError(
+            f"`mask` {path}: is {own.width}x{own.height} pixels, the clip {info.width}x{info.height}: give a "
+            "mask of the clip's size"
+        )
+    if own.num_frames not in (1, info.num_frames):
+        raise UserError(
+            f"`mask` {path}: has {own.num_frames} frames, the clip {info.num_frames}: give as many, or one"
+        )
+    if own.kind == "image":
+        with Image.open(path) as image:
+            if "A" in image.getbands() and np.asarray(image.getchannel("A")).min() < 255:
+                raise UserError(f"`mask` {path}: is partly transparent: give a picture in black and white")
+
+
 def write_mask(
     path: Path,
     reader: VideoReader,
@@ -170,7 +205,10 @@ def mask_writer(path: Path, info: VideoInfo, config: EditConfig, overwrite: bool
     is_still = isinstance(mask, Box) or (isinstance(mask, Path) and probe(mask).num_frames == 1)
     is_picture = is_still and path.suffix.lower() in PICTURE_SUFFIXES
     like = replace(info, has_audio=False, num_frames=1 if is_picture else info.num_frames)
-    return VideoWriter(path, like=like, overwrite=overwrite)
+    try:
+        return VideoWriter(path, like=like, overwrite=overwrite)
+    except UserError as error:
+        raise UserError(f"`save_mask` {error}") from None
 
 
 def _as_picture(mask: Mask) -> Frames:

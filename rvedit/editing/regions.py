@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rvedit.editing.time_range import FrameRange, Slice
 from rvedit.io.errors import UserError
-from rvedit.io.video import FileFrames, VideoInfo, probe
+from rvedit.io.video import FileFrames
 from rvedit.io.video.clip import Frames
 
 
@@ -36,7 +36,7 @@ class Box:
         """
         parts = [part.strip() for part in text.split(",")]
         matches = [re.fullmatch(r"(-?\d+(?:\.\d*)?|-?\.\d+)(%?)", part) for part in parts]
-        if not any(matches):
+        if not any(matches) and re.search(r"[^\d\s.,;:x%*/-]", text.replace("px", "")):
             return None
         if len(parts) != 4 or not all(matches):
             raise UserError(
@@ -54,10 +54,12 @@ class Box:
             for side, is_fraction, scale in zip(self.sides, self.is_fraction, scales, strict=True)
         )
         edges = [round(edge) for edge in (left, top, left + columns, top + rows)]
-        is_inside = 0 <= edges[0] < edges[2] <= width and 0 <= edges[1] < edges[3] <= height
-        if not is_inside:
+        is_empty = edges[0] >= edges[2] or edges[1] >= edges[3]
+        is_inside = 0 <= edges[0] <= edges[2] <= width and 0 <= edges[1] <= edges[3] <= height
+        if is_empty or not is_inside:
+            fault = "is empty in" if is_empty else "is not inside"
             raise UserError(
-                f"`region` {self.text}: is not inside the frame of {width}x{height} pixels: give "
+                f"`region` {self.text}: {fault} the frame of {width}x{height} pixels: give "
                 "left,top,width,height, such as 10%,20%,40%,50%"
             )
         mask = np.zeros((height, width), bool)
@@ -100,8 +102,12 @@ class StoredMasks:
 
 def as_masks(mask: Any) -> Iterable[Any]:
     """Return the frames of a mask in any form that `EditConfig.mask` may have; a still has one."""
-    if isinstance(mask, str | Path):
-        return FileFrames(Path(mask))
+    if isinstance(mask, str):
+        mask = Box.parse(mask) or Path(mask)
+    if isinstance(mask, Path):
+        return FileFrames(mask)
+    if isinstance(mask, Iterator):
+        return map(np.array, mask)  # copies, as it may fill one array again and again
     is_still = isinstance(mask, Box) or not isinstance(mask, Iterable) or getattr(mask, "ndim", 3) == 2
     return [mask] if is_still else mask
 
@@ -116,7 +122,11 @@ def read_regions(masks: Sequence[Path], regions: Sequence[str], count: int) -> l
     name = "mask" if masks else "region"
     places: list[Path | Box | str | None] = [*masks, *map(_read_region, regions)]
     if len(places) not in (0, 1, count):
-        raise UserError(f"`{name}`: given {len(places)} times for {count} instructions: give 1 or {count}")
+        given, wanted = (f"{n} time{'s' * (n > 1)}" for n in (len(places), count))
+        raise UserError(
+            f"`{name}`: given {given}, but there {'are' if count > 1 else 'is'} {count} "
+            f"instruction{'s' * (count > 1)}: give it once{f', or {wanted}' * (count > 1)}"
+        )
     return places if len(places) == count else (places or [None]) * count
 
 
@@ -124,24 +134,6 @@ def _read_region(text: str) -> Box | str:
     if not text.strip():
         raise UserError('`region` is empty: give words, such as "the dog", or a box, such as 10%,20%,40%,50%')
     return Box.parse(text) or text.strip()
-
-
-def check_mask(mask: Any, info: VideoInfo) -> None:
-    """Raise UserError if a mask file or a box does not fit a clip, before anything is computed."""
-    if isinstance(mask, Box):
-        mask.mask(info.height, info.width)
-    if not isinstance(mask, Path):
-        return
-    own = probe(mask)
-    if (own.width, own.height) != (info.width, info.height):
-        raise UserError(
-            f"`mask` {mask}: is {own.width}x{own.height} pixels, the clip {info.width}x{info.height}: give a "
-            "mask of the clip's size"
-        )
-    if own.num_frames not in (1, info.num_frames):
-        raise UserError(
-            f"`mask` {mask}: has {own.num_frames} frames, the clip {info.num_frames}: give one for each"
-        )
 
 
 def find_region(
@@ -154,18 +146,21 @@ def find_region(
     """Return a mask for each frame of a clip: True where it shows what the words name.
 
     Args:
-        video: a path, or frames (h, w, 3).
+        video: a path, or frames (h, w, 3) uint8.
         words: such as "the dog".
-        segmenter: a model of `rvedit.editing.segmenters.load_segmenter`; by default its default model.
+        segmenter: a name for `rvedit.editing.segmenters.load_segmenter`, or what it returns; by default its
+            default model.
         part: the frames to search; the masks of others are False.
         on_progress: called with the number of frames searched.
 
     Raises UserError if nothing is found in any frame.
     """
-    if segmenter is None:
-        from rvedit.editing.segmenters import load_segmenter
+    if not isinstance(_read_region(words), str):
+        raise UserError(f"`words` {words}: is a box: give it as the mask itself")
+    if segmenter is None or isinstance(segmenter, str):
+        from rvedit.editing.segmenters import DEFAULT_SEGMENTER, load_segmenter
 
-        segmenter = load_segmenter()
+        segmenter = load_segmenter(segmenter or DEFAULT_SEGMENTER)
     frames: Iterable[Frames] = FileFrames(video) if isinstance(video, str | Path) else video
     if part is not None:
         frames = Slice(frames, part.first, part.stop)

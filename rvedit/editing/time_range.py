@@ -62,18 +62,28 @@ def frame_range(
         raise UserError(f"`fade` {fade}: give seconds, 0 or more")
     if fade and start is None and stop is None:
         raise UserError("`fade`: needs `start` or `stop`")
-    moments = {name: Moment.parse(name, text) for name, text in (("start", start), ("stop", stop)) if text}
+    texts = {"start": start, "stop": stop}
+    moments = {name: Moment.parse(name, text) for name, text in texts.items() if text is not None}
     for name, moment in moments.items():
-        length = len(times) if moment.is_frame else end
-        if moment.value > length or (name == "start" and moment.value == length):
+        last = len(times) if moment.is_frame else end
+        if moment.value > last or (name == "start" and moment.value == last):
             raise UserError(
-                f"`{name}` {moment.text}: the clip ends at {float(end):.6g} s, after frame {len(times) - 1}f"
+                f"`{name}` {moment.text}: the clip's {len(times)} frames, 0f to {len(times) - 1}f, end at "
+                f"{float(end):.6g} s: give an earlier moment, or leave it out"
             )
     ends = [*times[1:], end]
-    first = _first_shown(moments["start"], ends) if start else 0
-    stop_frame = _num_begun(moments["stop"], times) if stop else len(times)
+    first = _first_shown(moments["start"], ends) if "start" in moments else 0
+    stop_frame = _num_begun(moments["stop"], times) if "stop" in moments else len(times)
     if first >= stop_frame:
-        raise UserError(f"`start` {start} and `stop` {stop}: no frame is between them: give a later `stop`")
+        begin = "the clip's start" if start is None else f"`start` {start}"
+        raise UserError(f"{begin} and `stop` {stop}: no frame is between them: give a later `stop`")
+    num_fades = (first > 0) + (stop_frame < len(times))
+    length = ends[stop_frame - 1] - times[first]
+    if fade * num_fades > length:
+        raise UserError(
+            f"`fade` {fade:g}: the range of {float(length):.6g} s is too short for {num_fades} of it: give "
+            "fewer seconds"
+        )
     weights = []
     for shown, gone in zip(times[first:stop_frame], ends[first:stop_frame], strict=True):
         middle = (shown + gone) / 2

@@ -85,7 +85,8 @@ class ContainerSink:
             # the default of 40 frames takes 0.7 GB at 4K.
             "libx264": {"crf": quality, "preset": preset, "bf": "0", "rc-lookahead": "8"},
             "libvpx-vp9": {"crf": quality, "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
-            "gif": {},
+            # Each frame has its own palette: pixels whose index stays the same may have changed.
+            "gif": {"gifflags": "0"},
         }
         self._like = like
         self._is_gif = codec == "gif"
