@@ -1,4 +1,4 @@
-"""Style edits with known targets, on real clips at full size, with and without detail transfer.
+"""Color styles with known targets, on real clips at full size, with and without detail transfer.
 
     python benchmarks/footage.py FOLDER --out benchmarks/results/footage.json --sheet sheet.png
 
@@ -24,7 +24,7 @@ from rvedit.evaluation.measures import flicker, psnr, ssim
 from rvedit.io.video import VideoReader
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.playground import grammar
-from rvedit.playground.world import stylize
+from rvedit.playground.styles import PHOTOMETRIC, stylize
 
 VARIANTS = {"plain": EditConfig(detail=0), "detail": EditConfig()}
 SHOWN = ("psnr", "ssim", "flicker", "worst_flicker", "seconds_a_frame")
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--frames", type=int, default=17, help="frames per clip")
-    parser.add_argument("--styles", nargs="+", choices=grammar.STYLES, default=list(grammar.STYLES))
+    parser.add_argument("--styles", nargs="+", choices=grammar.STYLES, default=list(PHOTOMETRIC))
     parser.add_argument("--sheet", type=Path, help="image of all edits")
     args = parser.parse_args()
     editor = load_pipeline(args.model, args.device.type)
@@ -75,9 +75,9 @@ def main() -> None:
                 images.append(edit[-1])
             shown.append(np.concatenate([*images, target[-1]], axis=1))
     table = {f"{style}/{variant}": summarize(r) for (style, variant), r in rows.items()}
-    # Pixel art has its own texture, which the source's detail would spoil, so it is not in the mean.
-    colors = [style for style in args.styles if style != "pixel art"]
-    for variant in VARIANTS:
+    # Other styles have their own texture, which the source's detail would spoil, so they are not in the mean.
+    colors = [style for style in args.styles if style in PHOTOMETRIC]
+    for variant in VARIANTS if colors else ():
         table[f"mean of color styles/{variant}"] = summarize([r for s in colors for r in rows[s, variant]])
     cells = [(name, *(f"{row[key]:.3f}" for key in SHOWN)) for name, row in table.items()]
     print_table((f"{len(paths)} clips", *SHOWN), cells)

@@ -50,12 +50,12 @@ def summarize(rows):
     }
 
 
-def held_out(count: int, num_frames: int, size: int, split: Split = "test"):
+def held_out(count: int, num_frames: int, size: int, split: Split = "test", realism: float = 0.0):
     """Yield (triplet, source, target, mask of the changed region), with equally many clips per category."""
     remaining = defaultdict(lambda: -(-count // (2 if split == "test_pair" else 4)))
     index = 0
     for _ in tqdm(range(count), desc=split):
-        while not remaining[(triplet := sample_triplet(SEED, index, split)).category]:
+        while not remaining[(triplet := sample_triplet(SEED, index, split, realism=realism)).category]:
             index += 1
         index += 1
         remaining[triplet.category] -= 1
@@ -64,15 +64,16 @@ def held_out(count: int, num_frames: int, size: int, split: Split = "test"):
         yield triplet, source, target, mask | (triplet.category.value == "style")
 
 
-def evaluate(editor, split: Split, count: int, size: int, num_frames: int, settings: EditConfig):
+def evaluate(editor, split: Split, args, settings: EditConfig):
     vae, device = editor.vae, editor.device
     rows, shown = defaultdict(list), defaultdict(list)
-    for triplet, source, target, mask in held_out(count, num_frames, size, split):
+    clips = (args.count, args.num_frames, args.size, split, args.realism)
+    for triplet, source, target, mask in held_out(*clips):
         category = triplet.category.value
         output = edit_clip(editor, source, triplet.instruction, settings)
         with torch.no_grad():
             latents = encode(vae, to_model_range(target)[None].to(device))
-            ceiling = to_frames(decode(vae, latents)[0])[:num_frames]
+            ceiling = to_frames(decode(vae, latents)[0])[: args.num_frames]
         for name, clip in (("edit", output), ("copy the source", source), ("VAE ceiling", ceiling)):
             rows[name, category].append(measure(source, clip, target, mask))
         if len(shown[category]) < 8:
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["test"])
     parser.add_argument("--num-frames", type=int, default=9)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--realism", type=float, default=0.0, help="0: flat drawings; 1: like photographs")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet", type=Path, help="image of source, first and last edited frame, target")
@@ -95,7 +97,7 @@ def main() -> None:
     settings = EditConfig(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=0)
     results = {}
     for split in args.splits:
-        rows, shown = evaluate(editor, split, args.count, args.size, args.num_frames, settings)
+        rows, shown = evaluate(editor, split, args, settings)
         table = {f"{name}/{category}": summarize(r) for (name, category), r in sorted(rows.items())}
         for name in ("edit", "copy the source", "VAE ceiling"):
             groups = [v for k, v in table.items() if k.startswith(name + "/")]

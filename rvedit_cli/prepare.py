@@ -41,13 +41,14 @@ def playground(
     num_frames: Annotated[int, _clips("Frames of each clip.")] = 33,
     height: Annotated[int, _clips("Height of the clips in pixels.")] = 128,
     width: Annotated[int, _clips("Width of the clips in pixels.")] = 128,
+    realism: Annotated[float, _clips("0: flat drawings. 1: textures, light and camera as in footage.")] = 0.0,
     workers: _Workers = None,
     as_json: _Json = False,
 ) -> None:
-    """Render playground triplets. The playground is a procedural world of simple drawings."""
+    """Render playground triplets. The playground is a procedural world with exact edits."""
     from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 
-    config = PlaygroundConfig(count, seed, split, num_frames, height, width)  # type: ignore[arg-type]
+    config = PlaygroundConfig(count, seed, split, num_frames, height, width, realism)  # type: ignore[arg-type]
     with console.progress_bar("rendering", total=count) as show:
         for done in prepare_playground(config, out, workers):
             show(done)

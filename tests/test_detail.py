@@ -275,7 +275,7 @@ def test_frames_at_full_size_are_not_held(tiny_pipeline):
 @pytest.mark.slow
 def test_nano_gives_back_a_picture_as_sharp_as_it_was():
     """The embedded model, a picture eight times its size: SSIM to the exact target of a style."""
-    from rvedit.playground.world import stylize
+    from rvedit.playground.styles import stylize
 
     pipeline = load_pipeline("nano")
     clip = footage(2, (512, 640))

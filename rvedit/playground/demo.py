@@ -1,4 +1,8 @@
-"""Render the README's demo clip, with sound: `python -m rvedit.playground.demo assets/park.mp4`."""
+"""Render the pictures of the documentation.
+
+`python -m rvedit.playground.demo assets/park.mp4` writes the README's clip, with sound, and `python -m
+rvedit.playground.demo assets/playground.jpg` a sheet of frames.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-from rvedit.playground.world import FRAME_RATE, Scene, Thing, render
+from rvedit.playground.scene import Scene, Thing
+from rvedit.playground.world import FRAME_RATE, render, sample_triplet
 
 PARK = Scene(
     background="meadow",
@@ -21,6 +27,8 @@ PARK = Scene(
 NUM_FRAMES = 33
 SIZE = 512
 SAMPLE_RATE = 44_100
+SHOWN = (7, 25, 46, 52, 43)
+SHEET_SIZE = 192
 
 
 def melody(seconds: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -49,5 +57,16 @@ def write_demo(path: Path) -> None:
         container.mux(audio.encode(None))
 
 
+def write_sheet(path: Path) -> None:
+    """Write frames of the triplets of `SHOWN`; each row has another realism: 0, 0.5 and 1."""
+    rows = []
+    for realism in (0.0, 0.5, 1.0):
+        scenes = (sample_triplet(3, index, realism=realism).source for index in SHOWN)
+        frames = [render(scene, 1, SHEET_SIZE, SHEET_SIZE)[0] for scene in scenes]
+        rows.append(np.concatenate(frames, axis=1))
+    Image.fromarray(np.concatenate(rows)).save(path, quality=82)
+
+
 if __name__ == "__main__":
-    write_demo(Path(sys.argv[1]))
+    output = Path(sys.argv[1])
+    (write_demo if output.suffix == ".mp4" else write_sheet)(output)

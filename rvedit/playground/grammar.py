@@ -187,7 +187,33 @@ STYLES: dict[str, tuple[str, ...]] = {
     "sunset": ("sunset", "golden hour"),
     "inverted": ("inverted", "negative"),
     "pixel art": ("pixel art", "8-bit"),
+    "warm": ("warm", "warm-toned", "warmer"),
+    "cold": ("cold", "cool", "colder"),
+    "vintage": ("vintage", "retro"),
+    "faded": ("faded", "washed-out"),
+    "high contrast": ("high contrast", "contrasty", "punchy"),
+    "brighter": ("brighter", "lighter"),
+    "darker": ("darker", "dimmer"),
+    "more colorful": ("more colorful", "more saturated", "more vivid"),
+    "less colorful": ("less colorful", "less saturated", "less vivid"),
+    "posterized": ("posterized", "flat-colored"),
+    "pencil sketch": ("pencil sketch", "pencil drawing"),
+    "blurred": ("blurred", "blurry", "out-of-focus"),
+    "foggy": ("foggy", "misty", "hazy"),
+    "snowy": ("snowy", "wintry"),
+    "rainy": ("rainy", "drizzly"),
 }
+CLASSIC_STYLES = ("black and white", "sepia", "night", "sunset", "inverted", "pixel art")
+"""Styles of triplets at realism 0."""
+
+COMPARATIVES = frozenset(
+    name
+    for names in STYLES.values()
+    for name in names
+    if name.startswith(("more ", "less "))
+    or name in ("warmer", "colder", "brighter", "lighter", "darker", "dimmer")
+)
+"""Names of styles that need the phrasings of `comparative` instead of `style`."""
 
 # {old}: thing in the source; {new}: thing in the target, with its article; {a_style}: {style} with article.
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -218,6 +244,13 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "place {new} in the {place} corner",
         "insert {new} at the {place}",
         "let {new} appear in the {place}",
+    ),
+    "comparative": (
+        "make it {style}",
+        "give the video {a_style} look",
+        "make the video {style}",
+        "make the whole clip {style}",
+        "turn this into {a_style} clip",
     ),
     "style": (
         "make it {style}",

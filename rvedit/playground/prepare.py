@@ -25,12 +25,15 @@ class PlaygroundConfig:
     num_frames: int = 33
     height: int = 128
     width: int = 128
+    realism: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("`split`", self.split, SPLITS)
         for name in ("count", "num_frames", "height", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` {getattr(self, name)}: give at least 1")
+        if not 0 <= self.realism <= 1:
+            raise UserError(f"`realism` {self.realism}: give a number from 0 to 1")
 
 
 def prepare_playground(config: PlaygroundConfig, folder: Path, workers: int | None = None) -> Iterator[int]:
@@ -51,7 +54,7 @@ def prepare_playground(config: PlaygroundConfig, folder: Path, workers: int | No
 
 def _write_triplet(config: PlaygroundConfig, folder: Path, index: int) -> tuple[int, Triplet]:
     """Write both clips of a triplet; return its index and manifest row, with paths relative to `folder`."""
-    triplet = sample_triplet(config.seed, index, config.split)
+    triplet = sample_triplet(config.seed, index, config.split, realism=config.realism)
     paths = {}
     for name, scene in (("source", triplet.source), ("target", triplet.target)):
         relative = Path(name) / f"{triplet.id}.mp4"

@@ -8,67 +8,26 @@ index).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from rvedit.io.errors import UserError
 from rvedit.io.records import Category
 from rvedit.io.video.clip import Frames
 from rvedit.playground import grammar
+from rvedit.playground.drawing import draw_frame
 from rvedit.playground.grammar import Noun, Operation
+from rvedit.playground.realism import draw_realistic_frame
+from rvedit.playground.scene import Scene, Thing
+from rvedit.playground.styles import stylize
 
 Split = Literal["train", "test", "test_phrasing", "test_pair"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-SUPERSAMPLING = 2
 FRAME_RATE = 12
-
-
-@dataclass(frozen=True)
-class Thing:
-    """A thing in a scene; positions and sizes are fractions of the frame, speeds fractions per frame."""
-
-    noun: str
-    color: str | None = None
-    x: float = 0.5
-    y: float = 0.5
-    radius: float = 0.22
-    drift: float = 0.0
-    bob: float = 0.0
-    phase: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """Name in captions and instructions: `dog` or `red car`."""
-        return f"{self.color} {self.noun}" if self.color else self.noun
-
-    @property
-    def rgb(self) -> grammar.RGB:
-        """Color of the body."""
-        return grammar.COLORS[self.color] if self.color else grammar.THINGS[self.noun][0]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Parameters of a clip."""
-
-    background: str
-    horizon: float
-    pan: float
-    hills_phase: float
-    things: tuple[Thing, ...] = ()
-    style: str | None = None
-
-    @property
-    def caption(self) -> str:
-        """Caption of the clip, the ℓ* of the reference branch."""
-        names = [grammar.with_article(thing.name) for thing in self.things]
-        subject = "nothing" if not names else " and ".join(names)
-        return f"{subject}, {self.background} in the background" + (f", {self.style}" if self.style else "")
 
 
 @dataclass(frozen=True)
@@ -93,6 +52,7 @@ def sample_triplet(
     split: Split = "train",
     operations: Mapping[Operation, float] | None = None,
     new_things: Mapping[Noun, float] | None = None,
+    realism: float = 0.0,
 ) -> PlaygroundTriplet:
     """Return triplet `index` of a split; equal arguments give equal triplets.
 
@@ -100,7 +60,12 @@ def sample_triplet(
     pair of noun and color in the target). `operations` are sampling weights of the operations; without them
     categories are equally likely, and three changes in five are swaps. `new_things` are sampling weights of
     the things that swaps and additions insert, 1 by default.
+
+    `realism` is 0 for flat drawings, up to 1 for pictures with the statistics of photographs. Above 0, styles
+    are all of `grammar.STYLES` instead of `grammar.CLASSIC_STYLES`; scenes and other edits stay the same.
     """
+    if not 0 <= realism <= 1:
+        raise UserError(f"realism is {realism}: give a number from 0 to 1")
     if split not in SPLITS:
         raise UserError(f"split is {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -109,8 +74,17 @@ def sample_triplet(
     source = _sample_scene(rng, max_things=3 if operation != "add" else 2)
     category, edit = _OPERATIONS[operation]
     target, values = edit(rng, source, _NewThings(pairs_held_out, new_things or {}))
-    phrasings = grammar.PHRASINGS[operation]
-    template = phrasings[-1] if split == "test_phrasing" else str(rng.choice(phrasings[:-1]))
+    number = -1 if split == "test_phrasing" else int(rng.integers(len(grammar.PHRASINGS[operation]) - 1))
+    template = grammar.PHRASINGS[operation][number]
+    if realism:
+        # Its own generator, so that all other draws are those at realism 0.
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
+        look = int(rng.integers(2**32))
+        if operation == "style":
+            target, values = _apply_style(rng, source, list(grammar.STYLES))
+            if values["style"] in grammar.COMPARATIVES:
+                template = grammar.PHRASINGS["comparative"][number]
+        source, target = (replace(scene, realism=realism, look=look) for scene in (source, target))
     return PlaygroundTriplet(
         id=f"{split}_{seed}_{index:06d}",
         source=source,
@@ -122,57 +96,15 @@ def sample_triplet(
 
 def render(scene: Scene, num_frames: int, height: int, width: int, first_frame: int = 0) -> Frames:
     """Return the frames of a scene: uint8, shape (num_frames, height, width, 3)."""
-    h, w = height * SUPERSAMPLING, width * SUPERSAMPLING
-    backdrop = _sky(scene, h, w)
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
-    for i in range(num_frames):
-        canvas = backdrop.copy()
-        draw = ImageDraw.Draw(canvas)
-        _draw_landscape(draw, scene, first_frame + i, h, w)
-        for thing in scene.things:
-            _draw_thing(draw, thing, first_frame + i, h, w)
-        frames[i] = np.asarray(canvas.reduce(SUPERSAMPLING))
-    return stylize(frames, scene.style) if scene.style else frames
+    draw = draw_realistic_frame if scene.realism else draw_frame
+    frames = np.stack([draw(scene, first_frame + i, height, width) for i in range(num_frames)])
+    return stylize(frames, scene.style, first_frame) if scene.style else frames
 
 
 def edit_mask(source: Frames, target: Frames, threshold: int = 8) -> NDArray[np.bool_]:
     """Return where two clips differ by more than `threshold` gray levels: shape (t, h, w)."""
     difference = np.abs(source.astype(np.int16) - target.astype(np.int16)).max(axis=-1)
     return np.asarray(difference > threshold)
-
-
-def stylize(frames: Frames, style: str) -> Frames:
-    """Apply one of `grammar.STYLES` to a clip."""
-    x = frames.astype(np.float32)
-    luma = x @ np.array([0.299, 0.587, 0.114], np.float32)
-    if style == "black and white":
-        x = np.repeat(luma[..., None], 3, axis=-1)
-    elif style == "sepia":
-        x = luma[..., None] * np.array([1.05, 0.85, 0.6], np.float32) + np.array([20, 8, 0], np.float32)
-    elif style == "night":
-        x = x * np.array([0.22, 0.28, 0.5], np.float32) + np.array([4, 8, 28], np.float32)
-    elif style == "sunset":
-        x = x * np.array([0.85, 0.55, 0.35], np.float32) + np.array([60, 18, 10], np.float32)
-    elif style == "inverted":
-        x = 255 - x
-    elif style == "pixel art":
-        x = _pixelate(x)
-    else:
-        raise UserError(f"style is {style!r}: choose one of {', '.join(grammar.STYLES)}")
-    return np.clip(x + 0.5, 0, 255).astype(np.uint8)
-
-
-def _pixelate(x: NDArray[np.float32], blocks: int = 16, step: int = 64) -> NDArray[np.float32]:
-    """Average over about `blocks` square blocks along the short side; round colors to multiples of `step`."""
-    height, width = x.shape[1:3]
-    block = max(1, min(height, width) // blocks)
-    rows, columns = (np.arange(n) // block for n in (height, width))
-    coarse = np.add.reduceat(
-        np.add.reduceat(x, np.arange(0, height, block), 1), np.arange(0, width, block), 2
-    )
-    area = np.outer(np.bincount(rows), np.bincount(columns))[None, :, :, None]
-    quantized = np.round(coarse / area / step) * step
-    return np.asarray(quantized[:, rows][:, :, columns], np.float32)
 
 
 # --- sampling -------------------------------------------------------------------------------------------
@@ -302,7 +234,13 @@ def _add(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tup
 
 
 def _style(rng: np.random.Generator, source: Scene, new_things: _NewThings) -> tuple[Scene, dict[str, str]]:
-    style = str(rng.choice(list(grammar.STYLES)))
+    return _apply_style(rng, source, grammar.CLASSIC_STYLES)
+
+
+def _apply_style(
+    rng: np.random.Generator, source: Scene, styles: Sequence[str]
+) -> tuple[Scene, dict[str, str]]:
+    style = str(rng.choice(styles))
     name = str(rng.choice(grammar.STYLES[style]))
     return replace(source, style=style), {"style": name, "a_style": grammar.with_article(name)}
 
@@ -314,42 +252,3 @@ _OPERATIONS = {
     "add": (Category.ADD, _add),
     "style": (Category.STYLE, _style),
 }
-
-
-# --- drawing ----------------------------------------------------------------------------------------------
-
-
-def _sky(scene: Scene, height: int, width: int) -> Image.Image:
-    top, bottom, _, _ = (np.array(c, np.float32) for c in grammar.BACKGROUNDS[scene.background])
-    depth = np.minimum(np.linspace(0, 1 / scene.horizon, height, dtype=np.float32), 1)[:, None]
-    column = top + (bottom - top) * depth
-    pixels = np.broadcast_to(column[:, None], (height, width, 3))
-    return Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
-
-
-def _draw_landscape(draw: ImageDraw.ImageDraw, scene: Scene, frame: int, height: int, width: int) -> None:
-    _, _, hills, ground = grammar.BACKGROUNDS[scene.background]
-    x = np.linspace(0, 1, 17)
-    shift = scene.hills_phase + 2 * math.pi * scene.pan * frame
-    ridge = scene.horizon - 0.07 - 0.05 * np.sin(2 * math.pi * 1.5 * x + shift)
-    outline = [(float(a * width), float(b * height)) for a, b in zip(x, ridge, strict=True)]
-    draw.polygon([*outline, (width, height), (0, height)], fill=hills)
-    draw.rectangle((0, scene.horizon * height, width, height), fill=ground)
-
-
-def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, frame: int, height: int, width: int) -> None:
-    # The drift is a triangle wave, which keeps things in the frame of a long clip.
-    travel = thing.drift * frame
-    swing = 0.12 * (2 / math.pi) * math.asin(math.sin(travel / 0.12 * math.pi / 2))
-    center = np.array([thing.x + swing, thing.y + thing.bob * math.sin(thing.phase + 0.5 * frame)])
-    scale = thing.radius * min(height, width)
-    mirror = -1.0 if thing.drift < 0 else 1.0
-    body = np.array(thing.rgb, np.float32)
-    paints = {"body": body, "dark": body * 0.62, "light": body * 0.45 + 255 * 0.55}
-    for kind, paint, coordinates in grammar.DRAWINGS[thing.noun]:
-        fill = tuple(int(c) for c in paints[paint]) if paint in paints else grammar.PAINTS[paint]
-        points = np.array(coordinates).reshape(-1, 2) * [mirror, 1.0] * scale + center * [width, height]
-        if kind == "ellipse":
-            draw.ellipse((*points.min(axis=0), *points.max(axis=0)), fill=fill)
-        else:
-            draw.polygon([(float(a), float(b)) for a, b in points], fill=fill)

@@ -27,6 +27,7 @@ from rvedit.io.records import ClipShape, Triplet
 from rvedit.models.edit_tokens import MLLMFrameProcessor
 from rvedit.models.text_tokens import pad_text_states
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import BucketSchedule, is_still
 from rvedit.training.recipe import DataRecipe, Recipe
@@ -113,19 +114,27 @@ class _Samples(Dataset[Sample]):
         return [(to_model_range(clip), None, self.frame_processor(clip)) for clip in clips]
 
 
+def sample_realism(data: DataRecipe, number: int) -> tuple[float, np.random.Generator]:
+    """Return the realism of a playground sample, and the generator of its noise and compression."""
+    rng = np.random.default_rng([data.seed, number, 4])
+    return rng.uniform(0, data.realism), rng
+
+
 class PlaygroundSamples(_Samples):
     """Triplets of the playground, rendered on access."""
 
     def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
         """See `_Samples`."""
         data = self.data
+        realism, degradation = sample_realism(data, number)
         triplet = sample_triplet(
-            data.seed, number % data.count, operations=data.operations, new_things=data.new_things
+            data.seed, number % data.count, "train", data.operations, data.new_things, realism
         )
         start = int(rng.integers(24))
         scenes = (triplet.source, triplet.target)
         shape = self.shape(number)
-        clips = [render(s, shape.num_frames, shape.height, shape.width, start) for s in scenes]
+        source, target = (render(s, shape.num_frames, shape.height, shape.width, start) for s in scenes)
+        clips = (degrade(source, degradation, data.degrade), target)
         return self.as_pixels(clips), triplet.instruction, triplet.target_caption
 
 

@@ -177,7 +177,7 @@ def _initial_pipeline(recipe: Recipe) -> RVEDiTPipeline:
             torch.manual_seed(recipe.seed)
             pipeline = with_vae(pipeline, vae)
     elif vae is not None and spec.from_scratch:
-        texts = corpus(recipe.data.seed)
+        texts = corpus(recipe.data.seed, recipe.data.realism)
         pipeline = build_from_scratch(spec, texts, vae, model.routing_depth, recipe.flow.shift, recipe.seed)
     elif spec.from_scratch:
         raise UserError("model.vae_from is not set: set it to a VAE's run folder, or set model.init_from")
@@ -226,7 +226,7 @@ def _use_plain_attention(pipeline: RVEDiTPipeline) -> None:
 
 
 @cache
-def corpus(seed: int) -> list[str]:
+def corpus(seed: int, realism: float) -> list[str]:
     """Return instructions and captions of the playground, to train the tokenizer on."""
-    triplets = [sample_triplet(seed, index) for index in range(CORPUS_TRIPLETS)]
+    triplets = [sample_triplet(seed, index, realism=realism) for index in range(CORPUS_TRIPLETS)]
     return [text for t in triplets for text in (t.instruction, t.target_caption)] + ["system\nedit", "user\n"]

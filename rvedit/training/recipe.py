@@ -106,6 +106,15 @@ class DataRecipe(_Section):
     new_things: dict[Noun, PositiveFloat] = Field(
         {}, description="weights of the objects that the playground's edits add, as {corgi: 8}; others: 1"
     )
+    realism: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="highest realism of playground clips; each sample's is drawn uniformly from 0 to this",
+    )
+    degrade: float = Field(
+        0.0, ge=0, le=1, description="highest strength of noise and compression of playground sources"
+    )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that have only first frames")
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels; null: none")
     instruction_dropout: float = Field(

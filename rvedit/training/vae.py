@@ -21,10 +21,11 @@ from rvedit.io.video import temporary_sibling
 from rvedit.models.causal_convolution import start_as_image_autoencoder, use_single_frame_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import find_checkpoint
+from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import is_still
 from rvedit.training.costs import VAECosts
-from rvedit.training.data import build_dataloader
+from rvedit.training.data import build_dataloader, sample_realism
 from rvedit.training.distributed import Processes
 from rvedit.training.loop import freeze
 from rvedit.training.recipe import DataRecipe, Recipe
@@ -59,10 +60,14 @@ class ClipCrops(Dataset[tuple[int, Tensor]]):
         data = self.recipe
         still = is_still(data, index // self.batch_size)
         rng = np.random.default_rng([data.seed, index])
-        triplet = sample_triplet(data.seed, index % data.count)
-        scene = triplet.target if rng.random() < 0.6 else triplet.source
+        realism, degradation = sample_realism(data, index)
+        triplet = sample_triplet(data.seed, index % data.count, realism=realism)
+        is_target = rng.random() < 0.6
+        scene = triplet.target if is_target else triplet.source
         count = 1 if still else data.num_frames
         frames = render(scene, count, data.height, data.width, first_frame=int(rng.integers(24)))
+        if not is_target:
+            frames = degrade(frames, degradation, data.degrade)
         if data.crop:
             top, left = (int(rng.integers(n - data.crop + 1)) for n in (data.height, data.width))
             frames = frames[:, top : top + data.crop, left : left + data.crop]

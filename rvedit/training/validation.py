@@ -34,7 +34,7 @@ def validation_clips(recipe: Recipe) -> list[ValidationClip]:
     shape = data.shapes[0]
     size = (shape.num_frames, shape.height, shape.width)
     if data.source == "playground":
-        triplets = [sample_triplet(data.seed, index, "test") for index in range(count)]
+        triplets = [sample_triplet(data.seed, index, "test", realism=data.realism) for index in range(count)]
         return [
             ValidationClip(render(t.source, *size), render(t.target, *size), t.instruction, FRAME_RATE)
             for t in triplets
