@@ -52,6 +52,22 @@ def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("option", ["alignment.log_ratio_every=1", "alignment.ratio=0.1"])
+def test_two_processes_have_the_gradient_ratio_of_one(recipe_of, tmp_path, strategy, option):
+    """Over the whole batch, which two processes compute in two minibatches each."""
+    options = ("batch_size=4", "steps=2", option, "optimizer.learning_rate=1e-4")
+    path, recipe = recipe_of("one", *options)
+    one = list(train(recipe, tmp_path, "cpu"))
+    done = launch(path, tmp_path, 2, *SMALL, *options, "name=two", f"parallel={strategy}", "accumulation=2")
+    assert done.returncode == 0, done.stderr
+    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    for key in {"loss", "grad_norm", "grad_ratio_align", "align_weight"} & one[0].keys():
+        np.testing.assert_allclose([s[key] for s in two], [s[key] for s in one], rtol=1e-3, err_msg=key)
+    assert {"grad_ratio_align"} <= one[0].keys()
+
+
+@pytest.mark.slow
 def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, tmp_path):
     """A step reads the one or the other, as of Kiwi-Edit's connector: the rest must not be waited for."""
     start = make_pipeline(tiny_tokenizer)

@@ -26,7 +26,7 @@ from rvedit.training.recipe import Recipe, load_recipe
 from rvedit_cli.plan import print_plan
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NOT_FOR_TRAINING = {"data.yaml", "nano_scale.yaml", "table1.yaml"}
+NOT_FOR_TRAINING = {"data.yaml", "nano_arms.yaml", "nano_scale.yaml", "table1.yaml"}
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml") if path.name not in NOT_FOR_TRAINING)
 OVERLAY = RECIPES / "nano_scale.yaml"
 
@@ -50,6 +50,13 @@ def test_adapters_are_those_of_the_paper() -> None:
     groups = {group.name: group for group in EditorCosts(paper()).groups}
     assert groups["MLLM LoRA weights"].trained == pytest.approx(0.12e9, rel=0.01)  # rank 64 (section 5)
     assert groups["MLLM LoRA weights"].frozen == groups["MLLM language tower"].trained == 0
+
+
+def test_appendix_d1_freezes_the_adapters() -> None:
+    groups = {g.name: g for g in EditorCosts(load_recipe(RECIPES / "paper_letter_d1.yaml")).groups}
+    trained = {name for name, group in groups.items() if group.trained}
+    assert trained == {"transformer", "connector and queries"}
+    assert groups["MLLM language tower"].frozen > 3e9
 
 
 def test_recipe_chooses_what_is_trained() -> None:
@@ -286,6 +293,19 @@ def test_every_recipe_is_planned(name: str, overlays: list[Path]) -> None:
     if plan.preset == "nano":
         assert plan.memory.fits
     json.dumps(plan.as_json())
+
+
+def test_a_constant_ratio_costs_passes_and_a_gradient() -> None:
+    fixed, kept = (
+        plan_training(paper("alignment.weight=null", "alignment.ratio=0.1") if ratio else paper(), 8)
+        for ratio in (False, True)
+    )
+    again = kept.compute.per_clip.pop("editing branch to the traced block")
+    assert again == 4 * kept.compute.per_clip["reference branch, expected"]
+    assert kept.compute.per_clip["transformer, backward"] == fixed.compute.per_clip["transformer, backward"]
+    assert kept.compute.per_clip["MLLM, roughly"] > 1.5 * fixed.compute.per_clip["MLLM, roughly"]
+    added = kept.memory.total - fixed.memory.total
+    assert added == kept.memory.parts["gradient of alignment"] == kept.memory.parts["gradients"]
 
 
 def test_alignment_and_cache_show_in_the_flops() -> None:

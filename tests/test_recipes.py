@@ -15,7 +15,7 @@ from rvedit.training.tasks import TASKS, task_class
 FOLDER = Path(__file__).parent.parent / "recipes"
 OVERLAY = FOLDER / "nano_scale.yaml"
 # data.yaml is a mix of data sets, for `rvedit prepare mix`; table1.yaml lists editors.
-NO_TRAINING = (OVERLAY, FOLDER / "data.yaml", FOLDER / "table1.yaml")
+NO_TRAINING = (OVERLAY, FOLDER / "nano_arms.yaml", FOLDER / "data.yaml", FOLDER / "table1.yaml")
 RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path not in NO_TRAINING)
 PAPER = [path for path in RECIPES if load_recipe(path).paper]
 
@@ -47,7 +47,7 @@ def test_presets_and_tasks_are_registered(tmp_path, monkeypatch):
         PRESETS, "half", replace(nano, name="half", transformer={**nano.transformer, "num_layers": 4})
     )
     (tmp_path / "a.yaml").write_text("model: {preset: half, routing_depth: 4}\ntask: nothing\n")
-    with pytest.raises(UserError, match=r"task is 'nothing': .*choose one of editor, vae"):
+    with pytest.raises(UserError, match=r"task is 'nothing': .*choose one of editor, distill, vae"):
         load_recipe(tmp_path / "a.yaml")
     monkeypatch.setitem(TASKS, "nothing", "collections:Counter")
     assert load_recipe(tmp_path / "a.yaml").model.preset == "half"
@@ -64,6 +64,24 @@ def test_recipes_of_version_0_1_are_read(tmp_path):
     written = recipe.model_dump(mode="json")
     assert Recipe.model_validate(written) == recipe
     assert "kl_weight" not in written
+
+
+def test_the_letter_of_appendix_d1():
+    recipe, base = (load_recipe(FOLDER / f"{name}.yaml") for name in ("paper_letter_d1", "base"))
+    assert recipe.alignment == base.alignment.model_copy(update={"weight": 0.1})
+    assert (recipe.model.routing_depth, recipe.flow.shift) == (17, 1.0)
+    assert (recipe.data, recipe.optimizer, recipe.steps) == (base.data, base.optimizer, base.steps)
+    assert recipe.paper is None, "the paper's tables have no such row"
+
+
+def test_the_arms_train_slowly_and_long(tmp_path):
+    warnings.simplefilter("ignore", UserWarning)
+    ratio = ("alignment.weight=null", "alignment.ratio=0.1")
+    for settings in ((), ratio):
+        arm = load_recipe(FOLDER / "rvedit.yaml", [FOLDER / "nano_arms.yaml"], settings)
+        assert (arm.model.preset, arm.model.routing_depth, arm.steps) == ("nano", 4, 1500)
+        assert (arm.optimizer.name, arm.optimizer.learning_rate) == ("adamw", 1e-4)
+        assert arm.alignment.ratio == (0.1 if settings else None)
 
 
 def test_every_row_of_the_papers_tables_has_a_recipe():

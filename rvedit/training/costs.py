@@ -187,19 +187,25 @@ class EditorCosts:
 
     def _flops(self, clip: ClipShape) -> dict[str, float]:
         shape, tokens = self.shape_of(clip), self.tokens_of(clip)
-        aligned = self.recipe.alignment.weight > 0
+        aligned = self.recipe.alignment.enabled
         depths = range(1, shape.blocks + 1) if aligned else ()
         step = step_flops(shape, depths, self.recipe.model.gradient_checkpointing)
-        language, branches = self.mllm.config.text_config, 1 + aligned
-        towers = (branches + self._language_backward()) * stack_flops(
+        again = self.recipe.alignment.ratio is not None  # each loss has passes of its own
+        if again:
+            passes = 3 + self.recipe.model.gradient_checkpointing
+            step["editing branch to the traced block"] = passes * step["reference branch, expected"]
+        language, branches = self.mllm.config.text_config, 1 + aligned + again
+        towers = (branches + (1 + again) * self._language_backward()) * stack_flops(
             self.language, tokens.language, tokens.language, language.hidden_size, language.num_hidden_layers
         )
-        towers += (branches + 2 * _is_trained(self.vision)) * vision_flops(self.vision, tokens.patches)
+        towers += (branches + 2 * (1 + again) * _is_trained(self.vision)) * vision_flops(
+            self.vision, tokens.patches
+        )
         text = self.text_encoder.config
         return {
             **step,
             "MLLM, roughly": towers,
-            "text encoder": (branches + 2 * _is_trained(self.text_encoder))
+            "text encoder": (branches + 2 * (1 + again) * _is_trained(self.text_encoder))
             * stack_flops(
                 self.text_encoder, tokens.text, tokens.text, text.num_heads * text.d_kv, text.num_layers
             ),
@@ -226,7 +232,7 @@ class EditorCosts:
     def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
         """See `Costs.memory`."""
         clips, bf16 = clips_at_once(recipe, gpus), recipe.precision == "bf16"
-        checkpointing, aligned = recipe.model.gradient_checkpointing, recipe.alignment.weight > 0
+        checkpointing, aligned = recipe.model.gradient_checkpointing, recipe.alignment.enabled
         mllm, text, tokens = self.mllm.config, self.text_encoder.config, self.largest
         cast = 0 if checkpointing else matrices(self.transformer)
         towers = encoder = 0.0
@@ -250,8 +256,11 @@ class EditorCosts:
         forward, backward = (clips * work for work in temporary_bytes(self.shape, checkpointing, bf16))
         if checkpointing:  # autocast caches copies of trained weights until the end of the forward pass
             forward += BF16 * bf16 * matrices(self.transformer, trained=True)
+        state = state_bytes(recipe, self.objective, count_parameters("VAE", self.vae).frozen, gpus)
+        if recipe.alignment.ratio is not None:
+            state["gradient of alignment"] = state["gradients"]
         return {
-            **state_bytes(recipe, self.objective, count_parameters("VAE", self.vae).frozen, gpus),
+            **state,
             "activations, transformer": clips * saved_bytes(self.shape, checkpointing, aligned, bf16),
             "activations, MLLM": clips * towers,
             "activations, text encoder": clips * encoder,

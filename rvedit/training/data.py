@@ -255,7 +255,7 @@ def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> _Samples:
         return PlaygroundSamples(recipe, frame_processor)
     if not data.manifest:
         raise UserError("data.manifest is not set: give the manifest that `rvedit prepare` wrote")
-    manifest, captions = Path(data.manifest), bool(recipe.alignment.weight)
+    manifest, captions = Path(data.manifest), recipe.alignment.enabled
     if data.cache:
         folder = Path(data.cache)
         vae = fingerprint(models.vae.named_parameters())

@@ -25,7 +25,7 @@ from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorObjective, EditorTask
 from rvedit.training.memory import BF16, FP32
 from rvedit.training.recipe import Recipe
-from rvedit.training.step import TripletBatch, clean_latents, sample_noise_and_timesteps
+from rvedit.training.step import Loss, TripletBatch, clean_latents, sample_noise_and_timesteps
 
 TAUGHT = "transformer"
 """The module that the student trains; the others are the teacher's."""
@@ -51,7 +51,7 @@ class DistillTask(EditorTask):
     costs = DistillCosts
 
     def __init__(self, recipe: Recipe, processes: Processes):
-        if recipe.alignment.weight:
+        if recipe.alignment.enabled:
             raise UserError("alignment.weight: distillation has no reference branch: set it to 0")
         super().__init__(recipe, processes)
         others = [name for name, p in self.objective.named_parameters() if p.requires_grad]
@@ -81,8 +81,8 @@ class DistillObjective(EditorObjective):
         pipeline.set_timesteps(recipe.distillation.student_steps, device)
         self.boundaries = tuple(pipeline.scheduler.sigmas.tolist())
 
-    def forward(self, batch: TripletBatch, step: int) -> dict[str, Tensor]:
-        """Return the loss of a minibatch."""
+    def forward(self, batch: TripletBatch, step: int, only: Loss | None = None) -> dict[str, Tensor]:
+        """Return the loss of a minibatch; there is only one."""
         recipe, models, teacher = self.recipe, self.pipeline, self.teacher
         source, target = (clean_latents(models, inputs) for inputs in (batch.editing, batch.reference))
         device = target.device

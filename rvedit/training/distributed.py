@@ -6,7 +6,7 @@ torch's `fully_shard`, called here directly, since accelerate does not support i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Literal
@@ -111,6 +111,21 @@ class Processes:
         values = torch.tensor(list(scalars.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(values)
         return dict(zip(scalars, (values / self.count).tolist(), strict=True))
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; all of them must have the same shapes."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor.div_(self.count)
+
+    def squared_norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the squared L2 norm of each tensor; those of shards are summed over the processes."""
+        local = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+        squares = torch.stack([torch.linalg.vector_norm(x).double().square() for x in local])
+        if any(isinstance(x, DTensor) for x in tensors):
+            dist.all_reduce(squares)
+        return squares
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""

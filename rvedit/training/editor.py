@@ -37,7 +37,7 @@ from rvedit.training.costs import EditorCosts
 from rvedit.training.data import build_dataloader, collate, editor_samples
 from rvedit.training.distributed import Processes, full_state_dict
 from rvedit.training.recipe import Recipe
-from rvedit.training.step import TripletBatch, training_losses
+from rvedit.training.step import Loss, TripletBatch, training_losses, with_latents
 from rvedit.training.trainable import choose_trained
 from rvedit.training.validation import validation_clips, write_validation
 
@@ -72,10 +72,14 @@ class EditorObjective(nn.Module):
         """Return whether some steps leave parameters unused: stills and clips have separate queries."""
         return bool(self.pipeline.connector.config.num_image_queries)
 
-    def forward(self, batch: TripletBatch, step: int) -> dict[str, Tensor]:
-        """Return the losses of a minibatch."""
+    def forward(self, batch: TripletBatch, step: int, only: Loss | None = None) -> dict[str, Tensor]:
+        """Return the losses of a minibatch, or only one of them."""
         recipe = self.recipe
-        return training_losses(self.pipeline, batch, recipe.flow, recipe.alignment, recipe.seed, step)
+        return training_losses(self.pipeline, batch, recipe.flow, recipe.alignment, recipe.seed, step, only)
+
+    def with_latents(self, batch: TripletBatch) -> TripletBatch:
+        """Return the batch with latents, so that several passes encode its clips once."""
+        return with_latents(self.pipeline, batch)
 
     def edit(self, frames: Frames, instruction: str, num_inference_steps: int | None) -> Frames:
         """Return the edit of the first window of the frames with the current weights, at their size."""

@@ -12,17 +12,18 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 
-from rvedit.compat import computes_bf16
 from rvedit.io.errors import Interrupted, UserError
 from rvedit.training.distributed import Processes, full_tensor
+from rvedit.training.gradients import StepGradients
 from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
 from rvedit.training.recipe import OptimizerRecipe, Recipe
@@ -87,24 +88,12 @@ def _fit(
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, optimizer, ema)
     model.train()
+    gradients = StepGradients(task.objective, model, trained, processes, recipe, state.log_ratio)
     log = RunLog(folder, state.step) if processes.is_main else None
-    batches = task.batches(sample_numbers(recipe, state.step, processes))
-    bf16 = recipe.precision == "bf16" and computes_bf16(processes.device)
+    batches = _TimedIterator(task.batches(sample_numbers(recipe, state.step, processes)))
     while state.step < recipe.steps:
-        step, started = state.step, time.perf_counter()
-        losses: dict[str, float] = {}
-        waited = 0.0
-        for part in range(recipe.accumulation):
-            requested = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - requested
-            last = part == recipe.accumulation - 1
-            with processes.gradient_sync(model, synchronize=last):
-                with torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16):
-                    scalars: dict[str, Tensor] = model(batch, step)
-                (scalars["loss"] / recipe.accumulation).backward()
-            for name, value in scalars.items():
-                losses[name] = losses.get(name, 0.0) + float(value.detach()) / recipe.accumulation
+        step, started, batches.waited = state.step, time.perf_counter(), 0.0
+        losses = gradients.compute(islice(batches, recipe.accumulation), step, state.step - state.skipped)
         norm = float(full_tensor(nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)))
         losses = processes.mean(losses)
         fraction = rate_fraction(recipe.optimizer, step, recipe.steps)
@@ -115,7 +104,7 @@ def _fit(
                 ema.step(trained.values())
         else:
             optimizer.clear()
-        state = RunState(step + 1, state.skipped + (not is_finite))
+        state = RunState(step + 1, state.skipped + (not is_finite), gradients.log_ratio)
         seconds = time.perf_counter() - started
         record = {
             **losses,
@@ -124,7 +113,7 @@ def _fit(
             "rate": fraction,
             "skipped": state.skipped,
             "seconds": seconds,
-            "waited": waited,
+            "waited": batches.waited,
             "clips_per_second": recipe.batch_size / seconds,
             "memory_gb": _peak_memory(processes.device) / 1e9,
         }
@@ -153,6 +142,20 @@ def _fit(
     model.eval()
     task.export(folder / "model")
     processes.wait()
+
+
+class _TimedIterator(Iterator[Any]):
+    """An iterator that adds the seconds spent waiting for items to `waited`."""
+
+    def __init__(self, items: Iterator[Any]):
+        self.items = items
+        self.waited = 0.0
+
+    def __next__(self) -> Any:
+        requested = time.perf_counter()
+        item = next(self.items)
+        self.waited += time.perf_counter() - requested
+        return item
 
 
 @contextmanager

@@ -15,8 +15,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     model_validator,
@@ -27,6 +25,7 @@ from rvedit.io.recipes import check_values, read_values
 from rvedit.io.records import ClipShape
 from rvedit.models.model_spec import PRESETS, model_spec
 from rvedit.playground.grammar import Noun, Operation
+from rvedit.training.paper_row import PaperRow, Section
 from rvedit.training.tasks import TASKS
 
 
@@ -39,11 +38,7 @@ def _one_of(registered: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelRecipe(_Section):
+class ModelRecipe(Section):
     """The model to train, and its initial weights."""
 
     preset: Annotated[str, _one_of(PRESETS)] = Field(
@@ -70,7 +65,7 @@ class ModelRecipe(_Section):
     )
 
 
-class Bucket(_Section):
+class Bucket(Section):
     """A shape of batches."""
 
     num_frames: int = Field(gt=0, description="frames of a clip, 4k+1; 1: stills")
@@ -86,7 +81,7 @@ class Bucket(_Section):
         return ClipShape(self.num_frames, self.height, self.width)
 
 
-class DataRecipe(_Section):
+class DataRecipe(Section):
     """The training data."""
 
     source: Literal["playground", "manifest"] = Field("playground", description="where triplets come from")
@@ -147,7 +142,7 @@ class DataRecipe(_Section):
         return expected
 
 
-class OptimizerRecipe(_Section):
+class OptimizerRecipe(Section):
     """The optimizer; its learning rate has a linear warmup, a constant part and a linear decay to zero."""
 
     name: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalized updates of matrices")
@@ -160,7 +155,7 @@ class OptimizerRecipe(_Section):
     max_grad_norm: float = Field(1.0, gt=0, description="maximum global norm of the gradients")
 
 
-class FlowRecipe(_Section):
+class FlowRecipe(Section):
     """Flow matching."""
 
     shift: float = Field(5.0, gt=0, description="timestep shift: t' = s*t / (1 + (s - 1)*t)")
@@ -173,27 +168,73 @@ class FlowRecipe(_Section):
     )
 
 
-class AlignmentRecipe(_Section):
+class AlignmentRecipe(Section):
     """Reference-anchored attention alignment (Eqs. 4-6)."""
 
-    weight: float = Field(0.75, ge=0, description="lambda_align of Eq. 6; 0 disables the reference branch")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the weight rises linearly")
+    weight: float | None = Field(
+        0.75,
+        ge=0,
+        description="lambda_align of Eq. 6; 0 disables the reference branch; null: alignment.ratio sets it",
+    )
+    ratio: float | None = Field(
+        None,
+        gt=0,
+        description="instead of a fixed weight: weight x |gradient of L_align| / |gradient of L_fm| to keep",
+    )
+    log_ratio_every: int = Field(
+        0, ge=0, description="optimizer steps between logged values of that ratio at a fixed weight; 0: none"
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="optimizer steps over which the weight, or the ratio, rises linearly"
+    )
     temperature: float = Field(0.07, gt=0, description="tau of Eq. 5")
     own_noise: bool = Field(False, description="separate noise for the reference branch")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio_has_no_weight(cls, values: Any) -> Any:
+        is_alone = isinstance(values, dict) and values.get("ratio") is not None and "weight" not in values
+        return {**values, "weight": None} if is_alone else values
+
+    @model_validator(mode="after")
+    def _weight_or_ratio(self) -> AlignmentRecipe:
+        if self.weight is not None and self.ratio is not None:
+            raise ValueError("a fixed weight and a ratio exclude each other: set weight or ratio to null")
+        if self.weight is None and self.ratio is None:
+            raise ValueError("there is neither a weight nor a ratio: set weight: 0 for no alignment")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Return whether there is a reference branch."""
+        return bool(self.weight) or self.ratio is not None
+
     def weight_at(self, step: int) -> float:
-        """Return lambda_align at a step, counted from 0."""
-        return self.weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.weight
+        """Return the fixed lambda_align at a step, counted from 0."""
+        assert self.weight is not None
+        return self.weight * self._warmup_at(step)
+
+    def ratio_at(self, step: int) -> float:
+        """Return the ratio to keep at a step, counted from 0."""
+        assert self.ratio is not None
+        return self.ratio * self._warmup_at(step)
+
+    def _warmup_at(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+    def logs_ratio_at(self, step: int) -> bool:
+        """Return whether the ratio is measured at a step, counted from 0, although the weight is fixed."""
+        return bool(self.weight and self.log_ratio_every) and step % self.log_ratio_every == 0
 
 
-class DistillationRecipe(_Section):
+class DistillationRecipe(Section):
     """Phased consistency distillation, for `task: distill`."""
 
     student_steps: int = Field(4, gt=0, description="denoising steps of the student")
     substeps: int = Field(8, gt=0, description="steps of the teacher in each step of the student")
 
 
-class ValidationRecipe(_Section):
+class ValidationRecipe(Section):
     """Edits of fixed clips during training."""
 
     every: int = Field(0, ge=0, description="optimizer steps between validations; 0: none")
@@ -203,24 +244,7 @@ class ValidationRecipe(_Section):
     )
 
 
-class AxisScores(_Section):
-    """A category's row of Table 3."""
-
-    ic: float = Field(description="instruction compliance, 1-100")
-    cf: float = Field(description="consistency and detail fidelity, 1-100")
-    vq: float = Field(description="visual quality, 1-100")
-
-
-class PaperRow(_Section):
-    """The paper's results for this configuration, under its Qwen judge; not used in training."""
-
-    label: str = Field(description="name of the row in the paper")
-    tables: tuple[str, ...] = Field(description="tables with this row, such as 2a")
-    table2: dict[str, float] | None = Field(None, description="overall and per category; null: no such row")
-    table3: dict[str, AxisScores] | None = Field(None, description="per category and axis; null: no such row")
-
-
-class VAELossRecipe(_Section):
+class VAELossRecipe(Section):
     """The loss of `task: vae`: an L1 error, a KL divergence and errors of motion."""
 
     kl_weight: float = Field(
@@ -240,7 +264,7 @@ class VAELossRecipe(_Section):
     )
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """The config of a training run."""
 
     name: str = Field("rvedit", description="name of the run's folder")

@@ -23,7 +23,8 @@ from rvedit.training.recipe import Recipe
 from rvedit.training.state import latest_checkpoint
 from rvedit.training.tasks import task_class
 
-# Recipe keys that may change on resume: length, rates, distribution of work, and output.
+# Recipe keys that may change on resume: length, rates, distribution of work, and output. So may
+# alignment.log_ratio_every.
 CHANGEABLE = {
     *("steps", "optimizer", "accumulation", "parallel", "max_skipped"),
     *("checkpoint_every", "log_every", "validation", "paper"),
@@ -68,6 +69,8 @@ def _check_resumable(recipe: Recipe, folder: Path) -> None:
         raise UserError(
             f"{record}: not a recipe of this version of rvedit: set another name, or start over with `fresh`"
         ) from None
+    logged = {"log_ratio_every": recipe.alignment.log_ratio_every}
+    original = original.model_copy(update={"alignment": original.alignment.model_copy(update=logged)})
     names = [key for key in Recipe.model_fields if key not in CHANGEABLE]
     changed = [key for key in names if getattr(original, key) != getattr(recipe, key)]
     if original.optimizer.name != recipe.optimizer.name:  # their states are not compatible

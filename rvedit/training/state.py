@@ -37,6 +37,8 @@ class RunState:
     """Completed optimizer steps."""
     skipped: int = 0
     """Updates skipped because the loss or a gradient was not finite."""
+    log_ratio: float | None = None
+    """Running mean of ln(|gradient of L_align| / |gradient of L_fm|), for `alignment.ratio`."""
 
 
 def save_checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from rvedit.models.token_groups import encode_tokens
 from rvedit.pipelines.noise import mix_shared_noise
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.training.recipe import AlignmentRecipe, FlowRecipe
+
+Loss = Literal["loss_fm", "loss_align"]
+"""The two losses of Eq. 6."""
 
 
 @dataclass(frozen=True)
@@ -92,36 +96,83 @@ def training_losses(
     alignment: AlignmentRecipe,
     seed: int,
     step: int,
+    only: Loss | None = None,
 ) -> dict[str, Tensor]:
     """Return `loss` = L_fm + lambda L_align (Eq. 6) of a minibatch, `loss_fm` and `loss_align`.
 
-    The reference branch gets the same noisy target and timestep as the editing branch, unless it has its own
-    noise, so the two traces differ only by the conditioning. It needs no gradient and stops at the sampled
-    block.
+    With `only`, return that loss alone, and again as `loss`. A weight that follows the gradients
+    (`alignment.ratio`) is not known here, so `only` is then required.
     """
-    transformer = models.transformer
-    source, target = (clean_latents(models, inputs) for inputs in (batch.editing, batch.reference))
+    batch = with_latents(models, batch)
+    assert batch.reference.latents is not None
+    target = batch.reference.latents
     numbers = batch.numbers or range(len(target))
     sampled = sample_noise_and_timesteps(seed, numbers, target.shape[1:], flow.shared_noise_ratio)
     t, noise, reference_noise = (x.to(target.device) for x in sampled)
     t = shift_time(t, flow.shift)
-    noisy = interpolate(target, noise, t)
+    aligned = alignment.enabled and only != "loss_fm"
+    depth = sample_trace_block(seed, step, len(models.transformer.blocks)) if aligned else None
+    own_noise = reference_noise if alignment.own_noise else None
+    losses = losses_at(models, batch, t, noise, depth, alignment.temperature, own_noise, only)
+    if only is not None:
+        losses["loss"] = losses[only]
+    elif depth is None:
+        losses["loss"] = losses["loss_fm"]
+    else:
+        losses["loss"] = losses["loss_fm"] + alignment.weight_at(step) * losses["loss_align"]
+    return losses
 
-    depth = sample_trace_block(seed, step, len(transformer.blocks)) if alignment.weight else None
-    output = transformer(noisy, 1000 * t, _encode_tokens(models, source, batch.editing), trace_depth=depth)
-    assert output.sample is not None
-    losses = {"loss_fm": flow_matching_loss(output.sample, target, noise)}
-    losses["loss"] = losses["loss_fm"]
+
+def losses_at(
+    models: RVEDiTPipeline,
+    batch: TripletBatch,
+    t: Float[Tensor, " b"],
+    noise: Float[Tensor, "b c f y x"],
+    depth: int | None,
+    temperature: float = 0.07,
+    reference_noise: Float[Tensor, "b c f y x"] | None = None,
+    only: Loss | None = None,
+) -> dict[str, Tensor]:
+    """Return `loss_fm` and, if `depth` is a block 1 ... L, `loss_align` of a batch with latents.
+
+    The reference branch gets the same noisy target and timestep as the editing branch, unless it has its own
+    noise, so the two traces differ only by the conditioning. It needs no gradient and stops at block `depth`.
+    With `only`, no other loss is returned; the editing branch, too, stops at block `depth` for `loss_align`.
+    """
+    transformer = models.transformer
+    source, target = batch.editing.latents, batch.reference.latents
+    assert source is not None
+    assert target is not None
+    noisy = interpolate(target, noise, t)
+    output = transformer(
+        noisy,
+        1000 * t,
+        _encode_tokens(models, source, batch.editing),
+        trace_depth=depth,
+        stop_at_trace=only == "loss_align",
+    )
+    losses = {}
+    if output.sample is not None:
+        losses["loss_fm"] = flow_matching_loss(output.sample, target, noise)
     if depth is not None:
         with torch.no_grad():
-            if alignment.own_noise:
+            if reference_noise is not None:
                 noisy = interpolate(target, reference_noise, t)
             reference = _encode_tokens(models, target, batch.reference)
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
-        losses["loss_align"] = alignment_loss(output.trace, anchor, alignment.temperature)
-        losses["loss"] = losses["loss_fm"] + alignment.weight_at(step) * losses["loss_align"]
+        losses["loss_align"] = alignment_loss(output.trace, anchor, temperature)
     return losses
+
+
+def with_latents(models: RVEDiTPipeline, batch: TripletBatch) -> TripletBatch:
+    """Return the batch with the clean latents of both clips; the pixels are dropped."""
+    branches = (
+        replace(inputs, latents=clean_latents(models, inputs), clips=None)
+        for inputs in (batch.editing, batch.reference)
+    )
+    editing, reference = branches
+    return replace(batch, editing=editing, reference=reference)
 
 
 @torch.no_grad()
