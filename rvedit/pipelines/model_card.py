@@ -15,10 +15,15 @@ from rvedit.io.errors import UserError
 FILE, CARD = "provenance.json", "README.md"
 WAN, QWEN, KIWI = "Wan-AI/Wan2.2-TI2V-5B", "Qwen/Qwen2.5-VL-3B-Instruct", "Kiwi-Edit"
 PLAYGROUND = "the playground, drawn by rvedit"
+WORD_SOURCES = ("GloVe 6B, 50 dimensions", "WordNet 3.0", "xkcd's color survey")
+"""Sources of the word vectors."""
 # As stated by the owners; published derivatives are bound by all of them.
 LICENSES = {
     "nano": "Apache-2.0",
     PLAYGROUND: "Apache-2.0",
+    WORD_SOURCES[0]: "PDDL-1.0 (public domain)",
+    WORD_SOURCES[1]: "WordNet 3.0 license (free for any use, with its notice)",
+    WORD_SOURCES[2]: "CC0-1.0 (public domain)",
     WAN: "Apache-2.0",
     QWEN: "Qwen Research License (not for commercial use)",
     KIWI: "MIT (its code; its training data are not for commercial use)",
@@ -80,7 +85,8 @@ class Provenance:
     def card(self, name: str, facts: Mapping[str, Any]) -> str:
         """Return a model card with base weights, licenses, recipe and scores."""
         sources = [*self.base, *self.data]
-        is_apache = sources and all("Apache" in LICENSES.get(source, "") for source in sources)
+        bound = [source for source in sources if source not in WORD_SOURCES]
+        is_apache = bound and all("Apache" in LICENSES.get(source, "") for source in bound)
         header = {
             "library_name": "rvedit",
             "tags": ["video-editing", "diffusion", "rvedit"],

@@ -24,6 +24,7 @@ from rvedit.playground.grammar import Noun, Operation
 from rvedit.playground.realism import draw_realistic_frame
 from rvedit.playground.scene import Scene, Thing
 from rvedit.playground.styles import stylize
+from rvedit.playground.synonyms import reword
 
 Split = Literal["train", "test", "test_phrasing", "test_pair"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -53,13 +54,15 @@ def sample_triplet(
     operations: Mapping[Operation, float] | None = None,
     new_things: Mapping[Noun, float] | None = None,
     realism: float = 0.0,
+    synonyms: float = 0.0,
 ) -> PlaygroundTriplet:
     """Return triplet `index` of a split; equal arguments give equal triplets.
 
     Splits: `train`; `test` (held-out scenes); `test_phrasing` (held-out phrasings); `test_pair` (a held-out
     pair of noun and color in the target). `operations` are sampling weights of the operations; without them
     categories are equally likely, and three changes in five are swaps. `new_things` are sampling weights of
-    the things that swaps and additions insert, 1 by default.
+    the things that swaps and additions insert, 1 by default. `synonyms` is the probability that a term of the
+    instruction is replaced by a synonym; the scenes do not depend on it.
 
     `realism` is 0 for flat drawings, up to 1 for pictures with the statistics of photographs. Above 0, styles
     are all of `grammar.STYLES` instead of `grammar.CLASSIC_STYLES`; scenes and other edits stay the same.
@@ -85,11 +88,15 @@ def sample_triplet(
             if values["style"] in grammar.COMPARATIVES:
                 template = grammar.PHRASINGS["comparative"][number]
         source, target = (replace(scene, realism=realism, look=look) for scene in (source, target))
+    instruction = template.format(**values)
+    if synonyms:  # with its own generator too
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, 2])
+        instruction = reword(instruction, rng, synonyms)
     return PlaygroundTriplet(
         id=f"{split}_{seed}_{index:06d}",
         source=source,
         target=target,
-        instruction=template.format(**values),
+        instruction=instruction,
         category=category,
     )
 

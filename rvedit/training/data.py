@@ -128,7 +128,7 @@ class PlaygroundSamples(_Samples):
         data = self.data
         realism, degradation = sample_realism(data, number)
         triplet = sample_triplet(
-            data.seed, number % data.count, "train", data.operations, data.new_things, realism
+            data.seed, number % data.count, "train", data.operations, data.new_things, realism, data.synonyms
         )
         start = int(rng.integers(24))
         scenes = (triplet.source, triplet.target)

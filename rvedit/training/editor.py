@@ -26,11 +26,12 @@ from rvedit.pipelines.checkpoints import (
     build_from_scratch,
     find_checkpoint,
     load_checkpoint,
+    use_word_vectors,
     with_vae,
     with_weights,
 )
 from rvedit.pipelines.clip_shapes import check_shapes
-from rvedit.pipelines.model_card import PLAYGROUND, Provenance
+from rvedit.pipelines.model_card import PLAYGROUND, WORD_SOURCES, Provenance
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.world import sample_triplet
 from rvedit.training.costs import EditorCosts
@@ -164,6 +165,7 @@ class EditorTask:
             data |= {DATA_SETS.get(name, name) for name in names}
         else:
             data |= {PLAYGROUND}
+        data |= {*WORD_SOURCES} if recipe.model.word_vectors else set()
         return Provenance(base, tuple(sorted(data)), recipe.model_dump(mode="json", exclude={"paper"}))
 
 
@@ -201,6 +203,8 @@ def _initial_pipeline(recipe: Recipe) -> RVEDiTPipeline:
     transformer.register_to_config(routing_depth=depth)
     if depth < blocks:
         add_text_encoder(pipeline)
+    if model.word_vectors:
+        use_word_vectors(pipeline)
     return pipeline
 
 

@@ -53,6 +53,9 @@ class ModelRecipe(Section):
         None, description="folder of a run or a pipeline to start from; nano: the embedded model"
     )
     vae_from: str | None = Field(None, description="run folder of a VAE; null: the VAE of init_from")
+    word_vectors: bool = Field(
+        False, description="nano: 10,000 whole words, whose embeddings come from word vectors and are frozen"
+    )
     frozen: tuple[str, ...] = Field(
         (), description="prefixes of the names of parameters that are not trained"
     )
@@ -109,6 +112,9 @@ class DataRecipe(Section):
     )
     degrade: float = Field(
         0.0, ge=0, le=1, description="highest strength of noise and compression of playground sources"
+    )
+    synonyms: float = Field(
+        0.0, ge=0, le=1, description="probability that a word of the playground's instructions is a synonym"
     )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that have only first frames")
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels; null: none")
@@ -325,7 +331,12 @@ def load_recipe(
     for key in ("data.manifest", "data.cache"):
         if recipe.data.source == "playground" and any(text.startswith(f"{key}=") for text in assignments):
             raise UserError(f"{key}: data.source playground does not use it: set data.source: manifest")
-    blocks = model_spec(recipe.model.preset).num_layers
+    spec = model_spec(recipe.model.preset)
+    if recipe.model.word_vectors and not spec.from_scratch:
+        raise UserError(
+            f"{path}: model.word_vectors: {spec.name} has its own words: set model.word_vectors: false"
+        )
+    blocks = spec.num_layers
     if (recipe.model.routing_depth or 0) > blocks:
         raise UserError(
             f"{path}: model.routing_depth is {recipe.model.routing_depth}: {recipe.model.preset} has "

@@ -17,18 +17,22 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def choose_trained(objective: Any, model: ModelRecipe) -> LoraModel | None:
-    """Freeze modules whose tokens no block attends to, and those that the recipe freezes.
+    """Freeze modules whose tokens no block attends to, those that the recipe freezes, and word vectors.
 
     With `lora_rank`, also freeze the language tower, add LoRA layers to it and return them. `objective` has
     the modules of `PARTS` as children; the text encoder may be missing.
     """
-    transformer, children = objective.transformer, dict(objective.named_children())
+    transformer = objective.transformer
+    children: dict[str, Any] = dict(objective.named_children())
     native = [transformer.visual_embedder, transformer.condition_embedder.text_embedder]
     native += [children["text_encoder"]] if "text_encoder" in children else []
     for module in native:
         module.requires_grad_(transformer.reads_native_tokens)
     absent = set(PARTS) - set(children)
     freeze(objective, [name for name in model.frozen if name.split(".")[0] not in absent])
+    if model.word_vectors:
+        for name in {"mllm", "text_encoder"} - absent:
+            children[name].get_input_embeddings().requires_grad_(False)
     if not model.lora_rank:
         return None
     tower: nn.Module = objective.mllm.model.language_model

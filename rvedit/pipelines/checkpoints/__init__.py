@@ -9,6 +9,7 @@ from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, build_from_scratch, load_module, with_vae
 from rvedit.pipelines.checkpoints.reading import load_checkpoint
 from rvedit.pipelines.checkpoints.wan import add_text_encoder
+from rvedit.pipelines.checkpoints.words import use_word_vectors
 
 __all__ = [
     "MODULE_CLASSES",
@@ -20,6 +21,7 @@ __all__ = [
     "load_checkpoint",
     "load_module",
     "pipeline_kind",
+    "use_word_vectors",
     "with_vae",
     "with_weights",
 ]
