@@ -243,7 +243,7 @@ def edit(
             "`contact_sheet`": contact_sheet,
             "`save_mask`": save_mask,
         }
-        check_distinct(files, {"the input": source, **{f"`mask` {path}": path for path in mask or []}})
+        check_distinct(files, {f"`mask` {path}": path for path in mask or []})
         for path in (output, comparison) if comparison else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         if contact_sheet:
