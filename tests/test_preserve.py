@@ -99,6 +99,7 @@ def test_an_edit_preserves_over_windows_and_odd_sizes(monkeypatch):
     pipeline = load_checkpoint(find_checkpoint("nano"))
     frames = random_clip(15, 70, 131, seed=3)
     settings = EditConfig(num_inference_steps=1, detail=0)
+    monkeypatch.setattr("rvedit.editing.colors.ColorMatch.apply", lambda self, window: window)
     plain = edit(pipeline, frames, "remove the dog", settings)
     monkeypatch.setattr("rvedit.editing.preserve.is_whole_frame_edit", lambda *_: False)
     nothing = lambda edited, source: torch.zeros(edited.shape[1:])  # noqa: E731

@@ -6,8 +6,11 @@ edit left things alone, its colors should relate to the source's as they do in t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from rvedit.editing.preserve import WHOLE_FRAME_THRESHOLD, difference
 from rvedit.editing.windows import EditedFrames
-from rvedit.io.frames import to_frames, to_model_range
+from rvedit.io.frames import Frames, to_frames, to_model_range
 
 MIN_SHARE = 0.1
 """Share of pixels that must be left alone for colors to be compared."""
@@ -32,25 +35,43 @@ class ColorMatch:
 
     def apply(self, window: EditedFrames) -> EditedFrames:
         """Return a window whose colors relate to its reconstruction as the first one's do."""
-        assert window.reconstructed is not None
-        edited, reconstructed = to_model_range(window.edited), to_model_range(window.reconstructed)
-        corrected = self._corrected(edited)
-        is_alone = difference(corrected, reconstructed)[:, 0] < WHOLE_FRAME_THRESHOLD
-        allowed = torch.ones_like(is_alone) if window.masks is None else torch.from_numpy(window.masks)
-        is_alone &= allowed
-        if is_alone.sum() >= MIN_SHARE * allowed.sum() and is_alone.any():
-            self.current = _Relation.of(edited[:, is_alone], reconstructed[:, is_alone])
-            self.first = self.first or self.current
-            corrected = self._corrected(edited)
-        if window.masks is not None:
-            corrected = match_border(corrected, reconstructed, allowed)
-        return replace(window, edited=to_frames(corrected))
+        self._measure(window)
+        corrected = [
+            to_frames(clip if mask is None else match_border(clip, reconstructed, mask))
+            for clip, reconstructed, mask in self._corrected(window)
+        ]
+        return replace(window, edited=np.concatenate(corrected))
 
-    def _corrected(self, edited: Float[Tensor, "3 t h w"]) -> Float[Tensor, "3 t h w"]:
-        if self.first is None or self.current is None or self.first is self.current:
-            return edited
-        scale = self.first.gain / self.current.gain
-        return scale * (edited - self.current.offset) + self.first.offset
+    def _measure(self, window: EditedFrames) -> None:
+        """Update the relation by the pixels that are left alone, after the correction so far."""
+        sums, num_allowed = torch.zeros(5, 3, dtype=torch.float64), 0
+        edits = to_clips(window.edited)
+        for (corrected, reconstructed, mask), edited in zip(self._corrected(window), edits, strict=True):
+            is_alone = difference(corrected, reconstructed)[:, 0] < WHOLE_FRAME_THRESHOLD
+            is_alone = is_alone if mask is None else is_alone & mask
+            num_allowed += is_alone.numel() if mask is None else int(mask.sum())
+            e, r = (clip[:, is_alone].double() for clip in (edited, reconstructed))
+            sums += torch.stack([torch.ones_like(e), e, e * e, r, r * r]).sum(dim=2)
+        count = float(sums[0, 0])
+        if count and count >= MIN_SHARE * num_allowed:
+            self.current = _Relation.of(sums[1:] / count)
+            self.first = self.first or self.current
+
+    def _corrected(self, window: EditedFrames) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield each frame as clips (3, 1, h, w) of edit and reconstruction, and its mask (1, h, w)."""
+        assert window.reconstructed is not None
+        masks = repeat(None) if window.masks is None else torch.from_numpy(window.masks)[:, None]
+        clips = to_clips(window.edited), to_clips(window.reconstructed)
+        for edited, reconstructed, mask in zip(*clips, masks, strict=False):
+            if self.first is not None and self.current is not None and self.first is not self.current:
+                scale = self.first.gain / self.current.gain
+                edited = scale * (edited - self.current.offset) + self.first.offset
+            yield edited, reconstructed, mask
+
+
+def to_clips(frames: Frames) -> Iterator[Float[Tensor, "3 1 h w"]]:
+    """Yield each of the frames (t, h, w, 3) as a clip in [-1, 1]: a whole window would be large."""
+    return (to_model_range(frame[None]) for frame in frames)
 
 
 @dataclass(frozen=True)
@@ -61,10 +82,12 @@ class _Relation:
     offset: Tensor
 
     @classmethod
-    def of(cls, edited: Float[Tensor, "3 n"], reconstructed: Float[Tensor, "3 n"]) -> _Relation:
-        spread = [x.double().var(dim=1, correction=0) + 1e-4 for x in (edited, reconstructed)]
+    def of(cls, means: Float[Tensor, "4 3"]) -> _Relation:
+        """Return the relation for the means of E, E^2, R and R^2."""
+        edit, edit_square, source, source_square = means
+        spread = [edit_square - edit.square() + 1e-4, source_square - source.square() + 1e-4]
         gain = (spread[0] / spread[1]).sqrt()
-        offset = edited.double().mean(dim=1) - gain * reconstructed.double().mean(dim=1)
+        offset = edit - gain * source
         return cls(*(x.float()[:, None, None, None] for x in (gain, offset)))
 
 
