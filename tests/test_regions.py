@@ -14,10 +14,11 @@ from rvedit.editing.batch import BatchConfig, edit_batch, plan_batch
 from rvedit.editing.config import EditConfig
 from rvedit.editing.contact_sheet import write_contact_sheet
 from rvedit.editing.edit_file import checked_instructions, edit_file
+from rvedit.editing.mask import write_mask
 from rvedit.editing.regions import Box, StoredMasks, find_region, read_regions
 from rvedit.editing.time_range import frame_range
 from rvedit.io.errors import UserError
-from rvedit.io.video import VideoReader, VideoWriter, write_clip
+from rvedit.io.video import VideoReader, VideoWriter, frame_times, write_clip
 
 
 class Bright:
@@ -114,6 +115,21 @@ def test_what_the_words_name_is_found_in_the_range_only():
     with pytest.raises(UserError, match='`region` "a unicorn": not found in the clip') as error:
         find_region(np.zeros_like(clip), "a unicorn", Bright())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("start", "stop"), [("2f", "4f"), (None, "1f"), (None, "3f"), ("4f", None)])
+def test_the_mask_of_words_in_a_range_is_written_for_the_whole_clip(tmp_path, start, stop):
+    """What was found ends with the range; the file goes on in black."""
+    clip = moving_square()
+    write_clip(tmp_path / "clip.mkv", clip, 10)
+    with VideoReader(tmp_path / "clip.mkv") as reader:
+        part = frame_range(*frame_times(reader.info), start, stop)
+        masks = find_region((timed.frame for timed in reader), "the square", Bright(), part)
+        write_mask(tmp_path / "mask.mkv", reader, EditConfig(mask=masks), part)
+    written = read(tmp_path / "mask.mkv")[..., 0] > 127
+    shown = [part.first <= number < part.stop for number in range(6)]
+    assert written.any(axis=(1, 2)).tolist() == shown
+    assert (written != (clip[..., 0] == 250) * np.array(shown)[:, None, None]).mean() < 0.01
 
 
 def test_regions_belong_to_instructions_in_order(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -193,10 +193,11 @@ def write_mask(
         if path.suffix.lower() in PICTURE_SUFFIXES:
             writer.write(_as_picture(next(masks)), 0)
             return
-        for number, (timed, mask) in enumerate(zip(reader, masks, strict=False)):
-            is_edited = part is None or part.first <= number < part.stop
-            picture = _as_picture(mask) if is_edited else blank
-            writer.write(picture, timed.pts, timed.duration)
+        first, stop = (part.first, part.stop) if part else (0, reader.info.num_frames)
+        # Masks of words end with the range.
+        pictures = chain(map(_as_picture, islice(masks, stop)), repeat(blank))
+        for number, (timed, picture) in enumerate(zip(reader, pictures, strict=False)):
+            writer.write(picture if number >= first else blank, timed.pts, timed.duration)
 
 
 def mask_writer(path: Path, info: VideoInfo, config: EditConfig, overwrite: bool) -> VideoWriter:
