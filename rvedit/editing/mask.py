@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,10 +97,7 @@ def grow(mask: Mask, pixels: int) -> Mask:
     pixels = min(pixels, max(mask.shape))
     if not pixels:
         return mask
-    grown = torch.from_numpy(mask)[None].float()
-    for kernel, padding in (((2 * pixels + 1, 1), (pixels, 0)), ((1, 2 * pixels + 1), (0, pixels))):
-        grown = F.max_pool2d(grown, kernel, 1, padding)
-    return np.asarray(grown[0] > 0)
+    return np.asarray(_pool_around(F.max_pool2d, mask, pixels) > 0)
 
 
 def border_of(height: int, width: int) -> int:
@@ -110,10 +108,14 @@ def border_of(height: int, width: int) -> int:
 def soft_weights(mask: Mask) -> Float[Tensor, "h w"]:
     """Return the weight of the edit: 1 in the mask, falling to 0 over the border around it."""
     radius = border_of(*mask.shape) // 2
-    grown = torch.from_numpy(grow(mask, radius))[None].float()
-    for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
-        grown = F.avg_pool2d(grown, kernel, 1, padding, count_include_pad=False)
-    return grown[0]
+    mean = partial(F.avg_pool2d, count_include_pad=False)
+    return _pool_around(mean, grow(mask, radius), radius)
+
+
+def _pool_around(pool: Callable[..., Tensor], mask: Mask, radius: int) -> Float[Tensor, "h w"]:
+    """Pool a mask over the square around each pixel: first along columns, then along rows."""
+    pooled = pool(torch.from_numpy(mask)[None].float(), (2 * radius + 1, 1), 1, (radius, 0))
+    return pool(pooled, (1, 2 * radius + 1), 1, (0, radius))[0]
 
 
 def model_mask(mask: Mask, height: int, width: int) -> Mask:
