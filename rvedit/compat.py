@@ -57,10 +57,10 @@ def unpatchify(pixels: Tensor, patch_size: int) -> Tensor:
     return unpatched
 
 
-def spatial_padding(convolution: Any) -> tuple[int, int]:
-    """Return the (vertical, horizontal) padding of a `WanCausalConv3d` (diffusers)."""
-    left, _, top, _, _, _ = convolution._padding
-    return top, left
+def causal_padding(convolution: Any) -> tuple[int, int, int]:
+    """Return the padding of a `WanCausalConv3d`: frames before the first, rows, columns (diffusers)."""
+    left, _, top, _, before, _ = convolution._padding
+    return before, top, left
 
 
 def clear_step_cache(transformer: Any) -> Any:

@@ -3,17 +3,17 @@
 import torch
 from diffusers import AutoencoderKLWan
 
-from rvedit.models.causal_convolution import start_as_image_autoencoder, use_single_frame_convolutions
+from rvedit.models.causal_convolution import start_as_image_autoencoder, use_fast_convolutions
 from rvedit.models.presets import NANO_VAE
 
 
-def test_cheaper_single_frames_are_the_same_function():
+def test_fast_convolutions_are_the_same_function():
     torch.manual_seed(0)
     vae = AutoencoderKLWan(**NANO_VAE).double()
-    clips = [torch.randn(2, 3, frames, 32, 32, dtype=torch.float64) for frames in (1, 5)]
+    clips = [torch.randn(2, 3, frames, 32, 32, dtype=torch.float64) for frames in (1, 5, 9)]
     before = [vae(clip).sample for clip in clips]
     keys = list(vae.state_dict())
-    use_single_frame_convolutions(vae)
+    use_fast_convolutions(vae)
     after = [vae(clip).sample for clip in clips]
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)

@@ -98,8 +98,8 @@ def test_unpatchify_undoes_patchify() -> None:
     assert torch.equal(compat.unpatchify(patchify(pixels, 2), 2), pixels)
 
 
-def test_spatial_padding_is_vertical_then_horizontal() -> None:
-    assert compat.spatial_padding(WanCausalConv3d(1, 1, (3, 3, 5), padding=(1, 1, 2))) == (1, 2)
+def test_causal_padding_is_frames_rows_columns() -> None:
+    assert compat.causal_padding(WanCausalConv3d(1, 1, (3, 3, 5), padding=(1, 1, 2))) == (2, 1, 2)
 
 
 def test_a_step_cache_is_reset() -> None:

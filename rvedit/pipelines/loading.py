@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rvedit.io.errors import UserError, check_choice
+from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.pipelines import memory, speed
 from rvedit.pipelines.baselines import (
     BASELINE_CLASSES,
@@ -68,6 +69,7 @@ def load_pipeline(
         pipe = load_checkpoint(path, torch_dtype)
         if not pipe.transformer.reads_native_tokens:  # saves 11 GB for the 5B model
             pipe.register_modules(text_encoder=None, tokenizer=None)
+    use_fast_convolutions(pipe.vae)
     if quantization:
         memory.quantize(pipe, quantization, torch_device)
     if vae_tiling:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rvedit.compat import storage_key
 from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
-from rvedit.models.causal_convolution import use_single_frame_convolutions
+from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.edit_tokens import EditTokenEncoder
 from rvedit.models.flops import Shape, stack_flops, step_flops, vision_flops
 from rvedit.models.model_spec import model_spec
@@ -116,7 +116,7 @@ class EditorCosts:
         with torch.device("meta"):
             choose_trained(self.objective, recipe.model)
         self.vae = modules["vae"].requires_grad_(False)
-        use_single_frame_convolutions(self.vae)
+        use_fast_convolutions(self.vae)
         self.transformer: Any = objective.transformer
         self.mllm: Any = objective.mllm
         self.text_encoder: Any = objective.text_encoder
@@ -290,7 +290,7 @@ class VAECosts:
         self.recipe = recipe
         spec = model_spec(recipe.model.preset)
         self.vae: AutoencoderKLWan = meta_modules(spec, only="vae")["vae"]
-        use_single_frame_convolutions(self.vae)
+        use_fast_convolutions(self.vae)
         freeze(self.vae, recipe.model.frozen)
         self.groups = (count_parameters("VAE", self.vae),)
         data = recipe.data

@@ -18,7 +18,7 @@ from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import read_manifest
 from rvedit.io.video import temporary_sibling
-from rvedit.models.causal_convolution import use_single_frame_convolutions
+from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import (
     MODULE_CLASSES,
@@ -111,7 +111,7 @@ class EditorTask:
         transformer = self.pipeline.transformer
         self.objective = EditorObjective(self.pipeline, recipe)
         self.pipeline.vae.requires_grad_(False).to(processes.device)
-        use_single_frame_convolutions(self.pipeline.vae)
+        use_fast_convolutions(self.pipeline.vae)
         self.adapters = choose_trained(self.objective, recipe.model)
         if recipe.model.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
 from rvedit.io.video import temporary_sibling
-from rvedit.models.causal_convolution import start_as_image_autoencoder, use_single_frame_convolutions
+from rvedit.models.causal_convolution import start_as_image_autoencoder, use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import find_checkpoint
 from rvedit.playground.degrade import degrade
@@ -147,7 +147,7 @@ class VAETask:
         else:
             vae = AutoencoderKLWan(**model_spec(recipe.model.preset).vae)
             start_as_image_autoencoder(vae)
-        use_single_frame_convolutions(vae)
+        use_fast_convolutions(vae)
         self.objective = VAEObjective(vae, recipe)
         freeze(vae, recipe.model.frozen)
 
