@@ -5,7 +5,8 @@ source's times, color tags and audio. Nothing here holds a whole clip in memory 
 """
 
 from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, evenly_spaced, side_by_side
-from rvedit.io.video.reader import IMAGE_SUFFIXES, VideoReader, probe
+from rvedit.io.video.images import IMAGE_SUFFIXES
+from rvedit.io.video.reader import VideoReader, probe
 from rvedit.io.video.times import FileFrames, frame_times
 from rvedit.io.video.writer import (
     OUTPUT_SUFFIXES,

@@ -36,6 +36,14 @@ SCALING = int(
 )
 
 
+DEFAULT_RATE = Fraction(24)
+"""Frames per second of folders of images, and of videos that state no rate."""
+
+
+class TruncatedError(Exception):
+    """The clip's data end, or stop decoding, early; the message says how."""
+
+
 class TimedFrame(NamedTuple):
     """A frame with its time and duration, both in ticks of the clip's `time_base`."""
 

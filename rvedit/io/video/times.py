@@ -10,7 +10,8 @@ from pathlib import Path
 from av.error import FFmpegError
 
 from rvedit.io.video.clip import Frame, VideoInfo
-from rvedit.io.video.reader import VideoReader, open_container, video_stream
+from rvedit.io.video.containers import open_container, video_stream
+from rvedit.io.video.reader import VideoReader
 
 
 def frame_times(info: VideoInfo) -> tuple[list[Fraction], Fraction]:

@@ -1,0 +1,100 @@
+"""Describe and decode still images and folders of them, by Pillow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rvedit.io.errors import UserError
+from rvedit.io.video.clip import DEFAULT_RATE, FULL, RGB, TimedFrame, TruncatedError, VideoInfo
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+def _list_images(path: Path) -> list[Path]:
+    """Return an image, or a folder's images, with frame2 before frame10 and without hidden files."""
+    if not path.is_dir():
+        return [path]
+    files = [
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+    ]
+    return sorted(files, key=lambda file: (_natural_key(file.name), file.name))
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a sorting key that compares runs of digits as numbers."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def probe_images(path: Path) -> VideoInfo:
+    """Describe an image, or a folder of images of one size, from their headers. Raises UserError."""
+    files = _list_images(path)
+    if not files:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{path}: no images in this folder; give one with frames as {suffixes}")
+    width, height = _image_size(files[0])
+    for file in files[1:]:
+        w, h = _image_size(file)
+        if (w, h) != (width, height):
+            raise UserError(
+                f"{file}: is {w}x{h} but {files[0].name} is {width}x{height}; "
+                "resize all images of the folder to one size"
+            )
+    return VideoInfo(
+        path=path,
+        kind="folder" if path.is_dir() else "image",
+        width=width,
+        height=height,
+        num_frames=len(files),
+        frame_rate=DEFAULT_RATE,
+        time_base=1 / DEFAULT_RATE,
+        duration=float(len(files) / DEFAULT_RATE),
+        color_range=FULL,
+        colorspace=RGB,
+        pix_fmt="rgb24",
+    )
+
+
+def _open_image(file: Path) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(f"{file}: has more than {limit // 10**6} million pixels: make it smaller") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{file}: not an image that can be read; replace or remove it") from error
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        image.close()
+        raise UserError(f"{file}: an animated image; convert it to .gif or .mp4 first")
+    return image
+
+
+def _image_size(file: Path) -> tuple[int, int]:
+    """Return width and height as displayed, from the header alone."""
+    with _open_image(file) as image:
+        swaps_axes = image.getexif().get(0x0112, 1) >= 5  # Exif's orientation tag
+        return image.size[::-1] if swaps_axes else image.size
+
+
+def decode_images(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[TimedFrame | None]:
+    """Yield the wanted frames, and None for each other one. Raises TruncatedError at a damaged file."""
+    for index, file in enumerate(_list_images(info.path)):
+        if wanted is not None and index not in wanted:
+            yield None
+            continue
+        with _open_image(file) as image:
+            try:
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):  # Pillow clips 16 bits to 8 instead of scaling
+                    upright = Image.fromarray((np.asarray(upright, np.uint16) >> 8).astype(np.uint8))
+                frame = np.array(upright.convert("RGB"))
+            except OSError as error:
+                raise TruncatedError(f"{file.name} is damaged") from error
+        yield TimedFrame(frame, index, 1)
