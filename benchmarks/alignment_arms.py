@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from _common import device_name, edit_clip, print_table
 from gradient_ratio import TIMES, as_batch
-from nano_quality import held_out, measure
+from nano_quality import held_out
 from reproduce import RECIPES, ROOT, each, logged, options, plot_losses, train
 
 from rvedit.editing.config import EditConfig
 from rvedit.evaluation.aggregate import estimate_of, resampled_means
-from rvedit.evaluation.measures import SUCCESS_GAIN
+from rvedit.evaluation.measures import SUCCESS_GAIN, edit_gain
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.training.step import losses_at, sample_noise_and_timesteps
 
@@ -48,7 +48,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 """By label: the changed settings of recipes/rvedit.yaml under the overlay."""
 FIRST_STAGE = "the first stage itself"
 QUANTITIES = ("loss_fm", "loss_align", "gain", "success")
-NUM_FRAMES, SIZE = 9, 128
+NUM_FRAMES, SIZE, REALISM = 1, 128, 0.5  # the arms are trained on stills of realism 0 to 1
 NOISE_SEED = 0
 
 
@@ -90,7 +90,8 @@ def evaluate(model: Path, args: argparse.Namespace) -> list[dict[str, float]]:
     pipeline = load_pipeline(str(model), args.device.type)
     config = EditConfig(num_inference_steps=args.denoising_steps, detail=0)
     blocks, rows = len(pipeline.transformer.blocks), []
-    for number, (triplet, source, target, mask) in enumerate(held_out(args.count, NUM_FRAMES, SIZE)):
+    clips = held_out(args.count, NUM_FRAMES, SIZE, realism=REALISM)
+    for number, (triplet, source, target, mask) in enumerate(clips):
         batch = as_batch(pipeline, number, triplet, source, target)
         shape = batch.reference.latents.shape[1:]
         noise = sample_noise_and_timesteps(NOISE_SEED, [number], shape)[1].to(args.device)
@@ -100,7 +101,7 @@ def evaluate(model: Path, args: argparse.Namespace) -> list[dict[str, float]]:
             t = torch.full((1,), time, device=args.device)
             found = losses_at(pipeline, batch, t, noise, depth)
             losses.append([float(found[name]) for name in ("loss_fm", "loss_align")])
-        gain = measure(source, edit_clip(pipeline, source, triplet.instruction, config), target, mask)["gain"]
+        gain = edit_gain(source, edit_clip(pipeline, source, triplet.instruction, config), target, mask)
         values = (*np.mean(losses, axis=0).tolist(), gain, float(gain > SUCCESS_GAIN))
         rows.append(dict(zip(QUANTITIES, values, strict=True)))
     file.parent.mkdir(parents=True, exist_ok=True)

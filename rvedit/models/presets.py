@@ -56,11 +56,11 @@ NANO_CONNECTOR: dict[str, Any] = {
 
 NANO_PIPELINE: dict[str, Any] = {
     "max_text_length": 32,
-    "window_frames": 9,
-    "window_stride": 4,
+    "window_frames": 21,
+    "window_stride": 16,
     "min_area": 112 * 128,
     "max_area": 136 * 128,
-    "default_steps": 12,
+    "default_steps": 4,
     "default_guidance": 1.0,
 }
 

@@ -192,6 +192,8 @@ def _initial_pipeline(recipe: Recipe) -> RVEDiTPipeline:
             f"model.init_from is not set, and {model.preset} cannot be trained from scratch: set it to a "
             "pipeline's folder, or train at nano size: `overlay` recipes/nano_scale.yaml"
         )
+    if spec.from_scratch:  # an older nano has other windows and steps
+        pipeline.register_to_config(**spec.pipeline)
     # Edits must start from the same noise as training, at the sizes of training.
     pipeline.register_to_config(shared_noise_ratio=recipe.flow.shared_noise_ratio, round_up=False)
     transformer = pipeline.transformer

@@ -1,4 +1,4 @@
-"""Pipelines of nano's size with many whole words, whose embeddings come from word vectors."""
+"""Pipelines of nano's size with many whole words, which learn from word vectors what they do not know."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rvedit.models.nano_tokenizer import build_word_tokenizer
+from rvedit.models.nano_tokenizer import WORD_START, build_word_tokenizer
 from rvedit.models.word_vectors import WordVectors, load_word_vectors
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 
 def use_word_vectors(pipeline: RVEDiTPipeline) -> None:
-    """Give a pipeline a token for each word of the word vectors, with the vector as embedding.
+    """Give a pipeline a token for each word of the word vectors.
 
-    All other weights stay, as do the embeddings of special tokens, bytes and pieces that the old tokenizer
-    has too. A pipeline that has these words already stays as it is.
+    Words that were one token before keep their embeddings, and the others get embeddings from those, by
+    similarity. All other weights stay, as do the embeddings of special tokens, bytes and pieces that the old
+    tokenizer has too. A pipeline that has these words already stays as it is.
     """
     words = load_word_vectors()
     tokenizer = build_word_tokenizer(words.words)
@@ -34,13 +35,15 @@ def use_word_vectors(pipeline: RVEDiTPipeline) -> None:
 def _embeddings(
     old_table: Float[Tensor, "m d"], old: Any, tokenizer: Any, words: WordVectors
 ) -> Float[Tensor, "n d"]:
-    """Return the embeddings of all tokens, with the root mean square of the old ones."""
-    width = old_table.shape[1]
+    """Return the embeddings of all tokens; pieces that the old tokenizer lacks are random."""
     scale = float(old_table.square().mean().sqrt())
-    table = torch.randn(len(tokenizer), width, generator=torch.Generator().manual_seed(0)) * scale
+    shape = (len(tokenizer), old_table.shape[1])
+    table = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
     old_ids = old.get_vocab()
     for token, index in tokenizer.get_vocab().items():
         if token in old_ids:
             table[index] = old_table[old_ids[token]]
-    table[len(table) - len(words.words) :] = words.embeddings(width, scale)
+    known = [i for i, word in enumerate(words.words) if len(word) > 1 and f"{WORD_START}{word}" in old_ids]
+    values = old_table[[old_ids[f"{WORD_START}{words.words[i]}"] for i in known]]
+    table[len(table) - len(words.words) :] = words.interpolate(known, values)
     return table
