@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -54,8 +55,9 @@ def train(
     console.quiet_libraries()
     folder = runs / resolved.name
     is_main = False
-    with console.progress_bar(resolved.name, total=resolved.steps) as show:
-        for scalars in run(resolved, runs, device, fresh):
+    bar = console.progress_bar(resolved.name, total=resolved.steps)
+    with bar as show, closing(run(resolved, runs, device, fresh)) as steps:
+        for scalars in steps:
             is_main = scalars["rank"] == 0
             done = int(scalars["step"]) + 1
             show(done, note=_note(scalars), visible=is_main)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rvedit.editing.batch import BatchConfig, plan_batch
 from rvedit.io.bench import read_bench, resolve_edits, write_batch
 from rvedit.io.errors import UserError
 from rvedit.io.records import Category
@@ -198,6 +199,102 @@ def test_mistakes_of_a_batchs_list(tmp_path, row, says):
     (tmp_path / "edits.jsonl").write_text(row)
     with pytest.raises(UserError, match=says):
         read_bench(tmp_path)
-    (tmp_path / "latin.csv").write_bytes("edited_type,prompt,original_video\nlocal_add,é,a".encode("latin-1"))
-    with pytest.raises(UserError, match="not a CSV file in UTF-8"):
-        read_bench(tmp_path / "latin.csv")
+
+
+HEADER = "edited_type,prompt,original_video\n"
+ROW = "global_style,make it sepia,videos/a.mp4\n"
+LIST = HEADER + ROW
+LINE = '{"instruction": "make it sepia", "original_video": "videos\\\\a.mp4"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("A.CSV", LIST.encode()),
+        ("lines.csv", LIST.replace("\n", "\r\n").encode()),
+        ("semicolons.csv", LIST.replace(",", ";").encode()),
+        ("tabs.tsv", LIST.replace(",", "\t").encode()),
+        ("backslashes.csv", LIST.replace("/", "\\").encode()),
+        ("blank.csv", f"\n{HEADER},,\n\n{ROW} , ,\n,,,\n".encode()),
+        ("spaces.csv", f'{HEADER}global_style, "make it sepia", videos/a.mp4'.encode()),
+        ("more.csv", LIST.replace("\n", ",\n").encode()),
+        ("fewer.csv", LIST.replace("video\n", "video,description\n").encode()),
+        ("mark.csv", LIST.encode("utf-8-sig")),
+        ("utf16.csv", LIST.encode("utf-16")),
+        ("edits.JSONL", f"{LINE}\r\n\r\n".encode("utf-8-sig")),
+        ("utf16.jsonl", LINE.encode("utf-16")),
+    ],
+)
+def test_lists_of_every_spreadsheet_are_read(tmp_path, name, content):
+    put(tmp_path, "videos/a.mp4")
+    (tmp_path / name).write_bytes(content)
+    (item,) = read_bench(tmp_path / name)
+    assert item.instruction == "make it sepia"
+    assert item.source == tmp_path / "videos" / "a.mp4"
+
+
+def test_the_header_alone_decides_on_the_separator(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(HEADER.replace(",", ";") + "global_style;one, two, three, four,;a.mp4\n")
+    assert read_bench(path)[0].instruction == "one, two, three, four,"
+    path.write_text(HEADER + 'global_style,"one; two; ""three"";\nfour",a.mp4\n')
+    assert read_bench(path)[0].instruction == 'one; two; "three";\nfour'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            HEADER + "style,sepia, with grain,a.mp4",
+            "row 1: 4 fields for 3 columns: quote the fields that contain ','",
+        ),
+        (LIST + "style,a.mp4", "row 2: 2 fields for 3 columns: add the missing ones"),
+        (HEADER + ",,\n" + ROW + "style,café,a.mp4", "row 3: not UTF-8: save the file as UTF-8"),
+        (LIST + 'style,"sepia,a.mp4', "row 2: a quotation mark is never closed"),
+        (
+            HEADER + 'style,"sepia,a.mp4\nstyle,5",b.mp4',
+            "row 1: a quotation mark is never closed: the next rows",
+        ),
+        (HEADER + 'style,"so" he said,a.mp4', "row 1: a quotation mark is .* not doubled"),
+        (LIST.replace(",", ":"), "has no column edited_type: .*; its first line is 'edited_type:prompt:orig"),
+        ("\0e\0d\0i\0t\n", "not UTF-8: save the file as UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said_by_row(tmp_path, content, says):
+    path = tmp_path / "list.csv"
+    path.write_bytes(content.encode("cp1252"))
+    with pytest.raises(UserError, match=f"^{path}.*{says}") as caught:
+        read_bench(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_lines_that_are_not_utf8_are_named(tmp_path):
+    path = tmp_path / "edits.jsonl"
+    path.write_bytes(f"{LINE}\n{LINE.replace('sepia', 'café')}\n".encode("cp1252"))
+    with pytest.raises(UserError, match="line 2: not UTF-8: save the file as UTF-8"):
+        read_bench(path)
+    path.write_bytes(LINE.encode("utf-16-le"))
+    with pytest.raises(UserError, match="line 1: not UTF-8"):
+        read_bench(path)
+    (tmp_path / "cut.csv").write_bytes(LIST.encode("utf-16")[:-1])
+    with pytest.raises(UserError, match="its UTF-16 text is damaged"):
+        read_bench(tmp_path / "cut.csv")
+
+
+def test_a_text_that_is_too_long_for_a_name_is_no_clip(tmp_path):
+    (tmp_path / "list.csv").write_text(f"{HEADER}{'x' * 300},make it sepia,{'long ' * 100}\n")
+    items = read_bench(tmp_path / "list.csv")
+    assert resolve_edits(items, tmp_path) == {}
+
+
+def test_edits_of_clips_with_long_names_are_found(tmp_path):
+    """Their names are cut where another editor's would be found, too."""
+    long = "映" * 82  # 246 bytes of 255
+    put(tmp_path, f"videos/{long}.mp4", "videos/a.mp4")
+    (tmp_path / "list.csv").write_text(LIST + f"global_style,make it red,videos/{long}.mp4\n")
+    batch = plan_batch(BatchConfig(tmp_path / "list.csv", tmp_path / "out"))
+    names = [item.edited.name for item in batch]
+    assert names == ["a_edited.mp4", "001_edited.mp4"]
+    put(tmp_path / "out", *names)
+    found = resolve_edits(read_bench(tmp_path / "list.csv"), tmp_path / "out")
+    assert list(found.values()) == [item.edited for item in batch]

@@ -116,13 +116,28 @@ def test_manifests_that_training_cannot_use(tmp_path, manifest):
     triplet = read_manifest(manifest)[0]
     (tmp_path / "triplets" / triplet.source).unlink()
     for workers in (0, 1):  # a worker's error comes without its traceback
-        recipe = recipe_on(tmp_path, f"gone{workers}", manifest, f"data.workers={workers}")
+        settings = (f"data.workers={workers}", "data.max_unreadable=0")
+        recipe = recipe_on(tmp_path, f"gone{workers}", manifest, *settings)
         with pytest.raises(UserError, match=f"^[^\n]*source of playground/{triplet.id} is missing[^\n]*$"):
             list(train(recipe, tmp_path, "cpu"))
     rows = manifest.with_suffix(".jsonl")
     rows.write_text(rows.read_text().replace(json.dumps(triplet.instruction), '""'))
     with pytest.raises(UserError, match=r"row 1 .*the instruction is empty"):
         list(train(recipe_on(tmp_path, "empty", rows), tmp_path, "cpu"))
+
+
+def test_a_damaged_part_of_the_cache_is_not_read(tmp_path, manifest):
+    """Triplets of another part take the place of its own."""
+    rows = manifest.with_suffix(".jsonl")
+    lines = rows.read_text().splitlines(keepends=True)
+    for count in (1, 3):
+        rows.write_text("".join(lines[:count]))
+        list(cache_manifest(CacheConfig(rows, tmp_path / "cache", shapes=(SHAPE,), texts=False), "cpu"))
+    first = LatentCache(tmp_path / "cache").path_of[read_manifest(manifest)[0].key]
+    first.write_bytes(first.read_bytes()[:1000])
+    recipe = recipe_on(tmp_path, "rest", manifest, f"data.cache={tmp_path / 'cache'}")
+    with pytest.warns(UserWarning, match=f"{first}: cannot be read .*; another clip takes its place"):
+        assert [step["unreadable"] for step in train(recipe, tmp_path, "cpu")][-1] == 1
 
 
 FROZEN = ("model.frozen=[text_encoder]", "data.instruction_dropout=0.5")

@@ -1,7 +1,8 @@
 """Manifests: both forms hold the same, and what is wrong is said by row and field."""
 
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,28 @@ def test_wrong_values_are_named(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(UserError, match="no such manifest"):
         read_manifest(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"source": 3}, "row 1: source is 3, not text"),
+        ({"instruction": None}, "row 1: instruction is None, not text"),
+        ({"width": "wide"}, "row 1: width is 'wide', not a number"),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, values, says):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps({**asdict(ROW), **values}))
+    with pytest.raises(UserError, match=says):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(("name", "encoding"), [("a.JSONL", "utf-8-sig"), ("b.jsonl", "utf-16")])
+def test_a_manifest_saved_by_another_system_is_read(tmp_path, name, encoding):
+    row = {**asdict(ROW), "source": "clips\\s.mp4"}
+    (tmp_path / name).write_bytes(f"{json.dumps(row, ensure_ascii=False)}\r\n\r\n".encode(encoding))
+    assert read_manifest(tmp_path / name) == [replace(ROW, source="clips/s.mp4")]
 
 
 def test_roots_are_relative_where_that_means_something(tmp_path):

@@ -263,6 +263,17 @@ def test_a_row_that_cannot_be_read_is_named_and_spoils_no_other(tmp_path):
     assert "never closed" in details[7]
 
 
+def test_metadata_saved_by_a_spreadsheet_are_read(tmp_path):
+    folder = make_openve(tmp_path / "OpenVE-3M")
+    for file in folder.glob("*.csv"):
+        text = file.read_text(encoding="utf-8-sig").replace("/", "\\")
+        (folder / f"{file.stem.upper()}.CSV").write_text(f"{text};;\n", encoding="utf-16", newline="\r\n")
+        file.unlink()
+    found = survey("openve", folder)
+    assert len(found.candidates) == 5
+    assert found.failures == []
+
+
 def test_reco(tmp_path):
     folder = make_reco(tmp_path / "ReCo-Data")
     rows = json.loads((folder / "add" / "add_data_configs.json").read_text())

@@ -6,6 +6,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,6 +316,24 @@ def test_losses_that_are_not_finite_are_skipped_and_counted(recipe_of, tmp_path,
     _, strict = recipe_of("strict", "max_skipped=1")
     with pytest.raises(UserError, match=r"not finite in 2 steps, the last of them 3: lower optimizer.learn"):
         list(train(strict, tmp_path, "cpu"))
+
+
+@pytest.mark.slow
+def test_a_run_with_spoiled_weights_stops_and_names_the_last_good_checkpoint(recipe_of, tmp_path):
+    """One update with an absurd rate, after which no loss is finite; its checkpoint is not a good one."""
+    list(train(recipe_of("spoiled", "steps=4")[1], tmp_path, "cpu"))
+    hot = ("optimizer.learning_rate=1e30", "checkpoint_every=1")
+    said = r"not finite since step 5: .*; the last good checkpoint is .*/step_00000004: remove newer ones"
+    for steps, skipped in ((30, 10), (8, 3)):  # stopped, and at the end
+        with pytest.raises(UserError, match=said):
+            list(train(recipe_of("spoiled", *hot, f"steps={steps}")[1], tmp_path, "cpu"))
+        assert len(losses_of(tmp_path, "spoiled")) == 5 + skipped
+    shutil.rmtree(tmp_path / "spoiled" / "checkpoints" / "step_00000005")
+    assert [step["step"] for step in train(recipe_of("spoiled")[1], tmp_path, "cpu")] == [4, 5]
+    with pytest.raises(
+        UserError, match=r"since step 1: .*; there is no good checkpoint: start over with `fresh`"
+    ):
+        list(train(recipe_of("spoiled", *hot, "steps=3")[1], tmp_path, "cpu", fresh=True))
 
 
 @pytest.mark.slow

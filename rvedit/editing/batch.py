@@ -23,6 +23,8 @@ from rvedit.io.video import VideoReader
 from rvedit.io.video.clip import Frames
 
 SETTINGS = "settings.json"
+_MAX_NAME_BYTES = 200
+"""File systems allow 255; the rest is for `_edited`, a suffix, and the marks of an incomplete file."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def read_shard(text: str) -> tuple[int, int]:
 def plan_batch(batch: BatchConfig) -> list[BenchItem]:
     """Return the items with the paths of their edits: `<stem>_edited.mp4`, or `<id>_edited.mp4`.
 
+    An item whose name is too long for that gets `<row>_edited.mp4`, with three digits or more.
     Names depend on the list only, so that all shards choose the same ones.
     """
     items = read_bench(batch.bench)
@@ -74,6 +77,8 @@ def plan_batch(batch: BatchConfig) -> list[BenchItem]:
     for row, item in enumerate(items):
         stem = _safe_name(item.source.stem)
         name = stem if stems[stem] == 1 else _safe_name(item.id)
+        if len(name.encode()) > _MAX_NAME_BYTES:
+            name = f"{item.index:03d}"
         while name in planned:
             name = f"{name}_row{row}"
         planned[name] = replace(item, edited=batch.out / f"{name}_edited.mp4")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path, read_manifest, read_rows, write_rows
 from rvedit.io.records import Category
+from rvedit.io.tables import BadRow, normalize, read_table
 
 BATCH_MANIFEST = "edits.jsonl"
 """Name of the list that a batch edit writes beside its clips: every item and the path of its edit."""
@@ -29,6 +30,8 @@ OPENVE_CATEGORIES: Mapping[str, Category | None] = {
 _CATEGORIES = {**OPENVE_CATEGORIES, **{category.value: category for category in Category}}
 _REQUIRED_COLUMNS = ("edited_type", "prompt", "original_video")
 _EDITED_COLUMN = "edited_result_path"
+_OPTIONAL_COLUMNS = (_EDITED_COLUMN, "description")
+_OPTIONAL_TEXTS = ("id", "category", "edited_type", "target", "description", "edited")
 _BENCH_FOLDER = "OpenVE-Bench"
 _CLIP_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif", ".png", ".jpg", ".webp"}
 _ID_SUFFIX, _ANY_ID = re.compile(r"_id\d+_edited$"), "_id*_edited"
@@ -73,10 +76,11 @@ def read_bench(path: Path) -> list[BenchItem]:
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the CSV of a benchmark, or a manifest")
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_triplets}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: not a list of clips: give a .csv, .jsonl or .parquet")
-    items = readers[path.suffix](path)
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_triplets}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise UserError(f"{path}: not a list of clips: give a .csv, .tsv, .jsonl or .parquet")
+    items = readers[suffix](path)
     if not items:
         raise UserError(f"{path}: holds no rows: give another list")
     return _with_unique_ids(items)
@@ -138,7 +142,7 @@ def _resolve(item: BenchItem, folder: Path, list_clips: Callable[[Path], _Listin
     if item.edited is not None:
         named = [folder / item.edited, folder / item.edited.name]
         named += [item.list_folder / item.edited] if item.list_folder else []
-        if existing := next((path for path in named if path.is_file()), None):
+        if existing := next(filter(os.path.isfile, named), None):
             return existing
     stem, index = item.source.stem, item.index
     category_names = {item.dataset_category, item.category and item.category.value}
@@ -166,7 +170,7 @@ def _resolve(item: BenchItem, folder: Path, list_clips: Callable[[Path], _Listin
 def _list_clips(folder: Path) -> _Listing:
     """Return a folder's clips by stem; those named `<stem>_id<N>_edited` also under `<stem>_id*_edited`."""
     clips: _Listing = {}
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return clips
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in _CLIP_SUFFIXES and not _NOT_EDITS.search(path.stem) and path.is_file():
@@ -176,33 +180,26 @@ def _list_clips(folder: Path) -> _Listing:
 
 
 def _read_csv(path: Path) -> list[BenchItem]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in _REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: has no column {missing[0]}: needs {', '.join(_REQUIRED_COLUMNS)}")
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8: {error}: save it as UTF-8") from None
     items = []
-    for index, row in enumerate(rows):
-        empty = [name for name in _REQUIRED_COLUMNS if not (row[name] or "").strip()]
-        if empty:
-            raise UserError(f"{path}, row {index + 1}: {empty[0]} is empty: remove the row or fill it in")
-        name = row["edited_type"].strip()
-        source = _find_source(path.parent, row["original_video"].strip())
-        edited = (row.get(_EDITED_COLUMN) or "").strip()
+    for row in read_table(path, _REQUIRED_COLUMNS, _OPTIONAL_COLUMNS):
+        if isinstance(row, BadRow):
+            raise UserError(f"{path}, row {row.number}: {row.reason}")
+        number, values = row
+        texts = {name: value.strip() for name, value in values.items()}
+        if empty := [name for name in _REQUIRED_COLUMNS if not texts[name]]:
+            raise UserError(f"{path}, row {number}: {empty[0]} is empty: remove the row or fill it in")
+        category = texts["edited_type"]
+        source = _find_source(path.parent, texts["original_video"])
         items.append(
             BenchItem(
-                index,
+                number - 1,
                 source.stem,
-                row["prompt"],
-                _CATEGORIES.get(name),
-                name,
+                values["prompt"],
+                _CATEGORIES.get(category),
+                category,
                 source,
-                description=(row.get("description") or "").strip() or None,
-                edited=Path(edited) if edited else None,
+                description=texts["description"] or None,
+                edited=Path(normalize(texts[_EDITED_COLUMN])) if texts[_EDITED_COLUMN] else None,
                 list_folder=path.parent,
             )
         )
@@ -210,11 +207,12 @@ def _read_csv(path: Path) -> list[BenchItem]:
 
 
 def _find_source(folder: Path, name: str) -> Path:
-    """Return the path of a source clip that the CSV names with or without the benchmark's own folder."""
-    parts = PurePosixPath(name).parts
-    short = Path(*parts[1:]) if len(parts) > 1 and parts[0] == _BENCH_FOLDER else Path(*parts)
+    """Return the path of a source clip that the list names with or without the benchmark's own folder."""
+    name = normalize(name)
+    short = name.removeprefix(f"{_BENCH_FOLDER}/")
     candidates = [folder / short, folder / name, folder.parent / name, Path(name)]
-    return next((path for path in candidates if path.is_file()), folder / short)
+    # Unlike Path.is_file, os.path.isfile is false for a text that is too long for a name.
+    return next(filter(os.path.isfile, candidates), candidates[0])
 
 
 def _read_jsonl(path: Path) -> list[BenchItem]:
@@ -224,15 +222,17 @@ def _read_jsonl(path: Path) -> list[BenchItem]:
         return _read_triplets(path)
     items = []
     for index, row in enumerate(rows):
-        for name in ("instruction", "original_video"):
-            if not isinstance(row.get(name), str) or not row[name]:
+        for name in ("instruction", "original_video", *_OPTIONAL_TEXTS):
+            value = row.get(name)
+            is_optional = name in _OPTIONAL_TEXTS and not value
+            if not is_optional and (not isinstance(value, str) or not value.strip()):
                 raise UserError(f"{path}, row {index + 1}: {name} is not text: remove the row or fill it in")
         if row.get("category") and _CATEGORIES.get(row["category"]) is None:
             names = ", ".join(Category)
             raise UserError(
                 f"{path}, row {index + 1}: category is {row['category']!r}: choose {names} or null"
             )
-        source = path.parent / row["original_video"]
+        source = _find_source(path.parent, row["original_video"])
         dataset_category = row.get("edited_type") or row.get("category") or ""
         items.append(
             BenchItem(
@@ -242,10 +242,10 @@ def _read_jsonl(path: Path) -> list[BenchItem]:
                 _CATEGORIES.get(row.get("category") or dataset_category),
                 dataset_category,
                 source,
-                path.parent / row["target"] if row.get("target") else None,
+                path.parent / normalize(row["target"]) if row.get("target") else None,
                 row.get("description"),
                 # The name alone: a path into another folder could be another editor's clip.
-                Path(Path(row["edited"]).name) if row.get("edited") else None,
+                Path(Path(normalize(row["edited"])).name) if row.get("edited") else None,
             )
         )
     return items

@@ -8,32 +8,47 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from av.error import FFmpegError
 
-from rvedit.io.errors import UserError
+from rvedit.io.errors import UserError, reason_of
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import clip_path
 from rvedit.io.records import ClipShape, Triplet
 from rvedit.io.video import Frame, VideoReader
 
 
+class UnreadableClip(UserError):
+    """A clip of a manifest is missing, damaged or too short."""
+
+    def __init__(self, message: str, path: Path):
+        super().__init__(message)
+        self.path = path
+
+
 def read_pair(manifest: Path, triplet: Triplet, shape: ClipShape) -> list[Frames]:
     """Return the first frames of source and target, scaled to cover the shape and cropped at the center.
 
-    Raises UserError that names the row if a file is missing or has too few frames.
+    Raises UnreadableClip if a file is missing, cannot be decoded or has too few frames.
     """
     clips = []
     for side in ("source", "target"):
         path = clip_path(manifest, triplet, side)
         if not path.is_file():
-            raise UserError(
-                f"{manifest}: the {side} of {triplet.key} is missing: {path}: run `rvedit prepare` again"
+            raise UnreadableClip(
+                f"{manifest}: the {side} of {triplet.key} is missing: {path}: run `rvedit prepare` again",
+                path,
             )
-        with VideoReader(path) as reader:
-            frames = [_crop_to_cover(timed.frame, shape) for timed in islice(reader, shape.num_frames)]
+        try:
+            with VideoReader(path) as reader:
+                frames = [_crop_to_cover(timed.frame, shape) for timed in islice(reader, shape.num_frames)]
+        except (FFmpegError, OSError, ValueError) as error:
+            reason = reason_of(error).removeprefix(f"{path}: ")
+            raise UnreadableClip(f"{path}: {reason}", path) from None
         if len(frames) < shape.num_frames:
-            raise UserError(
+            raise UnreadableClip(
                 f"{manifest}: the {side} of {triplet.key} has {len(frames)} frames, not {shape.num_frames}: "
-                "lower data.num_frames, or prepare the data with a higher `min_frames`"
+                "lower data.num_frames, or prepare the data with a higher `min_frames`",
+                path,
             )
         clips.append(np.concatenate(frames))
     return clips

@@ -17,11 +17,14 @@ from typing import Any
 
 from rvedit.io.errors import UserError
 from rvedit.io.records import Category, Triplet
+from rvedit.io.tables import normalize, numbered_lines
 from rvedit.io.video import temporary_sibling
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Triplet))
 _REQUIRED = tuple(f.name for f in dataclasses.fields(Triplet) if f.default is dataclasses.MISSING)
 _INTEGERS = ("num_frames", "width", "height")
+_NUMBERS = (*_INTEGERS, "fps")
+_TEXTS = ("id", "dataset", "root", "source", "target", "instruction")
 _ROOT = os.path.abspath(os.sep)
 
 
@@ -107,7 +110,7 @@ def read_manifest(path: Path) -> list[Triplet]:
         path = path / "manifest.parquet"
     if not path.is_file():
         raise UserError(f"{path}: no such manifest: create one with `rvedit prepare`")
-    rows = read_rows(path) if path.suffix == ".jsonl" else _read_parquet(path)
+    rows = read_rows(path) if path.suffix.lower() == ".jsonl" else _read_parquet(path)
     triplets = [_as_triplet(path, number, row) for number, row in enumerate(rows, start=1)]
     if not triplets:
         raise UserError(f"{path}: the manifest is empty: create it again with `rvedit prepare`")
@@ -151,13 +154,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines; raises UserError with the line that is not a JSON object."""
     rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON lines in UTF-8: {error}: save it as UTF-8") from None
-    # Not splitlines: it also splits at characters that an instruction may contain.
-    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
-        if not line:
+    for number, line in numbered_lines(path):
+        if not line.strip():
             continue
         try:
             row = json.loads(line)
@@ -181,6 +179,10 @@ def _as_triplet(path: Path, number: int, row: dict[str, Any]) -> Triplet:
         raise UserError(
             f"{path}, row {number}: the field {missing[0]} is missing: write it with `rvedit prepare`"
         )
+    for names, kind, article in ((_TEXTS, str, "text"), (_NUMBERS, (int, float), "a number")):
+        if wrong := [name for name in names if not isinstance(row[name], kind)]:
+            raise UserError(f"{path}, row {number}: {wrong[0]} is {row[wrong[0]]!r}, not {article}")
+    row |= {name: normalize(row[name]) for name in ("root", "source", "target")}
     category = row["category"]
     try:
         row["category"] = None if category is None else Category(category)
@@ -188,7 +190,7 @@ def _as_triplet(path: Path, number: int, row: dict[str, Any]) -> Triplet:
         raise UserError(
             f"{path}, row {number}: category is {category!r}: choose one of {', '.join(Category)}, or null"
         ) from None
-    if not str(row["instruction"]).strip():
+    if not row["instruction"].strip():
         raise UserError(
             f"{path}, row {number} ({row['id']}): the instruction is empty: remove the row or fill it in"
         )

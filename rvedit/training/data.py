@@ -5,20 +5,19 @@ For every source, sample number n of a run is a function of n and the recipe alo
 
 from __future__ import annotations
 
-import signal
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from rvedit.io.clips import fitting_bucket, read_pair
+from rvedit.io.clips import UnreadableClip, fitting_bucket, read_pair
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, to_model_range
 from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
@@ -30,10 +29,9 @@ from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import BucketSchedule, is_still
+from rvedit.training.limits import too_many_unreadable
 from rvedit.training.recipe import DataRecipe, Recipe
 from rvedit.training.step import BranchInputs, TripletBatch
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,20 @@ class Sample:
     number: int
     source: BranchSample
     target: BranchSample
+    unreadable: Mapping[str, str]
+    """See `LoadedTriplet`."""
+
+
+@dataclass(frozen=True)
+class LoadedTriplet:
+    """The clips of source and target, and the texts of a triplet."""
+
+    clips: Sequence[tuple[Tensor | None, Tensor | None, Frames]]
+    """Pixels, latents and frames for the multimodal LLM."""
+    instruction: str
+    caption: str
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Reasons why clips that it stands in for could not be read, by path."""
 
 
 class _Samples(Dataset[Sample]):
@@ -71,22 +83,21 @@ class _Samples(Dataset[Sample]):
 
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng([self.data.seed, number, 2])
-        clips, instruction, caption = self.load(number, rng)
+        triplet = self.load(number, rng)
         # Both are always drawn, so that changing one dropout rate leaves the other's choices as they are.
         drops = rng.random(2)
         texts = (
-            "" if drops[0] < self.data.instruction_dropout else instruction,
-            "" if drops[1] < self.data.caption_dropout else caption,
+            "" if drops[0] < self.data.instruction_dropout else triplet.instruction,
+            "" if drops[1] < self.data.caption_dropout else triplet.caption,
         )
         source, target = (
-            BranchSample(*clip, text, self.text_states(text)) for clip, text in zip(clips, texts, strict=True)
+            BranchSample(*clip, text, self.text_states(text))
+            for clip, text in zip(triplet.clips, texts, strict=True)
         )
-        return Sample(number, source, target)
+        return Sample(number, source, target, triplet.unreadable)
 
-    def load(
-        self, number: int, rng: np.random.Generator
-    ) -> tuple[Sequence[tuple[Tensor | None, Tensor | None, Frames]], str, str]:
-        """Return (pixels, latents, frames for the MLLM) of source and target, instruction and caption."""
+    def load(self, number: int, rng: np.random.Generator) -> LoadedTriplet:
+        """Return the triplet of a sample number."""
         raise NotImplementedError
 
     @property
@@ -110,7 +121,7 @@ class _Samples(Dataset[Sample]):
         return shape.still if is_still(self.data, number // self.recipe.batch_size) else shape
 
     def as_pixels(self, clips: Iterable[Frames]) -> list[tuple[Tensor, None, Frames]]:
-        """Return clips in the form that `load` returns."""
+        """Return clips in the form of `LoadedTriplet`."""
         return [(to_model_range(clip), None, self.frame_processor(clip)) for clip in clips]
 
 
@@ -123,7 +134,7 @@ def sample_realism(data: DataRecipe, number: int) -> tuple[float, np.random.Gene
 class PlaygroundSamples(_Samples):
     """Triplets of the playground, rendered on access."""
 
-    def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
+    def load(self, number: int, rng: np.random.Generator) -> LoadedTriplet:
         """See `_Samples`."""
         data = self.data
         realism, degradation = sample_realism(data, number)
@@ -135,7 +146,7 @@ class PlaygroundSamples(_Samples):
         shape = self.shape(number)
         source, target = (render(s, shape.num_frames, shape.height, shape.width, start) for s in scenes)
         clips = (degrade(source, degradation, data.degrade), target)
-        return self.as_pixels(clips), triplet.instruction, triplet.target_caption
+        return LoadedTriplet(self.as_pixels(clips), triplet.instruction, triplet.target_caption)
 
 
 class ManifestSamples(_Samples):
@@ -165,21 +176,38 @@ class ManifestSamples(_Samples):
         """Weight buckets by their triplets too: with equal shares, all triplets are sampled equally often."""
         return [share * len(rows) for share, rows in zip(self.data.shares, self.buckets, strict=True)]
 
-    def triplet(self, number: int) -> Triplet:
-        """Return the manifest row of a sample number."""
+    def triplet(self, number: int, offset: int = 0) -> Triplet:
+        """Return the manifest row of a sample number, or the one `offset` samples later in its epoch."""
         bucket, position = self.position(number)
         rows = self.buckets[bucket]
         epoch, index = divmod(position, len(rows))
         if self.orders.get(bucket, (-1,))[0] != epoch:  # permute once per epoch, not once per sample
             rng = np.random.default_rng([self.data.seed, epoch, 3, bucket])
             self.orders[bucket] = (epoch, rng.permutation(len(rows)))
-        return rows[self.orders[bucket][1][index]]
+        return rows[self.orders[bucket][1][(index + offset) % len(rows)]]
 
-    def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
-        """See `_Samples`."""
-        triplet = self.triplet(number)
-        clips = read_pair(self.manifest, triplet, self.shape(number))
-        return self.as_pixels(clips), triplet.instruction, triplet.target_caption or ""
+    def load(self, number: int, rng: np.random.Generator) -> LoadedTriplet:
+        """See `_Samples`; the next readable triplet of the epoch stands in for one that cannot be read.
+
+        Raises UserError if more triplets than allowed, and one more, cannot be read: with one more, the
+        training loop can stop all processes at the same step.
+        """
+        unreadable: dict[str, str] = {}
+        for offset in range(self.data.max_unreadable + 2):
+            triplet = self.triplet(number, offset)
+            try:
+                clips = self.read_clips(triplet, self.shape(number))
+            except UnreadableClip as error:
+                unreadable[str(error.path)] = str(error)
+                continue
+            return LoadedTriplet(clips, triplet.instruction, triplet.target_caption or "", unreadable)
+        raise too_many_unreadable(self.manifest, unreadable, [*unreadable.values()][-1])
+
+    def read_clips(
+        self, triplet: Triplet, shape: ClipShape
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, Frames]]:
+        """Return the clips of a triplet in the form of `LoadedTriplet`. Raises UnreadableClip."""
+        return self.as_pixels(read_pair(self.manifest, triplet, shape))
 
 
 class CachedSamples(ManifestSamples):
@@ -221,15 +249,18 @@ class CachedSamples(ManifestSamples):
         """See `_Samples`."""
         return self.texts.read(text).float() if self.texts else None
 
-    def load(self, number: int, rng: np.random.Generator) -> tuple[Any, str, str]:
-        """See `_Samples`; a still is the first latent frame, which the causal VAE encodes on its own."""
-        triplet = self.triplet(number)
-        count = 1 if self.shape(number).num_frames == 1 else None
-        clips = [
-            (None, clip.latents[:, :count].float(), clip.mllm_frames[:count])
-            for clip in self.cache.read(triplet.key)
-        ]
-        return clips, triplet.instruction, triplet.target_caption or ""
+    def read_clips(
+        self, triplet: Triplet, shape: ClipShape
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, Frames]]:
+        """See `ManifestSamples`; a still is the first latent frame, which the causal VAE encodes alone."""
+        count = 1 if shape.num_frames == 1 else None
+        try:
+            clips = self.cache.read(triplet.key)
+        except (OSError, SafetensorError) as error:
+            shard = self.cache.path_of[triplet.key]
+            reason = f"{shard}: cannot be read ({error}): delete it, and run `rvedit prepare cache` again"
+            raise UnreadableClip(reason, shard) from None
+        return [(None, clip.latents[:, :count].float(), clip.mllm_frames[:count]) for clip in clips]
 
 
 def _sort_into_buckets(manifest: Path, triplets: list[Triplet], data: DataRecipe) -> list[list[Triplet]]:
@@ -275,7 +306,8 @@ def collate(samples: list[Sample], text_length: int) -> TripletBatch:
         _branch_inputs([getattr(sample, clip) for sample in samples], text_length)
         for clip in ("source", "target")
     )
-    return TripletBatch(editing, reference, [sample.number for sample in samples])
+    unreadable = {path: reason for sample in samples for path, reason in sample.unreadable.items()}
+    return TripletBatch(editing, reference, [sample.number for sample in samples], unreadable)
 
 
 def _branch_inputs(samples: list[BranchSample], text_length: int) -> BranchInputs:
@@ -289,40 +321,3 @@ def _branch_inputs(samples: list[BranchSample], text_length: int) -> BranchInput
     states = [sample.text_states for sample in samples if sample.text_states is not None]
     padded = pad_text_states(states, text_length) if states else None
     return BranchInputs(clips, [s.frames for s in samples], [s.text for s in samples], latents, padded)
-
-
-def build_dataloader(
-    samples: Dataset[Item], numbers: Iterable[list[int]], workers: int, collate_fn: Any
-) -> Iterator[Any]:
-    """Return an iterator over the minibatches of the listed sample numbers, prepared by worker processes."""
-    loader: DataLoader[Any] = DataLoader(
-        samples,
-        batch_sampler=numbers,
-        num_workers=workers,
-        collate_fn=collate_fn,
-        worker_init_fn=_ignore_signals,
-        prefetch_factor=4 if workers else None,
-    )
-    return _unwrap_user_errors(iter(loader))
-
-
-def _unwrap_user_errors(batches: Iterator[Any]) -> Iterator[Any]:
-    """Restore the message of a worker's UserError, to which the dataloader adds a traceback."""
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except UserError as error:
-            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
-        yield batch
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ignore signals in a worker; the training process handles them and stops its workers.
-
-    Schedulers send SIGTERM to all processes of a job. If a worker stopped, the run would fail before it
-    writes its checkpoint.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

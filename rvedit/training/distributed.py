@@ -131,6 +131,14 @@ class Processes:
         """Return whether the flag is set in any process."""
         return self.mean({"flag": float(flag)})["flag"] > 0
 
+    def union(self, entries: Mapping[str, str]) -> dict[str, str]:
+        """Return the entries of all processes."""
+        if self.count == 1 or not self.any(bool(entries)):
+            return dict(entries)
+        gathered: list[Any] = [None] * self.count
+        dist.all_gather_object(gathered, dict(entries))
+        return {key: value for part in gathered for key, value in part.items()}
+
     def wait(self) -> None:
         """Wait until all processes have called this."""
         self.accelerator.wait_for_everyone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from functools import cache, partial
 from pathlib import Path
 
@@ -35,7 +35,8 @@ from rvedit.pipelines.model_card import PLAYGROUND, WORD_SOURCES, Provenance
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.world import sample_triplet
 from rvedit.training.costs import EditorCosts
-from rvedit.training.data import build_dataloader, collate, editor_samples
+from rvedit.training.data import collate, editor_samples
+from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes, full_state_dict
 from rvedit.training.recipe import Recipe
 from rvedit.training.step import Loss, TripletBatch, training_losses, with_latents
@@ -120,12 +121,14 @@ class EditorTask:
         self.samples = editor_samples(recipe, self.pipeline)
         if self.samples.has_text_embeds:
             del self.objective.text_encoder  # it is large, and not needed on the device
+        self.unreadable: dict[str, str] = {}
         self.validation_clips = validation_clips(recipe) if recipe.validation.every else []
 
-    def batches(self, numbers: Iterable[list[int]]) -> Iterator[TripletBatch]:
+    def batches(self, numbers: Iterable[list[int]]) -> Generator[TripletBatch, None, None]:
         """Yield the minibatches of the sample numbers, on the device."""
         collate_fn = partial(collate, text_length=self.pipeline.config.max_text_length)
         for batch in build_dataloader(self.samples, numbers, self.recipe.data.workers, collate_fn):
+            self.unreadable |= batch.unreadable
             yield batch.to(self.processes.device)
 
     def validate(self, step: int, folder: Path) -> None:

@@ -33,3 +33,8 @@ class RunLog:
         for name, value in record.items():
             if name != "step":
                 self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is buffered, and close the files."""
+        self.file.close()
+        self.board.close()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from torch import nn
 from rvedit.io.errors import Interrupted, UserError
 from rvedit.training.distributed import Processes, full_tensor
 from rvedit.training.gradients import StepGradients
+from rvedit.training.limits import check_skipped, check_unreadable
 from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
 from rvedit.training.recipe import OptimizerRecipe, Recipe
@@ -37,7 +39,11 @@ class TrainingTask(Protocol):
     def objective(self) -> nn.Module:
         """Return a module of all trained modules that maps (batch, step) to `loss` and metrics."""
 
-    def batches(self, numbers: Iterable[list[int]]) -> Iterator[Any]:
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Return the reasons why clips of the batches so far could not be read, by path."""
+
+    def batches(self, numbers: Iterable[list[int]]) -> Generator[Any, None, None]:
         """Yield the minibatch of each list of sample numbers."""
 
     def validate(self, step: int, folder: Path) -> None:
@@ -56,15 +62,15 @@ def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
 
 def fit(
     task: TrainingTask, recipe: Recipe, folder: Path, processes: Processes, resume: bool = True
-) -> Iterator[dict[str, float]]:
+) -> Generator[dict[str, float], None, None]:
     """Train up to `recipe.steps` and yield each step's metrics; checkpoints and metrics go to `folder`.
 
     On SIGTERM or Ctrl-C the step is finished, a checkpoint is saved and `Interrupted` is raised.
     """
     torch.set_flush_denormal(True)  # CPUs are very slow with denormal numbers
     try:
-        with _collect_stop_signals() as signals:
-            yield from _fit(task, recipe, folder, processes, resume, signals)
+        with _collect_stop_signals() as signals, ExitStack() as stack:
+            yield from _fit(task, recipe, folder, processes, resume, signals, stack)
     finally:
         torch.set_flush_denormal(False)
 
@@ -76,7 +82,8 @@ def _fit(
     processes: Processes,
     resume: bool,
     signals: list[int],
-) -> Iterator[dict[str, float]]:
+    stack: ExitStack,
+) -> Generator[dict[str, float], None, None]:
     model = processes.wrap(task.objective)
     optimizer = NamedOptimizer(task.objective, recipe.optimizer)
     trained = optimizer.trained
@@ -89,8 +96,9 @@ def _fit(
         state = load_checkpoint(checkpoint, optimizer, ema)
     model.train()
     gradients = StepGradients(task.objective, model, trained, processes, recipe, state.log_ratio)
-    log = RunLog(folder, state.step) if processes.is_main else None
-    batches = _TimedIterator(task.batches(sample_numbers(recipe, state.step, processes)))
+    log = stack.enter_context(closing(RunLog(folder, state.step))) if processes.is_main else None
+    numbers = sample_numbers(recipe, state.step, processes)
+    batches = _TimedIterator(stack.enter_context(closing(task.batches(numbers))))
     while state.step < recipe.steps:
         step, started, batches.waited = state.step, time.perf_counter(), 0.0
         losses = gradients.compute(islice(batches, recipe.accumulation), step, state.step - state.skipped)
@@ -104,7 +112,15 @@ def _fit(
                 ema.step(trained.values())
         else:
             optimizer.clear()
-        state = RunState(step + 1, state.skipped + (not is_finite), gradients.log_ratio)
+        known = state.unreadable
+        unreadable = processes.union({k: v for k, v in task.unreadable.items() if k not in known})
+        state = RunState(
+            step=step + 1,
+            skipped=state.skipped + (not is_finite),
+            log_ratio=gradients.log_ratio,
+            skipped_in_a_row=0 if is_finite else state.skipped_in_a_row + 1,
+            unreadable=[*known, *unreadable],
+        )
         seconds = time.perf_counter() - started
         record = {
             **losses,
@@ -112,6 +128,7 @@ def _fit(
             "grad_norm": norm,
             "rate": fraction,
             "skipped": state.skipped,
+            "unreadable": len(state.unreadable),
             "seconds": seconds,
             "waited": batches.waited,
             "clips_per_second": recipe.batch_size / seconds,
@@ -121,12 +138,13 @@ def _fit(
             log.write(record)
         stop = processes.any(bool(signals))
         done = state.step == recipe.steps
-        if state.skipped > recipe.max_skipped:
-            raise UserError(
-                f"{folder}: the loss was not finite in {state.skipped} steps, the last of them {step}: lower "
-                "optimizer.learning_rate or raise max_skipped"
-            )
-        if stop or done or state.step % recipe.checkpoint_every == 0:
+        check_skipped(folder, state, recipe)
+        check_unreadable(folder, state, unreadable, recipe.data.max_unreadable)
+        if processes.is_main:
+            for reason in unreadable.values():
+                warnings.warn(f"{reason}; another clip takes its place", stacklevel=2)
+        # Weights that the last update may have spoiled must not replace a good checkpoint.
+        if stop or (is_finite and (done or state.step % recipe.checkpoint_every == 0)):
             save_checkpoint(folder, state, optimizer, ema, processes)
         yield {**record, "rank": processes.rank}
         if recipe.validation.every and (done or state.step % recipe.validation.every == 0):

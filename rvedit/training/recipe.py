@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    Field,
-    PositiveFloat,
-    model_validator,
-)
+from pydantic import AfterValidator, AliasChoices, Field, PositiveFloat, model_validator
 
 from rvedit.io.errors import UserError
 from rvedit.io.recipes import check_values, read_values
@@ -125,6 +119,9 @@ class DataRecipe(Section):
         0.0, ge=0, le=1, description="share of samples with an empty caption in the reference branch"
     )
     workers: int = Field(1, ge=0, description="dataloader workers of each training process")
+    max_unreadable: int = Field(
+        20, ge=0, description="maximum number of clips that cannot be read; others take their place"
+    )
 
     @property
     def shapes(self) -> tuple[ClipShape, ...]:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,18 +23,18 @@ from rvedit.training.recipe import Recipe
 from rvedit.training.state import latest_checkpoint
 from rvedit.training.tasks import task_class
 
-# Recipe keys that may change on resume: length, rates, distribution of work, and output. So may
-# alignment.log_ratio_every.
+# Recipe keys that may change on resume: length, rates, distribution of work, limits and output.
 CHANGEABLE = {
     *("steps", "optimizer", "accumulation", "parallel", "max_skipped"),
     *("checkpoint_every", "log_every", "validation", "paper"),
 }
+CHANGEABLE_IN_SECTIONS = {"alignment": ("log_ratio_every",), "data": ("workers", "max_unreadable")}
 RECORDED_PACKAGES = ("rvedit", "torch", "diffusers", "transformers")
 
 
 def train(
     recipe: Recipe, runs: Path, device: str | None = None, fresh: bool = False
-) -> Iterator[dict[str, float]]:
+) -> Generator[dict[str, float], None, None]:
     """Train a recipe in `runs/<name>`, yielding the metrics of each step.
 
     An interrupted run resumes from its last checkpoint, unless `fresh`. Under `torchrun` or `accelerate
@@ -59,7 +59,7 @@ def train(
 
 
 def _check_resumable(recipe: Recipe, folder: Path) -> None:
-    """Raise UserError if a run was started with a recipe that differs in keys outside `CHANGEABLE`."""
+    """Raise UserError if a run was started with a recipe that differs in keys that may not change."""
     record = folder / "recipe.yaml"
     if not record.is_file():
         return
@@ -69,8 +69,10 @@ def _check_resumable(recipe: Recipe, folder: Path) -> None:
         raise UserError(
             f"{record}: not a recipe of this version of rvedit: set another name, or start over with `fresh`"
         ) from None
-    logged = {"log_ratio_every": recipe.alignment.log_ratio_every}
-    original = original.model_copy(update={"alignment": original.alignment.model_copy(update=logged)})
+    for section, keys in CHANGEABLE_IN_SECTIONS.items():
+        values = {key: getattr(getattr(recipe, section), key) for key in keys}
+        changed_section = getattr(original, section).model_copy(update=values)
+        original = original.model_copy(update={section: changed_section})
     names = [key for key in Recipe.model_fields if key not in CHANGEABLE]
     changed = [key for key in names if getattr(original, key) != getattr(recipe, key)]
     if original.optimizer.name != recipe.optimizer.name:  # their states are not compatible

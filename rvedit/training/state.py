@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +39,10 @@ class RunState:
     """Updates skipped because the loss or a gradient was not finite."""
     log_ratio: float | None = None
     """Running mean of ln(|gradient of L_align| / |gradient of L_fm|), for `alignment.ratio`."""
+    skipped_in_a_row: int = 0
+    """Updates skipped since the last one that was made."""
+    unreadable: Sequence[str] = ()
+    """Paths of the clips that could not be read."""
 
 
 def save_checkpoint(
@@ -127,6 +131,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in a run's folder, or None."""
     return next(reversed(complete_checkpoints(folder)), None)
+
+
+def last_checkpoint_before(folder: Path, step: int) -> Path | None:
+    """Return the newest complete checkpoint of a run after fewer steps than `step`, or None."""
+    checkpoints = reversed(complete_checkpoints(folder))
+    return next((path for path in checkpoints if int(path.name.removeprefix("step_")) < step), None)
 
 
 def _read_state(checkpoint: Path) -> RunState | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -56,6 +56,8 @@ class TripletBatch:
     """(v*, l*): target and caption."""
     numbers: Sequence[int] = ()
     """Each sample's number in the run, the seed of its timestep and noise; empty: 0, 1, ..."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Reasons why clips of this batch could not be read, by path; others took their place."""
 
     def to(self, device: torch.device) -> TripletBatch:
         """Return the batch with its tensors on a device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import is_still
 from rvedit.training.costs import VAECosts
-from rvedit.training.data import build_dataloader, sample_realism
+from rvedit.training.data import sample_realism
+from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes
 from rvedit.training.loop import freeze
 from rvedit.training.recipe import DataRecipe, Recipe
@@ -151,7 +152,12 @@ class VAETask:
         self.objective = VAEObjective(vae, recipe)
         freeze(vae, recipe.model.frozen)
 
-    def batches(self, numbers: Iterable[list[int]]) -> Iterator[ClipBatch]:
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Return nothing: all clips are rendered."""
+        return {}
+
+    def batches(self, numbers: Iterable[list[int]]) -> Generator[ClipBatch, None, None]:
         """Yield the minibatches of the sample numbers, on the device."""
         crops = ClipCrops(self.recipe.data, self.recipe.batch_size)
         for batch in build_dataloader(crops, numbers, self.recipe.data.workers, ClipBatch.collate):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from rvedit.io.clips import fitting_bucket, read_pair
+from rvedit.io.clips import UnreadableClip, fitting_bucket, read_pair
+from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames
 from rvedit.io.manifest import read_manifest
 from rvedit.io.video import side_by_side, temporary_sibling, write_clip
@@ -40,11 +41,19 @@ def validation_clips(recipe: Recipe) -> list[ValidationClip]:
             for t in triplets
         ]
     manifest = Path(str(data.manifest))
-    clips = []
+    clips: list[ValidationClip] = []
     fitting = (t for t in read_manifest(manifest) if fitting_bucket(data.shapes, t) == 0)
-    for triplet in islice(fitting, count):
-        source, target = read_pair(manifest, triplet, shape)
+    while len(clips) < count and (triplet := next(fitting, None)):
+        try:
+            source, target = read_pair(manifest, triplet, shape)
+        except UnreadableClip as error:
+            warnings.warn(f"{error}; validation shows another clip", stacklevel=2)
+            continue
         clips.append(ValidationClip(source, target, triplet.instruction, max(1, round(triplet.fps))))
+    if not clips:
+        raise UserError(
+            f"{manifest}: has no clip of the first shape to validate with: set validation.every: 0"
+        )
     return clips
 
 

@@ -5,7 +5,7 @@ from rvedit.datasets.sources.ditto import Ditto
 from rvedit.datasets.sources.kiwi import Kiwi
 from rvedit.datasets.sources.openve import OpenVE
 from rvedit.datasets.sources.reco import ReCo
-from rvedit.datasets.sources.tables import BadRow
+from rvedit.io.tables import BadRow
 
 SOURCES: dict[str, Source] = {source.name: source for source in (OpenVE(), ReCo(), Ditto(), Kiwi())}
 

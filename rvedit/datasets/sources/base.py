@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from rvedit.datasets.sources.tables import BadRow, read_table
 from rvedit.io.records import Category
+from rvedit.io.tables import BadRow, WrongColumns, normalize, read_table
 
 Columns = Mapping[str, tuple[str, str, str]]
 """Names of the columns of source, target and instruction, by the suffix of the metadata file."""
@@ -59,7 +59,7 @@ class Source:
 
     def metadata(self, folder: Path) -> list[Path]:
         """Return the metadata files in a folder, in reading order."""
-        return sorted(file for pattern in self.patterns for file in folder.glob(pattern))
+        return sorted(file for pattern in self.patterns for file in folder.glob(_in_any_case(pattern)))
 
     def clip_folders(self, folder: Path, file: Path) -> list[Path]:
         """Return the folders to look for the clips of a metadata file of `folder` in, most likely first."""
@@ -71,13 +71,15 @@ class Source:
 
     def read(self, file: Path) -> Iterator[Row | BadRow] | None:
         """Return the rows of a metadata file, or None if it has another format."""
-        rows = read_table(file, self.columns[file.suffix])
-        return None if rows is None else (self._parse(file, row) for row in rows)
+        columns = self.columns[file.suffix.lower()]
+        try:
+            rows = read_table(file, columns)
+        except WrongColumns:
+            return None
+        return (row if isinstance(row, BadRow) else self._parse(file, *row, columns) for row in rows)
 
-    def _parse(self, file: Path, row: tuple[int, list[str]] | BadRow) -> Row | BadRow:
-        if isinstance(row, BadRow):
-            return row
-        number, (source, target, instruction) = row
+    def _parse(self, file: Path, number: int, texts: Mapping[str, str], columns: Sequence[str]) -> Row:
+        source, target, instruction = (texts[name] for name in columns)
         return Row(file, number, source, target, instruction, *self.categorize(file, target, instruction))
 
 
@@ -105,9 +107,9 @@ def row_id(row: Row, id_fields: tuple[str, ...]) -> str:
     return f"{name}-{digest}"
 
 
-def normalize(path: str) -> str:
-    """Return a path of the metadata with forward slashes and without a leading `./`."""
-    return posixpath.normpath(path.strip().replace("\\", "/"))
+def _in_any_case(pattern: str) -> str:
+    """Return a glob pattern that matches capitals and small letters alike: A.CSV is a *.csv."""
+    return "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in pattern)
 
 
 def folder_names(path: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvedit.datasets.sources.base import normalize
+from rvedit.io.tables import normalize
 
 _ARCHIVE = re.compile(r"(?P<name>.+?\.(tar\.gz|tgz|tar|zip))(?P<part>\.\d+|\.part\w+)?$", re.IGNORECASE)
 _OPTIONAL = frozenset({"openve-3m", "reco-data", "ditto-1m", "videos"})

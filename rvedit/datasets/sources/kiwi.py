@@ -42,6 +42,6 @@ class Kiwi(Source):
 
 @cache
 def _file_category(file: Path) -> str:
-    stem = "refvie" if file.suffix == ".parquet" else file.stem.lower().replace("-", "_")
+    stem = "refvie" if file.suffix.lower() == ".parquet" else file.stem.lower().replace("-", "_")
     longest_first = sorted(_CATEGORIES, key=len, reverse=True)  # local_add before add
     return next((c for c in longest_first if re.search(rf"(^|_){c}(_|\d|$)", stem)), stem)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from rvedit.datasets.sources.base import Categories, Columns, Source
 from rvedit.io.records import Category
 
-_SUFFIX = "_data_configs.json"
+_ENDING = "_data_configs"
 
 
 class ReCo(Source):
@@ -16,8 +16,8 @@ class ReCo(Source):
 
     name = "reco"
     licence = "CC BY-NC-SA 4.0"
-    expected = f"<task>/<task>{_SUFFIX} with src_video, tar_video and instruction_final_refine"
-    patterns = (f"*{_SUFFIX}", f"*/*{_SUFFIX}")
+    expected = f"<task>/<task>{_ENDING}.json with src_video, tar_video and instruction_final_refine"
+    patterns = (f"*{_ENDING}.json", f"*/*{_ENDING}.json")
     columns: ClassVar[Columns] = {".json": ("src_video", "tar_video", "instruction_final_refine")}
     categories: ClassVar[Categories] = {
         "replace": Category.CHANGE,
@@ -28,9 +28,9 @@ class ReCo(Source):
 
     def clip_folders(self, folder: Path, file: Path) -> list[Path]:
         """Return the dataset's folder first, as ReCo's own loader does."""
-        return [folder, file.parent, folder / file.name.removesuffix(_SUFFIX)]
+        return [folder, file.parent, folder / file.stem.removesuffix(_ENDING)]
 
     def categorize(self, file: Path, target: str, instruction: str) -> tuple[str, Category | None]:
         """Return the task in the file's name."""
-        task = file.name.removesuffix(_SUFFIX)
+        task = file.stem.removesuffix(_ENDING)
         return task, self.categories.get(task)
