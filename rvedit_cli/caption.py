@@ -49,6 +49,8 @@ def caption(
     frames: Annotated[int, _requests("Number of frames of each clip that the model sees.", min=1)] = 8,
     concurrency: console.Concurrency = 16,
     timeout: console.Timeout = 120.0,
+    max_tokens: console.MaxTokens = None,
+    extra: console.Extra = None,
     dry_run: console.DryRun = False,
 ) -> None:
     """Caption the target clips of a manifest with one model. An interrupted run can be resumed.
@@ -64,7 +66,10 @@ def caption(
     console.check_local(local, base_url or model, device)
     config = job.CaptionConfig(manifest, out or job.captioned_path(manifest), limit, everything)
     settings = captioners.CaptionSettings(
-        FrameSettings(count=frames), concurrency=concurrency, timeout=timeout
+        FrameSettings(count=frames),
+        captioners.SAMPLING.overridden(max_tokens, console.extra_body(extra, local)),
+        concurrency=concurrency,
+        timeout=timeout,
     )
     journal = Journal(cache or job.cache_path(config.out))
     chat_captioner = (

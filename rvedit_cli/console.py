@@ -55,6 +55,13 @@ _DTYPE_HELP = "Dtype of the weights. Default: fp32 on a CPU, otherwise bf16."
 Dtype = Annotated[str | None, option(MEMORY, _DTYPE_HELP, metavar="fp32|bf16|fp16")]
 Concurrency = Annotated[int, option("Requests", "Maximum number of concurrent requests.", min=1)]
 Timeout = Annotated[float, option("Requests", "Seconds that one request may take.", min=0.1)]
+MaxTokens = Annotated[
+    int | None, option("Requests", "Maximum number of tokens of a reply, including reasoning.", min=1)
+]
+_EXTRA_HELP = (
+    "JSON object to merge into the body of each request, such as '{\"temperature\": 0}'; null removes a key."
+)
+Extra = Annotated[str | None, option("Requests", _EXTRA_HELP, metavar="JSON")]
 LocalDevice = Annotated[
     str | None, option("Model", "With --local: device, such as cuda:1. Default: a GPU if there is one.")
 ]
@@ -69,6 +76,23 @@ def check_local(local: str | None, endpoint: str | None, device: str | None) -> 
         raise UserError("--local: runs on this machine: leave out --base-url and --model")
     if device and not local:
         raise UserError("--device: needs --local")
+
+
+def extra_body(text: str | None, local: str | None) -> dict[str, Any]:
+    """Return the object of --extra. Raises UserError if it is none, or has keys that are not allowed."""
+    from rvedit.io.chat.local import TEMPLATE_OPTIONS
+
+    try:
+        extra = json.loads(text or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise UserError(f"--extra {text}: not a JSON object: give one such as '{{\"temperature\": 0}}'")
+    if extra.keys() & {"model", "messages"}:
+        raise UserError("--extra: cannot replace the model or the messages: choose a model with --model")
+    if local and extra.keys() - {TEMPLATE_OPTIONS}:
+        raise UserError(f"--extra: a local model accepts only {TEMPLATE_OPTIONS}: leave out the other keys")
+    return extra
 
 
 def print_json(result: Any) -> None:

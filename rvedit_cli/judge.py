@@ -79,6 +79,8 @@ def judge(
     device: console.LocalDevice = None,
     concurrency: console.Concurrency = 16,
     timeout: console.Timeout = 300.0,
+    max_tokens: console.MaxTokens = None,
+    extra: console.Extra = None,
     retry_dropped: Annotated[
         bool, _requests("Ask again where an earlier reply could not be parsed.", "--retry-dropped")
     ] = False,
@@ -88,7 +90,8 @@ def judge(
 ) -> None:
     """Score edits with multimodal LLMs. An interrupted run can be resumed.
 
-    API keys are read from RVEDIT_QWEN_API_KEY and GEMINI_API_KEY. Exits with code 1 if a judge stopped early.
+    API keys are read from RVEDIT_QWEN_API_KEY and GEMINI_API_KEY. Exits with code 1 if a judge stopped early
+    or scored nothing.
     """
     from rvedit.evaluation import judge as job
 
@@ -106,6 +109,7 @@ def judge(
         )
     names = list(dict.fromkeys(judges or ["qwen"]))
     _check_model_options(names, model, base_url, local, device)
+    overrides = _overrides(names, max_tokens, extra, local)
     if (price_in is None) != (price_out is None):
         raise UserError("--price-in and --price-out go together")
     check_choice("--probe", probe, ("none", "identity", "swap"))
@@ -128,7 +132,9 @@ def judge(
     settings |= {"timeout": timeout, "retry_dropped": retry_dropped}
     qwen = {"base_url": base_url, "model": model, "local": local, "device": device}
     gemini = {"base_url": None if "qwen" in names else base_url, "model": model}
-    judge_list = [_build_judge(name, journal, judge_protocol, settings, qwen, gemini) for name in names]
+    judge_list = [
+        _build_judge(name, journal, judge_protocol, settings, overrides, qwen, gemini) for name in names
+    ]
     if judge_set.missing and not as_json:
         first = judge_set.missing[0].id
         console.say(f"note: {len(judge_set.missing)} items have no edit in {edits}, such as {first}")
@@ -154,7 +160,14 @@ def judge(
         console.say(f"note: {len(noted)} edits differ in length from their source, such as {noted[0]}")
     for name, reason in report.stopped.items():
         console.say(f"rvedit: {name} stopped early: {reason}; fix this and run the command again")
-    if report.stopped:
+    unscored = [name for name, table in report.tables.items() if table is None]
+    for name in unscored:
+        if name not in report.stopped:
+            console.say(
+                f"rvedit: {name} scored nothing: {_main_reason(report, name)}; fix this and run the "
+                "command again with --retry-dropped"
+            )
+    if report.stopped or unscored:
         raise typer.Exit(1)
 
 
@@ -172,15 +185,31 @@ def _check_model_options(
     console.check_local(local, base_url or model, device)
 
 
+def _overrides(
+    names: list[str], max_tokens: int | None, extra: str | None, local: str | None
+) -> dict[str, Any]:
+    """Return the changes of the judges' sampling. Raises UserError if none of the judges can use them."""
+    chat_judges = [name for name in names if name != "reference"]
+    if max_tokens and not chat_judges:
+        raise UserError("--max-tokens: needs --judge qwen or gemini")
+    if extra and len(chat_judges) != 1:
+        raise UserError("--extra: is for one chat judge: leave it out, or run one --judge at a time")
+    return {"max_tokens": max_tokens, "extra": console.extra_body(extra, local)}
+
+
 def _build_judge(
     name: str,
     journal: Journal,
     protocol: JudgeProtocol,
     settings: dict[str, Any],
+    overrides: dict[str, Any],
     qwen: dict[str, Any],
     gemini: dict[str, Any],
 ) -> Judge:
-    """Return a judge; `settings` are those of all judges, `qwen` and `gemini` the options of one model."""
+    """Return a judge; `settings` are those of all judges, `qwen` and `gemini` the options of one model.
+
+    `overrides` changes the sampling of a chat judge.
+    """
     from rvedit.evaluation import judges
     from rvedit.evaluation.request import JudgeSettings
 
@@ -193,9 +222,11 @@ def _build_judge(
         if protocol.name != "paper":
             raise UserError("--judge reference: supports --protocol paper only")
         return ReferenceJudge(journal, protocol, settings["probe"])
+    sampling = judges.QWEN_SAMPLING if name == "qwen" else judges.GEMINI_SAMPLING
+    chat_settings = JudgeSettings(sampling.overridden(**overrides), **settings)
     if name == "qwen":
-        return judges.qwen_judge(journal, protocol, JudgeSettings(judges.QWEN_SAMPLING, **settings), **qwen)
-    return judges.gemini_judge(journal, protocol, JudgeSettings(judges.GEMINI_SAMPLING, **settings), **gemini)
+        return judges.qwen_judge(journal, protocol, chat_settings, **qwen)
+    return judges.gemini_judge(journal, protocol, chat_settings, **gemini)
 
 
 def _print_estimates(estimates: list[CostEstimate], num_frames: int, as_json: bool) -> None:
@@ -240,6 +271,12 @@ def _print_report(report: JudgeReport, prices: tuple[float, float] | None, as_js
             difference = f"second minus first {row['mean_difference']:+.2f}"
             typer.echo(f"{pair}, {axis.upper()}: {', '.join([*ranks, difference])} ({row['items']} items)")
     typer.echo(f"{report.folder / REPORT}: {report.seconds:.1f} s")
+
+
+def _main_reason(report: JudgeReport, name: str) -> str | None:
+    """Return the most common reason for which a judge dropped verdicts."""
+    reasons = Counter(verdict.dropped for verdict in report.verdicts if verdict.judge == name)
+    return reasons.most_common(1)[0][0]
 
 
 def _print_table(table: Table | None) -> None:

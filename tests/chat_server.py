@@ -31,6 +31,28 @@ class Asked:
     body: dict[str, Any]
 
 
+# Messages and finish reasons of replies whose content is empty; {} is what the server says.
+MISPLACED = {
+    "refusal-field": ({"content": None, "refusal": "I cannot\nassist with that."}, "stop"),
+    "filter": ({"content": ""}, "content_filter"),
+    "reasoning": ({"content": None, "reasoning_content": "{}"}, "stop"),
+    "reasoning-renamed": ({"content": None, "reasoning": "{}"}, "stop"),
+    "reasoning-cut": ({"content": None, "reasoning_content": "{}"}, "length"),
+    "reasoning-draft": ({"content": None, "reasoning_content": "Let me see."}, "stop"),
+    "reasoning-tools": ({"content": "", "reasoning_content": "{}"}, "tool_calls"),
+    "abort": ({"content": "{}"}, "abort"),
+}
+# Bodies with status 200 that are not replies; those of a dict are JSON.
+STRANGE: dict[str, Any] = {
+    "html": b"<!DOCTYPE html>\n<html>Sign in</html>",
+    "plain": b"no such path",
+    "error": {"error": "Unexpected endpoint or method"},
+    "error-401": {"error": {"message": "your trial ended", "code": 401}},
+    "object": {"detail": "Not Found"},
+    "list": ["nothing"],
+}
+
+
 def caption_of(digest: str) -> str:
     return f"A clip whose pictures hash to {digest[:16]}."
 
@@ -39,8 +61,9 @@ class ChatServer(LocalServer):
     """Serves while its `with` block runs.
 
     `behave` names what a request meets: ok, empty, blank, refusal, think, only-think, quoted, length,
-    no-choice, cut-json, truncated, reset, hang, or a status such as 500; "429:1" has a Retry-After of one
-    second, "429:date" a date two seconds off.
+    no-choice, cut-json, truncated, reset, hang, a key of MISPLACED or STRANGE, or a status such as 500;
+    "429:1" has a Retry-After of one second, "429:date" a date two seconds off. `unknown` has the bodies of
+    the refusals, with status 400 or 422, of arguments that the server does not know.
     """
 
     def __init__(
@@ -52,10 +75,12 @@ class ChatServer(LocalServer):
         key: str | None = None,
         served_as: str | None = None,
         say: Callable[[Asked], str] = lambda asked: caption_of(asked.digest),
+        unknown: dict[str, tuple[int, Any]] | None = None,
     ) -> None:
         self.behave, self.latency, self.models, self.key = behave, latency, models, key
         self.together, self.gathered = together, threading.Event()
-        self.served_as, self.say = served_as, say
+        self.served_as, self.say, self.unknown = served_as, say, unknown or {}
+        self.refused: list[str] = []
         self.asked: list[Asked] = []
         self.answered: Counter[str] = Counter()
         self.arrivals: list[float] = []
@@ -88,6 +113,11 @@ class _Handler(JsonHandler):
         if not self._admitted():
             return
         owner = self.owner
+        if name := next((name for name in owner.unknown if name in body), None):
+            with owner.lock:
+                owner.refused.append(name)
+            self.send(*owner.unknown[name])
+            return
         pictures = [
             base64.b64decode(part[part["type"]]["url"].split(",", 1)[1])
             for part in body["messages"][-1]["content"]
@@ -95,7 +125,7 @@ class _Handler(JsonHandler):
         ]
         digest = hashlib.sha256(b"".join(pictures)).hexdigest()
         with owner.lock:
-            if body["max_tokens"] == 1:
+            if 1 in (body.get("max_tokens"), body.get("max_completion_tokens")):
                 owner.probes += 1
                 asked = Asked(digest, 0, -1, body)
             else:
@@ -141,6 +171,9 @@ class _Handler(JsonHandler):
             after = formatdate(time.time() + 2, usegmt=True) if wait == "date" else wait
             said = {"error": {"message": f"told to fail {self.headers['Authorization']}", "code": None}}
             self.send(int(status), said, {"Retry-After": after} if wait else {})
+        elif action in STRANGE:
+            kind = "text/html" if action == "html" else "application/json"
+            self.send(200, STRANGE[action], {"Content-Type": kind})
         else:
             self._reply(action, asked)
 
@@ -155,15 +188,15 @@ class _Handler(JsonHandler):
             "quoted": f'**Caption:** "{caption}"',
             "length": f"{caption} It goes on and",
         }
+        message = {"role": "assistant", "content": texts.get(action, caption)}
+        finish = "length" if action in ("length", "only-think") else "stop"
+        if action in MISPLACED:
+            fields, finish = MISPLACED[action]
+            message |= {name: value and value.replace("{}", caption) for name, value in fields.items()}
         reply = {
             "id": f"reply-{asked.number}",
             "model": self.owner.served_as or asked.body["model"],
-            "choices": [
-                {
-                    "message": {"role": "assistant", "content": texts.get(action, caption)},
-                    "finish_reason": "length" if action in ("length", "only-think") else "stop",
-                }
-            ],
+            "choices": [{"message": message, "finish_reason": finish}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
         if action == "no-choice":

@@ -14,7 +14,9 @@ KEY = "gemini-very-secret-0123"
 
 
 class GeminiServer(LocalServer):
-    """`behave` names what a request meets: ok, empty, blocked, cut, garbage, hang, or a status (429:1)."""
+    """`behave` names what a request meets: ok, empty, draft, blocked, filtered, other, html, error, cut,
+    garbage, hang, or a status (429:1).
+    """
 
     def __init__(
         self, say: Callable[[dict[str, Any]], str], behave: Callable[[int], str] = lambda number: "ok"
@@ -70,9 +72,16 @@ class _Handler(JsonHandler):
         }
         if action == "empty":  # all tokens went into thinking
             reply["candidates"] = [{"content": {"role": "model"}, "finishReason": "MAX_TOKENS"}]
+        elif action == "draft":
+            reply["candidates"][0]["finishReason"] = "MAX_TOKENS"
+        elif action in ("filtered", "other"):
+            finish = {"filtered": "PROHIBITED_CONTENT", "other": "OTHER"}[action]
+            reply["candidates"] = [{"finishReason": finish}]
+        elif action == "error":
+            reply = {"error": "no such path"}
         elif action == "blocked":
             reply |= {"candidates": [], "promptFeedback": {"blockReason": "SAFETY"}}
         elif action == "garbage":
             parts[1]["text"] = "I would say eighty or so."
-        data = json.dumps(reply).encode()
+        data = b"<html>Sign in</html>" if action == "html" else json.dumps(reply).encode()
         self.send(200, data[: len(data) // 2] if action == "cut" else data)

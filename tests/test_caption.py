@@ -16,6 +16,7 @@ from clips import write_clip
 from processes import Command
 from tiny_chat import save_tiny_chat
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from typer.testing import CliRunner
 
 from rvedit.datasets.caption import (
     CaptionConfig,
@@ -33,6 +34,7 @@ from rvedit.io.chat.local import LocalChat, local_name
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import read_manifest, write_manifest
 from rvedit.io.records import Category, Triplet
+from rvedit_cli.main import app
 
 QUICK = CaptionSettings(
     policy=RetryPolicy(tries=4, first_wait=0.01, longest_wait=0.05, total=60.0), timeout=20.0, concurrency=6
@@ -280,6 +282,7 @@ def test_estimate_sends_nothing(manifest, tmp_path):
         ("**Caption:** A dog runs.", "A dog runs."),
         ("```\nA dog runs.\n```", "A dog runs."),
         ("“A dog runs.”", "A dog runs."),
+        ("<|begin_of_box|>A dog runs.<|end_of_box|>", "A dog runs."),
         ('"Go" says a sign, and another "Stop"', '"Go" says a sign, and another "Stop"'),
         ("I'm a dog, says the sign.", "I'm a dog, says the sign."),
         ("Caption boards hang on a wall: three of them.", "Caption boards hang on a wall: three of them."),
@@ -306,6 +309,17 @@ def test_replies_become_captions(reply, reads):
 def test_replies_that_are_no_captions(reply, finish, says):
     with pytest.raises(BadReplyError, match=says):
         read_caption(ChatReply(reply, MODEL, finish_reason=finish))
+
+
+def test_a_refusal_field_and_misplaced_answers_are_no_captions():
+    """Reasoning in place of a caption may be thoughts about the clip."""
+    for fields, says in (
+        ({"refusal": "I cannot."}, r"the model refuses: I cannot\."),
+        ({"reasoning_content": "A dog runs."}, "empty text, with reasoning_content alone"),
+        ({"finish_reason": "length"}, "reasoning used up the token limit: raise --max-tokens"),
+    ):
+        with pytest.raises(BadReplyError, match=says):
+            read_caption(ChatReply(**{"text": "", "model": MODEL, "finish_reason": "stop", **fields}))
 
 
 def test_a_caption_that_was_cut_off_ends_with_a_sentence():
@@ -409,6 +423,7 @@ def test_mistakes_are_one_line_before_any_work(manifest, tmp_path, monkeypatch):
             (["manifest.parquet", "--base-url", server.url, "--out", "new.jsonl"], ".parquet"),
             (["manifest.parquet", "--base-url", server.url, "--out", "/proc/x/new.parquet"], "/proc"),
             (["manifest.parquet", "--local", "nowhere"], "nowhere"),
+            (["manifest.parquet", "--extra", "{"], "--extra {: not a JSON object"),
             (["manifest.parquet", "--local", "a/b", "--base-url", server.url], "leave out"),
         ):
             monkeypatch.chdir(tmp_path)
@@ -418,6 +433,19 @@ def test_mistakes_are_one_line_before_any_work(manifest, tmp_path, monkeypatch):
             assert "\n" not in str(caught.value)
             assert sorted(tmp_path.iterdir()) == before
         assert server.asked == locked.asked == []
+
+
+def test_sampling_from_the_command_line_is_part_of_the_request(manifest):
+    with ChatServer(unknown={"top_p": (422, {"detail": "unexpected field: top_p"})}) as server:
+        command = ["caption", str(manifest), "--limit", "1", "--base-url", server.url]
+        for options in ([], ["--max-tokens", "99", "--extra", '{"seed": null, "top_k": 3}']):
+            with pytest.warns(UserWarning, match="refuses top_p: leaving it out"):
+                assert CliRunner().invoke(app, [*command, *options]).exit_code == 0
+    sent = [{k: v for k, v in a.body.items() if k not in ("model", "messages")} for a in server.asked]
+    assert sent == [
+        {"max_tokens": 512, "temperature": 0.7, "seed": 0},
+        {"max_tokens": 99, "temperature": 0.7, "top_k": 3},
+    ]
 
 
 def test_dry_run(manifest, tmp_path, capsys):

@@ -21,6 +21,7 @@ from rvedit.io.chat import (
     BadReplyError,
     CachedChatClient,
     ChatError,
+    ChatReply,
     ChatRequest,
     Endpoint,
     EndpointChat,
@@ -30,7 +31,10 @@ from rvedit.io.chat import (
     Jpeg,
     RetryPolicy,
     Sampling,
+    answer_text,
+    check_not_withheld,
     gray_image,
+    is_cut_off,
     plain_text,
 )
 from rvedit.io.chat.frames import expected_tokens
@@ -263,6 +267,146 @@ def test_a_lasting_trouble_ends_with_its_reason(tmp_path, trouble, asked, says):
     assert not (tmp_path / "j").exists()
 
 
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ("html", "<!DOCTYPE html> <html>Sign in</html>: check the URL"),
+        ("plain", "no such path: check the URL"),
+        ("error", "the error: Unexpected endpoint or method"),
+        ("error-401", "the error: your trial ended"),
+        ("object", '{"detail": "Not Found"}: check the URL'),
+        ("list", '["nothing"]: check the URL'),
+    ],
+)
+def test_a_success_that_is_no_reply_ends_the_run_at_once(tmp_path, trouble, says):
+    with ChatServer(lambda _: trouble) as server:
+        pictures = [request(picture=bytes([n])) for n in range(9)]
+        errors = ask(server, Journal(tmp_path / "j"), *pictures, concurrency=1)
+    assert len(server.asked) == 1
+    assert {(str(error), error.scope) for error in errors} == {(str(errors[0]), "all")}
+    assert str(errors[0]).startswith(f"{server.url}: HTTP 200 with ")
+    assert says in str(errors[0])
+    assert "\n" not in str(errors[0])
+
+
+OPENAI = {"error": {"message": "Unrecognized request argument supplied: top_k", "param": None}}
+PARAMETER = {"error": {"message": "unknown argument", "param": "top_k"}}
+REPLACED = {"error": {"message": "'max_tokens' is not supported. Use 'max_completion_tokens' instead."}}
+
+REST = {"max_tokens": 512, "seed": 1}
+
+
+def validation(name):
+    """As servers say it that check requests by pydantic."""
+    part = {"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted"}
+    return {"detail": [part | {"input": "the seed of messages"}]}
+
+
+@pytest.mark.parametrize(
+    ("unknown", "sent"),
+    [
+        ({"top_k": (400, OPENAI)}, REST),
+        ({"top_k": (400, PARAMETER)}, REST),
+        ({"top_k": (400, [{"error": {"message": 'Unknown name "top_k"'}}])}, REST),
+        ({"top_k": (422, validation("top_k"))}, REST),
+        ({"top_k": (422, {"message": validation("top_k")})}, REST),
+        ({"max_tokens": (422, validation("max_tokens"))}, {"top_k": 3, "seed": 1}),
+        ({"max_tokens": (400, REPLACED)}, {"max_completion_tokens": 512, "top_k": 3, "seed": 1}),
+        (
+            {
+                "seed": (422, validation("seed")),
+                "max_tokens": (400, REPLACED),
+                "max_completion_tokens": (422, validation("max_completion_tokens")),
+            },
+            {"top_k": 3},
+        ),
+    ],
+)
+def test_an_argument_that_the_server_does_not_know_is_left_out(tmp_path, unknown, sent):
+    journal = Journal(tmp_path / "j")
+    sampling = Sampling(seed=1, extra={"top_k": 3})
+    requests = [request(picture=bytes([n]), sampling=sampling) for n in range(5)]
+    with ChatServer(unknown=unknown) as server:
+        with pytest.warns(UserWarning, match="refuses") as caught:
+            answers = ask(server, journal, *requests, concurrency=1)
+        again = ask(server, journal, *requests)
+    assert [answer.value for answer in answers] == [caption_of(a.digest) for a in server.asked]
+    assert [
+        {k: v for k, v in a.body.items() if k not in ("model", "messages")} for a in server.asked
+    ] == 5 * [sent]
+    assert sorted(server.refused) == sorted(unknown)  # once each
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == len(unknown)
+    assert all(any(f"{server.url}: refuses {name}: " in text for text in told) for name in unknown)
+    assert [answer.from_cache for answer in again] == 5 * [True]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens is too large: 512. This model supports at most 256",
+        "max_tokens must be less than 100",
+        "this image is not supported",
+    ],
+)
+def test_a_refused_value_is_not_left_out(tmp_path, message):
+    with ChatServer(unknown={"max_tokens": (400, {"error": {"message": message}})}) as server:
+        (error,) = ask(server, Journal(tmp_path / "j"), request())
+    assert (server.refused, str(error)) == (["max_tokens"], f"HTTP 400: {message}")
+
+
+def test_null_removes_an_argument(tmp_path):
+    extra = {"max_tokens": None, "temperature": 0, "chat_template_kwargs": None}
+    with ChatServer() as server:
+        ask(server, Journal(tmp_path / "j"), request(sampling=Sampling(temperature=1.0, extra=extra)))
+    assert server.asked[0].body.keys() == {"model", "messages", "temperature"}
+    assert server.asked[0].body["temperature"] == 0
+
+
+def complete(server):
+    async def run():
+        chat = EndpointChat(Endpoint(server.url))
+        try:
+            return await chat.complete(request())
+        finally:
+            await chat.close()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("action", "fails", "text"),
+    [
+        ("ok", None, "A dog."),
+        ("reasoning", None, "A dog."),
+        ("reasoning-renamed", None, "A dog."),
+        ("reasoning-tools", None, r"reasoning_content alone \(finish_reason tool_calls\)"),
+        ("empty", None, r"the reply is empty: nothing was written \(finish_reason stop\)"),
+        ("refusal-field", r"the model refuses: I cannot assist with that\.", ""),
+        ("filter", r"a content filter withheld the reply \(content_filter\)", ""),
+        ("abort", r"the server broke off the reply \(abort\)", ""),
+    ],
+)
+def test_what_a_reply_says_and_where(action, fails, text):
+    with ChatServer(lambda _: action, say=lambda _: "A dog.") as server:
+        reply = complete(server)
+    if fails:
+        with pytest.raises(BadReplyError, match=fails):
+            check_not_withheld(reply)
+        return
+    check_not_withheld(reply)
+    if text == "A dog.":
+        assert answer_text(reply) == text
+    else:
+        with pytest.raises(BadReplyError, match=text):
+            answer_text(reply)
+
+
+def test_a_reply_at_the_token_limit_is_cut_off():
+    finishes = {"length": True, "MAX_TOKENS": True, "model_length": True, "stop": False, None: False}
+    assert {f: is_cut_off(ChatReply("A", MODEL, finish_reason=f)) for f in finishes} == finishes
+
+
 def test_a_reply_that_cannot_be_read_is_asked_for_with_another_seed(tmp_path):
     journal = Journal(tmp_path / "j")
     with ChatServer(lambda asked: "empty" if asked.tries == 0 else "ok") as server:
@@ -347,6 +491,16 @@ def test_an_endpoint_is_checked_before_it_is_asked():
         with pytest.raises(UserError, match="does not accept the key in RVEDIT_X_API_KEY") as caught:
             check(server, key="wrong-key-0")
         assert "wrong-key" not in str(caught.value)
+    with ChatServer(lambda _: "html", models=None) as server:
+        with pytest.raises(
+            UserError, match=r"/v1: refuses .*HTTP 200 with .*Sign in</html>: check the URL"
+        ) as caught:
+            check(server)
+        assert str(caught.value).count(server.url) == 1
+    with ChatServer(unknown={"seed": (400, {"error": {"message": "unknown field seed"}})}) as server:
+        with pytest.warns(UserWarning, match="refuses seed: leaving it out"):
+            check(server)
+        assert server.probes == 1
     for trouble, passes in (("400", False), ("404", False), ("429", True), ("500", True), ("ok", True)):
         with ChatServer(lambda _, trouble=trouble: trouble, models=None) as server:
             if passes:
@@ -383,6 +537,8 @@ def test_addresses(monkeypatch):
         ("<think>a</think>A <think>b</think>dog.", "A dog."),
         ("<THINKING>a</THINKING>A dog.", "A dog."),
         ("<think>never ends", ""),
+        ("<|begin_of_box|>A dog.<|end_of_box|>", "A dog."),
+        ("<answer>\nA dog.</answer><｜end▁of▁sentence｜>", "A dog."),
         ("", ""),
     ],
 )

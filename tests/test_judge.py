@@ -92,7 +92,7 @@ def say(asked):
 
 
 def serve(behave=lambda asked: "ok", **options):
-    return ChatServer(behave, models=(QWEN,), **{"say": say, **options})
+    return ChatServer(behave, **{"models": (QWEN,), "say": say, **options})
 
 
 def run(folder, server, out, judges=None, **config):
@@ -228,6 +228,44 @@ def test_a_server_with_every_trouble(benchmark, tmp_path):
             assert re.search(r"HTTP 429|HTTP 500|no reply within", row["dropped"])
 
 
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("length", "cut off by the token limit: raise --max-tokens"),
+        ("reasoning-cut", "cut off by the token limit: raise --max-tokens"),
+        (
+            "reasoning-draft",
+            "no score for Instruction Compliance in reasoning_content, and the reply is empty",
+        ),
+        (
+            "reasoning-tools",
+            "the reply is empty: there is reasoning_content alone (finish_reason tool_calls)",
+        ),
+        ("empty", "the reply is empty: nothing was written (finish_reason stop)"),
+        ("refusal-field", "the model refuses: I cannot assist with that."),
+        ("filter", "a content filter withheld the reply (content_filter)"),
+        ("abort", "the server broke off the reply (abort)"),
+    ],
+)
+def test_each_kind_of_no_answer_is_named(small, tmp_path, action, reason):
+    """Also where the reply has a draft of all three scores."""
+    with serve(lambda asked: action) as server:
+        _, rows = run(small, server, tmp_path, limit=1)
+    assert {row["dropped"] for row in rows} == {f"{reason} (asked 3 times)"}
+
+
+def test_scores_that_were_returned_as_reasoning_are_read(small, tmp_path):
+    with serve(lambda asked: "reasoning") as server:
+        report, rows = run(small, server, tmp_path)
+        again, same = run(small, server, tmp_path)
+    assert report.counts("qwen") == Counter(scored=10, from_cache=0)
+    assert again.counts("qwen") == Counter(scored=10, from_cache=10)
+    digests = {tuple(scores_by(asked.digest)): say(asked) for asked in server.asked}
+    for row in (*rows, *same):
+        assert (row["reply"], row["reasoning"]) == ("", "fine.")
+        assert digests[tuple(row["scores"].values())] == row["reasoning_content"]
+
+
 def test_what_was_dropped_for_its_form_stays_dropped_unless_asked(small, tmp_path):
     with serve(lambda asked: "refusal" if asked.tries < 3 else "ok") as server:
         report, _ = run(small, server, tmp_path)
@@ -361,6 +399,57 @@ def test_killed_ten_times_loses_nothing_and_asks_nothing_twice(benchmark, tmp_pa
         assert "Overall" in out
 
 
+def judge_command(folder, out, server, *more):
+    arguments = ["judge", folder / "edits", "--bench", folder / "bench.csv", "--out", out]
+    return CliRunner().invoke(app, list(map(str, [*arguments, "--base-url", server.url, *more])))
+
+
+def test_nothing_scored_is_a_failure_of_one_line(small, tmp_path):
+    with serve(lambda asked: "length") as server:
+        result = judge_command(small, tmp_path / "a", server)
+        again = judge_command(small, tmp_path / "a", server, "--json")
+    assert len(server.asked) == 30
+    line = (
+        "rvedit: qwen scored nothing: cut off by the token limit: raise --max-tokens (asked 3 times); fix "
+        "this and run the command again with --retry-dropped\n"
+    )
+    for failed in (result, again):
+        assert (failed.exit_code, failed.stderr) == (1, line)
+    with serve(lambda asked: "ok" if asked.number == 0 else "length") as server:
+        result = judge_command(small, tmp_path / "b", server, "--category", "change", "--concurrency", 1)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "qwen: 1 scored, 3 dropped" in result.stdout
+
+
+def test_sampling_from_the_command_line_is_part_of_the_request(small, tmp_path):
+    extra = json.dumps({"chat_template_kwargs": None, "temperature": 0.5})
+    with serve() as server:
+        for options in (
+            [],
+            ["--max-tokens", 99],
+            ["--extra", extra],
+            ["--max-tokens", 99],
+            ["--extra", extra],
+        ):
+            assert judge_command(small, tmp_path, server, "--limit", 1, *options).exit_code == 0
+    sent = [{k: v for k, v in a.body.items() if k not in ("model", "messages")} for a in server.asked[::3]]
+    usual = {"max_tokens": 1024, "seed": 0, "chat_template_kwargs": {"enable_thinking": False}}
+    assert sent == [usual, {**usual, "max_tokens": 99}, {"max_tokens": 1024, "seed": 0, "temperature": 0.5}]
+
+
+def test_a_sign_in_page_ends_a_run_at_once(small, tmp_path):
+    with serve(lambda asked: "ok" if asked.number < 4 else "html") as server:
+        result = judge_command(small, tmp_path, server, "--concurrency", 1)
+        assert (result.exit_code, len(server.asked)) == (1, 5)
+    assert f"rvedit: qwen stopped early: {server.url}: HTTP 200 with no reply" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    with serve(lambda asked: "html", models=None) as server:
+        result = judge_command(small, tmp_path / "none", server)
+        assert server.asked == []
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith(f"{server.url}: refuses {QWEN}: HTTP 200 with no reply")
+
+
 def test_keys_are_nowhere(small, tmp_path):
     secret = "sk-very-secret-0123"
     with serve(lambda asked: "400" if asked.number == 2 else "ok", key=secret) as server:
@@ -399,6 +488,22 @@ def test_keys_are_nowhere(small, tmp_path):
         (["edits", "--judge", "gemini", "--local", "DIR"], "--local: needs --judge qwen"),
         (["edits", "--device", "cpu"], "--device: needs --local"),
         (["edits", "--price-in", "1"], "go together"),
+        (["edits", "--extra", "top_k=3"], "--extra top_k=3: not a JSON object: give one such as"),
+        (["edits", "--extra", "[3]"], "--extra [3]: not a JSON object"),
+        (["edits", "--extra", '{"model": "x"}'], "--extra: cannot replace the model or the messages"),
+        (
+            ["edits", "--extra", '{"top_k": 3}', "--local", "DIR"],
+            "a local model accepts only chat_template_kwargs",
+        ),
+        (
+            ["edits", "--extra", "{}", "--judge", "qwen", "--judge", "gemini"],
+            "--extra: is for one chat judge",
+        ),
+        (["edits", "--extra", "{}", "--judge", "reference"], "--extra: is for one chat judge"),
+        (
+            ["edits", "--max-tokens", "9", "--judge", "reference"],
+            "--max-tokens: needs --judge qwen or gemini",
+        ),
         (["edits", "--compare", "edits", "edits"], "--compare: does not judge"),
         (["videos", "--bench", "other.csv"], "has rubrics for change, remove, add, style"),
         (["empty", "--bench", "bench.csv"], "has no edit of any of the 10 items, such as 0000_clip"),
@@ -482,6 +587,34 @@ def test_gemini_by_its_rest_address(small, tmp_path, monkeypatch):
     assert report.mean is not None
     assert set(report.agreement["qwen and gemini"]) == {"ic", "cf", "vq"}
     assert KEY not in "".join(p.read_text() for p in tmp_path.glob("*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("empty", "cut off by the token limit: raise --max-tokens (asked 3 times)"),
+        ("draft", "cut off by the token limit: raise --max-tokens (asked 3 times)"),
+        ("blocked", "a content filter withheld the reply (SAFETY) (asked 3 times)"),
+        ("filtered", "a content filter withheld the reply (PROHIBITED_CONTENT) (asked 3 times)"),
+        ("other", "the reply is empty: nothing was written (finish_reason OTHER) (asked 3 times)"),
+        ("html", "URL: HTTP 200 with no reply of a chat model, but <html>Sign in</html>: check the URL"),
+        ("error", "URL: HTTP 200 with no reply of a chat model, but an object without candidates"),
+    ],
+)
+def test_what_gemini_says_in_place_of_an_answer(small, tmp_path, monkeypatch, action, reason):
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    body = {"generationConfig": {"temperature": 0.5}}
+    with GeminiServer(by_pictures, lambda number: action) as server:
+        reason = reason.replace("URL:", f"{server.url}:")
+        result = judge_command(
+            small, tmp_path, server, "--judge", "gemini", "--limit", 1, "--concurrency", 1,
+            "--max-tokens", 77, "--extra", json.dumps(body),
+        )  # fmt: skip
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert len(server.asked) == (9 if "asked" in reason else 1)
+    assert server.asked[0]["generationConfig"] == {"maxOutputTokens": 77, "temperature": 0.5}
 
 
 def test_gemini_with_a_wrong_key_is_one_line(small, tmp_path):

@@ -87,7 +87,71 @@ GOOD = {
     "a dash and another number": (f"{IC}: 85 - 2 of 3 dogs\n{CF}: 72\n{VQ}: 64", (85, 72, 64)),
     "the next line's dash": (f"{IC}: 85\n- 2. {CF}: 72\n- 3. {VQ}: 64", (85, 72, 64)),
     "leading zeros": (f"{IC}: 085\n{CF}: 72\n{VQ}: 064", (85, 72, 64)),
+    "the template's brackets": (f"{IC}: <85>\n{CF}: <integer 72>\n<{VQ}>: <64>", (85, 72, 64)),
+    "escaped brackets": (f"{IC}: &lt;85&gt;\n{CF}: \\<72\\>\n{VQ}: \\[64\\]", (85, 72, 64)),
+    "square brackets": (f"{IC}: [85]\n{CF}: [[72]]\n{VQ}: **[64]**/100", (85, 72, 64)),
+    "other brackets": (f"{IC}: 【85】\n{CF}: 「72」\n{VQ}: “64”", (85, 72, 64)),
+    "formulas": (
+        f"{IC}: \\boxed{{85}}\n{CF}: $\\boxed{{\\text{{72}}}}$\n{VQ}: \\(\\mathbf{{64}}\\)",
+        (85, 72, 64),
+    ),
+    "special tokens": (
+        f"{IC}: <|begin_of_box|>85<|end_of_box|>\n<|sep|>{CF}: 72<|im_end|>\n{VQ}: <｜box｜>64",
+        (85, 72, 64),
+    ),
+    "tags": (f"{IC}: <b>85</b>\n<b>{CF}</b>: <score>72</score>\n{VQ}: <box>64</box><br>", (85, 72, 64)),
+    "an answer in tags": (f"<think>{IC}: 3</think><answer>{PLAIN}</answer>", (85, 72, 64)),
+    "full-width": (f"{IC}：８５\n{CF}：７２／１００\n{VQ}：＜６４＞", (85, 72, 64)),
+    "a bold table": (f"| **{IC}** | **85** | fine |\n| {CF} | `72` |\n| {VQ} | [64] |", (85, 72, 64)),
+    "struck out": (f"{IC}: ~~70~~ 85\n{CF}: ~~80~~72\n{VQ}: <s>50</s> <del>60</del> 64", (85, 72, 64)),
+    "struck out in other ways": (
+        f"{IC}: ~70~ 85\n{CF}: 8\u03360\u0336 72\n{VQ}: \\sout{{50}} 64",
+        (85, 72, 64),
+    ),
+    "a line struck out": (f"~~{IC}: 70~~\n{PLAIN}\n~~{VQ}: 50, or less~~", (85, 72, 64)),
+    "about": (f"{IC}: ~85\n{CF}: ≈ 72\n{VQ}: → 64", (85, 72, 64)),
+    "nested json": (
+        f'{{"{IC}": {{"score": 85}}, "{CF}": {{"score": 72}}, "{VQ}": [64]}}',
+        (85, 72, 64),
+    ),
+    "snake case": (
+        "instruction_compliance: 85\nconsistency_and_detail_fidelity: 72\nvisual_quality_stability: 64",
+        (85, 72, 64),
+    ),
+    "scales in brackets": (
+        f"{IC}: 85 (out of 100)\n{CF} [1-100]: 72\n{VQ} (out of 100): 64 of 100",
+        (85, 72, 64),
+    ),
+    "points": (f"{IC}: 85 points\n{CF}: 72 pts\n{VQ}: 64分", (85, 72, 64)),
+    "sentences on one line": (f"{IC}: 85. {CF}: 72. {VQ}: 64.", (85, 72, 64)),
+    "a list on one line": (f"1. {IC}: 85, 2. {CF}: 72; 3. {VQ}: 64", (85, 72, 64)),
+    "comments with numbers": (f"{IC}: 85, 2 of 3\n{CF}: 72, 90% is kept\n{VQ}: 64 (3 seams)", (85, 72, 64)),
+    "the next line begins with a number": (f"{IC}: 85\n99 frames.\n{CF}: 72\n{VQ}: 64", (85, 72, 64)),
 }
+
+NOT_SINGLE = [
+    *("85 to 95", "85-95", "80–90", "85 - 95", "85—95 or so", "85 - 95, by frame", "85 - 95 (good)"),
+    *("[85-95]", "<85-95>", "<85>-<95>", "**85**–**95**", "[85] to [95]", "[85, 95]", "85, 95", "85 95"),
+    *(
+        "85 (95)",
+        "80~90",
+        "80 ～ 90",
+        "8~9",
+        "85...95",
+        "85 … 95",
+        "85 ± 5",
+        "85+/-5",
+        "85 or 95",
+        "85 and 95",
+    ),
+    *("85 up to 95", "80到90", "70 → 85", "70 -> 85", "85% - 95%", "85%-95%", "85/100 - 95/100"),
+    *("85/100 to 95/100", "85 points to 95 points", "\\boxed{85-95}", "85-95 (out of 100)", "８５－９５"),
+    *("85+", "8 (out of 10)", "8 of 10", "[8]/10", "85/90/100"),
+]
+NO_SCORE = [
+    *("~~85~~", "<s>85</s>", "between 85 and 95", "from 85 to 95", ">85", "<85", "≥ 85", "&gt; 85"),
+    *("<integer 1–100>", "<score>", "\\frac{85}{100}"),
+]
 
 BAD = {
     "empty": ("", "no score for Instruction"),
@@ -131,6 +195,18 @@ def test_format_failures(name):
     reply, reason = BAD[name]
     with pytest.raises(BadReplyError, match=reason):
         read_scores(reply)
+
+
+@pytest.mark.parametrize("words", NOT_SINGLE)
+def test_two_numbers_and_other_scales_are_no_score(words):
+    with pytest.raises(BadReplyError, match=f"{IC} is not a single score of 1 to 100"):
+        read_scores(PLAIN.replace("85", words))
+
+
+@pytest.mark.parametrize("words", NO_SCORE)
+def test_what_holds_no_score(words):
+    with pytest.raises(BadReplyError, match=f"no score for {IC}"):
+        read_scores(PLAIN.replace("85", words))
 
 
 def test_the_table_is_long_enough():
@@ -178,7 +254,13 @@ def test_any_triple_in_any_form_is_read_back(
     assert read_scores(thought + between.join(lines)) == Scores(**expected)
 
 
-@pytest.mark.parametrize("reply", ["\n" * 20_000, " \n-" * 10_000, "reasoning " * 5_000, IC + "\n" * 20_000])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *("\n" * 20_000, " \n-" * 10_000, "reasoning " * 5_000, IC + "\n" * 20_000, IC + "-" * 20_000),
+        *(IC + "( " * 10_000, IC + "(" + " " * 20_000, "<" * 20_000, "<" + "a" * 20_000, "~a" * 10_000),
+    ],
+)
 def test_degenerate_replies_end(reply):
     """A pattern that backtracks in cubic time would take hours for these."""
     with pytest.raises(BadReplyError):

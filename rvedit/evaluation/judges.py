@@ -19,6 +19,7 @@ from rvedit.evaluation.verdict import Verdict
 from rvedit.io.bench import BenchItem
 from rvedit.io.chat import (
     Answer,
+    BadReplyError,
     CachedChatClient,
     Chat,
     ChatError,
@@ -29,7 +30,10 @@ from rvedit.io.chat import (
     Journal,
     Sampling,
     UnreadableError,
+    answer_text,
+    check_not_withheld,
     gray_image,
+    is_cut_off,
     lookup,
 )
 from rvedit.io.chat.frames import expected_tokens
@@ -228,7 +232,15 @@ class ChatJudge(Judge):
         return judge_request(self.model, rubric, parts, self._settings, case.repeat)
 
     def _scores(self, reply: ChatReply) -> Scores:
-        return read_scores(reply.text, *self.protocol.scale)
+        check_not_withheld(reply)
+        if is_cut_off(reply):
+            raise BadReplyError("cut off by the token limit: raise --max-tokens")
+        text = answer_text(reply)
+        try:
+            return read_scores(text, *self.protocol.scale)
+        except BadReplyError as error:
+            where = "" if reply.text.strip() else " in reasoning_content, and the reply is empty"
+            raise BadReplyError(f"{error}{where}") from None
 
     def _scored(self, case: Case, request: ChatRequest, answer: Answer[Scores]) -> Verdict:
         return self._replied(
@@ -236,7 +248,7 @@ class ChatJudge(Judge):
             request,
             answer.reply,
             scores=answer.value,
-            reasoning=read_reasoning(answer.reply.text),
+            reasoning=read_reasoning(answer_text(answer.reply)),
             transport_retries=answer.transport_retries,
             format_retries=answer.format_retries,
             from_cache=answer.from_cache,

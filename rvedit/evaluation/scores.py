@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from rvedit.io.chat.messages import BadReplyError
 from rvedit.io.chat.text import plain_text
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Increase it when the same reply would be parsed differently: cached verdicts depend on it."""
 
 AXIS_LABELS = {
@@ -45,27 +45,29 @@ class Scores:
 
 assert tuple(field.name for field in fields(Scores)) == AXES
 
-# Between a label and its number only punctuation and spaces are allowed: "<integer 1-100>" is not a score.
+# What may stand around a number besides spaces.
+_OPENING = r"""["'“”‘’«»「『【〈《〔(\[{]"""
+_CLOSING = r"""["'“”‘’«»」』】〉》〕)\]}]"""
+# Between a label and its number: a note of the scale such as "(1-100)", punctuation, and the word "score".
 _GAP = (
-    r"[\s:：=|\"'>)\]→]*(?:\(\s*1\s*[-–]\s*\d+\s*\)[\s:：=]*)?(?:[-–—]+\s+)?(?:score\s*[:=]?\s*)?\(?"
-    # The number of the next list item is not a score.
-    r"(?!\d{1,2}[.)][^\S\n]*[^\w\n]{0,3}(?:instruction|consistency|visual)\s)"
+    r"(?:[(\[]\s*(?:[01]\s*(?:[-–—~]|to)\s*\d+|(?:out\s+of|/)\s*\d+)\s*[)\]]"
+    rf"|[\s:=|→⇒~≈#]|{_OPENING}|{_CLOSING}|[-=]>|[-–—]+\s|(?<=\n)>"
+    r"|\b(?:final\s+)?(?:score|rating|integer)\b)*"
 )
+# The number of the next list item is not a score.
+_NO_LIST_ITEM = r"(?!\d[.)\]][^\S\n]*[^\w\n]{0,3}(?:instruction|consistency|visual)\s)"
 _NUMBER = r"(?P<sign>[-−+]?)(?P<number>\d+(?:\.\d+)?|\.\d+)"
-# What follows if the number is not a score on this scale: a range, another scale, more digits or letters.
-_AFTER = (
-    r"(?P<after>\s*(?:/|out\s+of)\s*\d+(?:\.\d+)?|[^\S\n]*%"
-    r"|[^\S\n]*[-–—][^\S\n]*\d+(?:\.\d+)?(?=[^\S\n]*(?:[).,;|*]|$|\n))|[\d,.]*\d|[A-Za-z]\w*)?"
-)
-_AMP = r"(?:&|and|\+)"
+_AMP = r"(?:&|and|\+)?"
 _LABELS = {
-    "ic": r"instruction\s+compliance",
-    "cf": rf"consistency\s*{_AMP}\s*detail\s+fidelity",
-    "vq": rf"visual\s+quality\s*{_AMP}\s*stability",
+    "ic": r"instruction\s*compliance",
+    "cf": rf"consistency\s*{_AMP}\s*detail\s*fidelity",
+    "vq": rf"visual\s*quality\s*{_AMP}\s*stability",
 }
 _ABBREVIATION = r"(?:\s*\((?:IC|CF|VQ)\))?"
 _ANYWHERE = {
-    axis: re.compile(label + _ABBREVIATION + _GAP + _NUMBER + _AFTER, re.IGNORECASE)
+    axis: re.compile(
+        label + _ABBREVIATION + _GAP + _NO_LIST_ITEM + _NUMBER + r"(?=(?P<rest>.*))", re.IGNORECASE
+    )
     for axis, label in _LABELS.items()
 }
 _LINE_START = {
@@ -76,20 +78,52 @@ _LINE_START = {
     )
     for axis, pattern in _ANYWHERE.items()
 }
+# What follows a number on its line.
+_GLUED = re.compile(r"[\d,.]*\d|[A-Za-z]\w*|\+")
+_CLOSINGS = re.compile(rf"{_CLOSING}*")
+_SCALE = re.compile(rf"\s*[(\[]?(?:/|\b(?:out\s+)?of\b)\s*{_OPENING}*(\d+(?:\.\d+)?)", re.IGNORECASE)
+_UNIT = re.compile(r"\s*(?P<percent>%)|\s+(?:points?|pts?)\b|[分点점]", re.IGNORECASE)
+_DASH = "[-–—‐‑−]"
+_RANGE = re.compile(
+    rf"(?:\s*(?:[~〜…±→⇒到至]|\.\.+|[-=]>|\b(?:up\s+)?(?:to|through|until|or|and)\b)\s*|{_DASH}){_OPENING}*\d",
+    re.IGNORECASE,
+)
+# A comment may begin with a number, too.
+_SECOND = re.compile(
+    rf"(?P<dash>\s*{_DASH}+)?[\s,;]*{_NO_LIST_ITEM}{_OPENING}*(?P<number>\d+(?:\.\d+)?)"
+    rf"(?P<end>{_CLOSING}*\s*(?:\.(?!\d)|[,;|]|$))?",
+    re.IGNORECASE,
+)
 _REASONING = re.compile(
     r"^[^\w\n]*(?:brief\s+)?reasoning[^\w\n]*?[:：][^\S\n]*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE
 )
-_EMPHASIS = re.compile(r"[*_`~•●▪]+|\\(?=[*_&])")
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # to ASCII
+_STRUCK_OUT = re.compile(
+    r"~~(?=\S)[^~\n]{1,500}~~|(?<![~\w])~(?=\S)[^~\n]{1,500}(?<=\S)~(?![\w~])"
+    r"|<(s|del|strike)>.{0,500}?</\1>|\\(?:cancel|sout|st)\{[^{}\n]*\}|(?:\S[\u0335-\u0338])+",
+    re.IGNORECASE,
+)
+# Closing tags, opening tags without a label or digit, and the placeholder of the prompt.
+_TAG = re.compile(
+    r"</[^<>\n]{1,60}>|<(?![^<>\n]*(?:\d|instruction|consistency|visual))[^<>\n]{1,60}>"
+    r"|<integer\s1\s?[-–]\s?\d+>",
+    re.IGNORECASE,
+)
+_ANGLE_BRACKETS = re.compile(r"<([^<>\n]{1,60})>")
+_EMPHASIS = re.compile(
+    r"[*_`$•●▪\u200b-\u200d\u2060\ufeff]+|\\(?:[fm]?box(?:ed)?|text[a-z]*|math[a-z]+)|\\(?![A-Za-z0-9\s])"
+)
 
 
 def read_scores(reply: str, low: int = 1, high: int = 100) -> Scores:
     """Return the three scores of a reply, each rounded to the nearest integer.
 
-    Scores are found by the axes' labels, in any order and decoration. Labels at the start of a line take
-    precedence over labels inside a sentence; of several, the last one counts, as the reply's conclusion.
+    Scores are found by the axes' labels, in any order, decoration and brackets; struck-out text is ignored.
+    Labels at the start of a line take precedence over labels inside a sentence; of several, the last one
+    counts, as the reply's conclusion.
 
-    Raises BadReplyError with the reason if an axis is missing, outside [low, high], a range, or on another
-    scale.
+    Raises BadReplyError with the reason if an axis is missing, outside [low, high], on another scale, or has
+    more than one number.
     """
     text = _plain(reply)
     return Scores(**{axis: _score(axis, text, low, high) for axis in AXES})
@@ -102,8 +136,10 @@ def read_reasoning(reply: str) -> str:
 
 
 def _plain(reply: str) -> str:
-    """Return the reply without thinking, emphasis and HTML entities."""
-    return _EMPHASIS.sub("", html.unescape(plain_text(reply)))
+    """Return the reply without thinking, struck-out text, tags, emphasis and HTML entities."""
+    text = html.unescape(plain_text(reply)).translate(_FULL_WIDTH)
+    text = _TAG.sub(" ", _STRUCK_OUT.sub("", text))
+    return _EMPHASIS.sub("", _ANGLE_BRACKETS.sub(r"(\1)", text))
 
 
 def _score(axis: str, text: str, low: int, high: int) -> float:
@@ -111,15 +147,35 @@ def _score(axis: str, text: str, low: int, high: int) -> float:
     matches = list(_LINE_START[axis].finditer(text)) or list(_ANYWHERE[axis].finditer(text))
     if not matches:
         raise BadReplyError(f"no score for {label}")
-    match = matches[-1]
-    after = (match["after"] or "").strip()
-    scale = re.fullmatch(rf"(?:/|out\s+of)\s*{high}(?:\.0+)?", after, re.IGNORECASE)
-    if after and not scale and not (after == "%" and high == 100):
-        raise BadReplyError(
-            f"{label} is not a single score of {low} to {high}: {match['number']}{match['after']}"
-        )
-    number = float(match["number"]) * (-1 if match["sign"] in ("-", "−") else 1)
+    sign, digits, rest = matches[-1].group("sign", "number", "rest")
+    number = float(digits) * (-1 if sign in ("-", "−") else 1)
+    if not _is_single(number, rest, high):
+        raise BadReplyError(f"{label} is not a single score of {low} to {high}: {(digits + rest)[:40]}")
     score = math.floor(number + 0.5)
     if not low <= score <= high:
         raise BadReplyError(f"{label} is {number:g}, outside {low} to {high}")
     return float(score)
+
+
+def _is_single(number: float, rest: str, high: int) -> bool:
+    """Return whether `rest`, which follows a number, has neither another scale nor a second number."""
+    if _GLUED.match(rest):
+        return False
+    rest = _CLOSINGS.sub("", rest, count=1)
+    if scale := _SCALE.match(rest):
+        if float(scale[1]) != high:
+            return False
+        rest = rest[scale.end() :]
+    elif unit := _UNIT.match(rest):
+        if unit["percent"] and high != 100:
+            return False
+        rest = rest[unit.end() :]
+    rest = _CLOSINGS.sub("", rest, count=1)
+    if _RANGE.match(rest):
+        return False
+    second = _SECOND.match(rest)
+    if second is None:
+        return True
+    # "85 - 95, depending on the frame" has two numbers, "85 - 2 of 3 dogs" has one.
+    ascends = second["dash"] is not None and float(second["number"]) > number
+    return second["end"] is None and not ascends

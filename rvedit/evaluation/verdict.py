@@ -36,6 +36,9 @@ class Verdict:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     """Of the final reply only, as are the prompt tokens."""
+    refusal: str = ""
+    reasoning_content: str = ""
+    """What the server returned as reasoning, if the reply is empty."""
     transport_retries: int = 0
     format_retries: int = 0
     from_cache: bool = False

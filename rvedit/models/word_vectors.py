@@ -29,8 +29,8 @@ class WordVectors:
     def interpolate(self, known: Sequence[int], values: Float[Tensor, "k d"]) -> Float[Tensor, "n d"]:
         """Return values of all words, given those of some: similar words get similar values.
 
-        Kernel ridge regression with the kernel exp(s (cos - 1)) of two words' vectors; the values of the given
-        words change by less than their rounding in bf16.
+        Kernel ridge regression with the kernel exp(s (cos - 1)) of two words' vectors; the values of the
+        given words change by less than their rounding in bf16.
         """
         vectors = self.vectors[list(known)]
         regularized = _kernel(vectors, vectors) + RIDGE * torch.eye(len(vectors))

@@ -1,6 +1,7 @@
 """Captioners of clips (section 5: one model captions every target)."""
 
 from rvedit.datasets.captioners.qwen import (
+    SAMPLING,
     CaptionSettings,
     ChatCaptioner,
     endpoint_captioner,
@@ -9,4 +10,11 @@ from rvedit.datasets.captioners.qwen import (
 
 CAPTIONERS = ("qwen3-vl",)
 
-__all__ = ["CAPTIONERS", "CaptionSettings", "ChatCaptioner", "endpoint_captioner", "local_captioner"]
+__all__ = [
+    "CAPTIONERS",
+    "SAMPLING",
+    "CaptionSettings",
+    "ChatCaptioner",
+    "endpoint_captioner",
+    "local_captioner",
+]

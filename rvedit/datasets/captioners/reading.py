@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rvedit.io.chat import BadReplyError, ChatReply, plain_text
+from rvedit.io.chat import BadReplyError, ChatReply, check_not_withheld, is_cut_off, plain_text
 
 _LABEL = re.compile(r"^[\W_]*(?:caption|description)[\s*_]*:[\s*_]*", re.IGNORECASE)
 _REFUSAL = re.compile(
@@ -18,21 +18,22 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 def read_caption(reply: ChatReply) -> str:
     """Return one paragraph without reasoning, label, fences or quotation marks; raises BadReplyError."""
-    if reply.finish_reason == "content_filter":
-        raise BadReplyError("the endpoint's content filter withheld the reply")
+    check_not_withheld(reply)
     text = _unquote(" ".join(plain_text(reply.text).split()))
     text = _unquote(_LABEL.sub("", text))
     if not re.search(r"\w", text):
-        if reply.finish_reason == "length":
-            raise BadReplyError("empty text: reasoning used up max_tokens")
-        raise BadReplyError("empty text")
+        if is_cut_off(reply):
+            raise BadReplyError("empty text: reasoning used up the token limit: raise --max-tokens")
+        # Unlike a judge's scores, a caption that was misplaced cannot be told from thoughts about the clip.
+        alone = ", with reasoning_content alone" if reply.reasoning_content else ""
+        raise BadReplyError(f"empty text{alone}")
     if _REFUSAL.match(text):
         raise BadReplyError(f"looks like a refusal: {text[:80]}")
-    if reply.finish_reason != "length":
+    if not is_cut_off(reply):
         return text
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     if not ends:
-        raise BadReplyError("cut off at max_tokens within its first sentence")
+        raise BadReplyError("cut off at max_tokens within its first sentence: raise --max-tokens")
     return text[: ends[-1]]
 
 

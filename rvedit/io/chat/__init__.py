@@ -20,6 +20,7 @@ from rvedit.io.chat.messages import (
     UnreadableError,
     Video,
 )
+from rvedit.io.chat.outcome import answer_text, check_not_withheld, is_cut_off
 from rvedit.io.chat.retries import RetryPolicy
 from rvedit.io.chat.text import plain_text
 
@@ -41,8 +42,11 @@ __all__ = [
     "Sampling",
     "UnreadableError",
     "Video",
+    "answer_text",
+    "check_not_withheld",
     "file_key",
     "gray_image",
+    "is_cut_off",
     "lookup",
     "plain_text",
     "take_frames",

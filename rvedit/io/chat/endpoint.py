@@ -6,18 +6,31 @@ import asyncio
 import base64
 import json
 import os
+import re
+import warnings
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from rvedit.io.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg, Video
-from rvedit.io.chat.retries import REASON_LENGTH, RETRY_STATUSES, retry_after_seconds, safe_reason
+from rvedit.io.chat.retries import (
+    RETRY_STATUSES,
+    no_json,
+    no_reply,
+    retry_after_seconds,
+    safe_reason,
+    with_address,
+)
 from rvedit.io.errors import UserError
 
 if TYPE_CHECKING:
     from openai import APIStatusError
 
 _FATAL_STATUSES = frozenset({401, 402, 404})  # no key, no credit, no such model: every request fails
+_BAD_VALUE = re.compile(
+    r"too (?:large|small|long)|at (?:most|least)|m(?:ax|in)imum|exceed|must be|reached", re.I
+)
+"""What a server says of an argument that it knows, but whose value it does not accept."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,14 @@ class Endpoint:
 
     @property
     def public_url(self) -> str:
-        """Return the URL without user name, password and query."""
-        parts = urlsplit(self.base_url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        """Return the URL as `public_url` does."""
+        return public_url(self.base_url)
+
+
+def public_url(url: str) -> str:
+    """Return the URL without user name, password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 class EndpointChat:
@@ -75,6 +93,8 @@ class EndpointChat:
             base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=0
         )
         self._client.organization = self._client.project = None
+        # Arguments that the server does not know, with the name to send instead, in order of discovery.
+        self._unknown: dict[str, str | None] = {}
 
     async def check(self, probe: ChatRequest) -> None:
         """Ask which models are served, then for one token about `probe`, which should contain a small image.
@@ -89,7 +109,7 @@ class EndpointChat:
                 f"{self.endpoint.public_url}: does not serve {probe.model}: choose a `model` among {names}"
             )
         try:
-            await self.complete(replace(probe, sampling=replace(probe.sampling, max_tokens=1)))
+            await self._complete(replace(probe, sampling=replace(probe.sampling, max_tokens=1)))
         except ChatError as error:
             if error.scope != "attempt":
                 hint = "" if served or "404" not in str(error) else "; should the URL end with /v1?"
@@ -119,12 +139,19 @@ class EndpointChat:
             return []
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """Return the reply to one attempt. Raises ChatError."""
+        """Return the reply to one attempt. Raises ChatError; that of scope "all" names the URL."""
+        try:
+            return await self._complete(request)
+        except ChatError as error:
+            raise with_address(error, self.endpoint.public_url) from None
+
+    async def _complete(self, request: ChatRequest) -> ChatReply:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         timeout = self.endpoint.timeout
+        arguments = self._known_arguments(_body(request))
         # Not chat.completions.create, which spends three quarters of the time on validating the body.
-        response = self._client.post("/chat/completions", body=_body(request), cast_to=object)
+        response = self._client.post("/chat/completions", body=arguments, cast_to=object)
         try:
             # The client's timeout holds for each part of the body; this one holds for the whole.
             body = await asyncio.wait_for(response, timeout)
@@ -134,26 +161,56 @@ class EndpointChat:
         except (asyncio.TimeoutError, APITimeoutError):
             raise ChatError(f"no reply within {timeout:g} s", "attempt") from None
         except APIStatusError as error:
+            if self._finds_unknown(arguments, error):
+                return await self._complete(request)
             raise self._refusal(error) from None
         except APIConnectionError as error:
             raise ChatError(f"the connection broke: {self._safe(_cause(error))}", "attempt") from None
+        except json.JSONDecodeError as error:
+            raise no_json(self._safe(error.doc)) from None
         except ValueError:
-            raise ChatError("the reply is cut off or not JSON", "attempt") from None
+            raise ChatError("the reply is not text", "attempt") from None
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _known_arguments(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body without the arguments that the server does not know."""
+        for name, other in self._unknown.items():
+            if name in body and other:
+                body[other] = body[name]
+            body.pop(name, None)
+        return body
+
+    def _finds_unknown(self, body: dict[str, Any], error: APIStatusError) -> bool:
+        """Note the optional arguments that a refusal names; return whether there are any.
+
+        They are left out from then on, with one warning for each. OpenAI's newer models name
+        max_completion_tokens as the replacement of max_tokens.
+        """
+        message = f"{_message(error)} {error.param or ''}".rstrip()
+        if error.status_code not in (400, 422) or _BAD_VALUE.search(message):
+            return False
+        names = [name for name in body if name not in ("model", "messages") and _names(message, name)]
+        for name in names:
+            if name not in self._unknown:
+                other = "max_completion_tokens"
+                self._unknown[name] = other if name == "max_tokens" and _names(message, other) else None
+                instead = f"sending {other} instead" if self._unknown[name] else "leaving it out"
+                reason = self._safe(f"HTTP {error.status_code}: {message}")
+                text = f"{self.endpoint.public_url}: refuses {name}: {instead} ({reason})"
+                warnings.warn(text, stacklevel=2)
+        return bool(names)
 
     def _refusal(self, error: APIStatusError) -> ChatError:
         status = error.status_code
         reason = self._safe(f"HTTP {status}: {_message(error)}")
         if error.code == "insufficient_quota":  # a 429 for which a retry is useless
             return ChatError(reason, "all")
-        if status in RETRY_STATUSES or status >= 500:
-            return ChatError(
-                reason, "attempt", retry_after_seconds(error.response.headers.get("retry-after"))
-            )
-        return ChatError(reason, "all" if status in _FATAL_STATUSES else "request")
+        return ChatError(
+            reason, _scope(status), retry_after_seconds(error.response.headers.get("retry-after"))
+        )
 
     def _safe(self, reason: str) -> str:
         return safe_reason(reason, self.endpoint.api_key)
@@ -165,13 +222,14 @@ def _body(request: ChatRequest) -> dict[str, Any]:
     system = [] if request.system is None else [{"role": "system", "content": request.system}]
     sampling = request.sampling
     optional = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-    return {
+    body = {
         "model": request.model,
         "messages": [*system, {"role": "user", "content": content}],
         "max_tokens": sampling.max_tokens,
-        **{name: value for name, value in optional.items() if value is not None},
+        **optional,
         **sampling.extra,
     }
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _part(part: str | Jpeg | Video) -> dict[str, Any]:
@@ -192,31 +250,69 @@ def _reply(body: Any, request: ChatRequest) -> ChatReply:
     try:
         choice = body["choices"][0]
         message = choice["message"]
-        content = message.get("content") or ""
-        if isinstance(content, list):
-            content = "".join(part.get("text") or "" for part in content)
+        text = _text(message.get("content"))
+        reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))
         usage = body.get("usage") or {}
         return ChatReply(
-            text=str(content).encode("utf-8", "replace").decode(),  # a lone surrogate cannot be encoded
+            text=text,
             model=str(body.get("model") or request.model),
             finish_reason=choice.get("finish_reason"),
             response_id=body.get("id"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
+            refusal=_text(message.get("refusal")),
+            reasoning_content="" if text.strip() else reasoning,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        error = body.get("error") if isinstance(body, dict) else None
-        message = error.get("message") if isinstance(error, dict) else error
-        reason = f"the reply has no choice{f': {message}' if message else ''}"
-        raise ChatError(reason[:REASON_LENGTH], "attempt") from None
+        raise _no_choice(body) from None
+
+
+def _text(content: Any) -> str:
+    """Return a message's content, which may be null or a list of parts."""
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content)
+    return str(content or "").encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
+
+
+def _no_choice(body: Any) -> ChatError:
+    """Return the error of a body without a choice: the one it states, or that it is not a reply."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if error:
+        code = str(error.get("code")) if isinstance(error, dict) else ""
+        return ChatError(
+            f"HTTP 200 with the error: {_statement(error)}",
+            _scope(int(code)) if code.isdecimal() else "all",
+        )
+    if isinstance(body, dict) and "choices" in body:
+        return ChatError("the reply has no choice", "attempt")
+    return no_reply(json.dumps(body))
+
+
+def _scope(status: int) -> Literal["attempt", "request", "all"]:
+    """Return what an HTTP status means for further requests."""
+    if status in RETRY_STATUSES or status >= 500:
+        return "attempt"
+    return "all" if status in _FATAL_STATUSES else "request"
+
+
+def _names(message: str, argument: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(argument)}(?!\w)", message) is not None
 
 
 def _message(error: APIStatusError) -> str:
     """Return the server's error message, wherever it is in the reply."""
-    body: Any = error.body
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body
-    return str(body or error.response.text or error.response.reason_phrase)
+    return _statement(error.body) or error.response.text or error.response.reason_phrase
+
+
+def _statement(body: Any) -> str:
+    """Return the message of an error's JSON; lists, such as those of a failed validation, are joined."""
+    if isinstance(body, list):
+        return "; ".join(map(_statement, body))
+    if not isinstance(body, dict):
+        return str(body or "")
+    if "msg" in body and "loc" in body:
+        return f"{'.'.join(map(str, body['loc']))}: {body['msg']}"
+    return _statement(body.get("error") or body.get("message") or body.get("detail")) or str(body)
 
 
 def _cause(error: BaseException) -> str:

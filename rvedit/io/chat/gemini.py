@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from dataclasses import replace
 from typing import Any
 
+from rvedit.io.chat.endpoint import public_url
 from rvedit.io.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg
-from rvedit.io.chat.retries import RETRY_STATUSES, retry_after_seconds, safe_reason
+from rvedit.io.chat.retries import (
+    RETRY_STATUSES,
+    no_json,
+    no_reply,
+    retry_after_seconds,
+    safe_reason,
+    with_address,
+)
 from rvedit.io.errors import UserError
 
 IMAGE_TOKENS = 1120
@@ -37,6 +46,7 @@ class GeminiChat:
             from google.genai import types
         except ImportError:
             raise UserError("the Gemini client is not installed: pip install 'rvedit[judge]'") from None
+        self._address = public_url(base_url) if base_url else "Gemini"
         self._types = types
         self._timeout = timeout
         options = types.HttpOptions(
@@ -49,13 +59,19 @@ class GeminiChat:
     async def check(self, probe: ChatRequest) -> None:
         """Ask for a few tokens about `probe`. Raises UserError if Gemini refuses or cannot be reached."""
         try:
-            await self.complete(replace(probe, sampling=replace(probe.sampling, max_tokens=16)))
+            await self._complete(replace(probe, sampling=replace(probe.sampling, max_tokens=16)))
         except ChatError as error:
             if error.scope != "attempt" or "cannot be reached" in str(error):
-                raise UserError(f"Gemini: {probe.model}: {error}") from None
+                raise UserError(f"{self._address}: {probe.model}: {error}") from None
 
     async def complete(self, request: ChatRequest) -> ChatReply:
-        """Return the reply to one attempt. Raises ChatError."""
+        """Return the reply to one attempt. Raises ChatError; that of scope "all" names the URL."""
+        try:
+            return await self._complete(request)
+        except ChatError as error:
+            raise with_address(error, self._address) from None
+
+    async def _complete(self, request: ChatRequest) -> ChatReply:
         from google.genai import errors
 
         response = self._client.aio.models.generate_content(
@@ -74,7 +90,7 @@ class GeminiChat:
                 reason = f"it cannot be reached, or the connection broke: {error or kind.__name__}"
                 raise ChatError(self._safe(reason), "attempt") from None
             if isinstance(error, ValueError):  # includes pydantic's ValidationError
-                raise ChatError("the reply is cut off or not in the API's format", "attempt") from None
+                raise self._unusable(error) from None
             raise
         return _reply(reply, request)
 
@@ -97,6 +113,7 @@ class GeminiChat:
     def _config(self, request: ChatRequest) -> Any:
         sampling = request.sampling
         return self._types.GenerateContentConfig(
+            http_options=self._types.HttpOptions(extra_body=sampling.extra),
             system_instruction=request.system,
             max_output_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -115,13 +132,25 @@ class GeminiChat:
             return ChatError(reason, "attempt", retry_after_seconds(headers.get("retry-after")))
         return ChatError(reason, "all" if code in _FATAL_STATUSES else "request")
 
+    def _unusable(self, error: ValueError) -> ChatError:
+        """Return the error of a body that Google's client cannot parse."""
+        cause = error.__cause__ or error
+        if isinstance(cause, json.JSONDecodeError):
+            return no_json(self._safe(cause.doc))
+        return ChatError("the reply is not in the API's format", "attempt")
+
     def _safe(self, reason: str) -> str:
         return safe_reason(reason, self._key)
 
 
 def _reply(reply: Any, request: ChatRequest) -> ChatReply:
-    """Return the reply; a blocked reply has no text, and the reason for it as `finish_reason`."""
+    """Return the reply; a blocked reply has no text, and the reason for it as `finish_reason`.
+
+    Raises ChatError if the body has nothing of a reply.
+    """
     usage = reply.usage_metadata
+    if not (usage or reply.candidates or reply.prompt_feedback):
+        raise no_reply("an object without candidates")
     candidate = (reply.candidates or [None])[0]
     parts = (candidate.content.parts if candidate and candidate.content else None) or []
     text = "".join(part.text for part in parts if part.text and not part.thought)

@@ -13,7 +13,8 @@ from rvedit.io.chat.messages import ChatError, ChatReply, ChatRequest, Jpeg, Vid
 from rvedit.io.errors import UserError
 
 _EXAMPLE = "Qwen/Qwen3-VL-8B-Instruct"
-_TEMPLATE_OPTIONS = "chat_template_kwargs"
+TEMPLATE_OPTIONS = "chat_template_kwargs"
+"""The only key of `Sampling.extra` for a local model."""
 
 
 class LocalChat:
@@ -114,7 +115,7 @@ class LocalChat:
             messages,
             tokenize=False,
             add_generation_prompt=True,
-            **request.sampling.extra.get(_TEMPLATE_OPTIONS, {}),
+            **(request.sampling.extra.get(TEMPLATE_OPTIONS) or {}),
         )
         vision: dict[str, Any] = {}
         if images:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -40,8 +40,9 @@ class Video:
 class Sampling:
     """Sampling parameters; None means the model's default.
 
-    `max_tokens` limits new tokens, including hidden reasoning. `extra` is added to the request's body, such
-    as {"chat_template_kwargs": {"enable_thinking": False}}; a local model accepts only that key.
+    `max_tokens` limits new tokens, including hidden reasoning. `extra` is merged into the request's body, as
+    in {"chat_template_kwargs": {"enable_thinking": False}}, with None to remove a key; a local model accepts
+    only that key.
     """
 
     max_tokens: int = 512
@@ -49,6 +50,11 @@ class Sampling:
     top_p: float | None = None
     seed: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def overridden(self, max_tokens: int | None, extra: dict[str, Any]) -> Sampling:
+        """Return the parameters with another `max_tokens`, unless it is None, and with more of `extra`."""
+        limit = self.max_tokens if max_tokens is None else max_tokens
+        return replace(self, max_tokens=limit, extra={**self.extra, **extra})
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,10 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """A reply. `model` is the name that the server reports."""
+    """A reply. `model` is the name that the server reports.
+
+    `refusal` is the server's field of that name. `reasoning_content` is kept only if `text` is empty.
+    """
 
     text: str
     model: str
@@ -94,6 +103,8 @@ class ChatReply:
     response_id: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    refusal: str = ""
+    reasoning_content: str = ""
 
 
 class ChatError(Exception):

@@ -58,11 +58,28 @@ async def with_retries(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]])
     raise AssertionError("a policy has at least one try")
 
 
+def with_address(error: ChatError, address: str) -> ChatError:
+    """Return the error, with the model's address in front if no request can succeed."""
+    return ChatError(f"{address}: {error}", "all") if error.scope == "all" else error
+
+
 def safe_reason(reason: str, key: str | None) -> str:
     """Return one short line, with the API key masked in case the server repeats it."""
     if key:
         reason = reason.replace(key, "***")
     return " ".join(reason.split())[:REASON_LENGTH]
+
+
+def no_json(body: str) -> ChatError:
+    """Return the error of a reply that is not JSON; one that is cut off may be whole at the next attempt."""
+    if body[:1] in ("", "{"):
+        return ChatError("the reply is cut off", "attempt")
+    return no_reply(body)
+
+
+def no_reply(body: str) -> ChatError:
+    """Return the error of a successful response with something else than a reply, such as a web page."""
+    return ChatError(f"HTTP 200 with no reply of a chat model, but {body[:120]}: check the URL", "all")
 
 
 def retry_after_seconds(header: str | None) -> float | None:
