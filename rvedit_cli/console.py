@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,9 +119,14 @@ def say(line: str) -> None:
 
 
 def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-    """Print rvedit's own warnings as one line each; drop those of libraries, which address developers."""
+    """Print rvedit's own warnings, each once; drop those of libraries, which address developers."""
     if category is UserWarning and "/rvedit" in filename.replace("\\", "/"):
-        say(f"rvedit: {message}")
+        _say_once(f"rvedit: {message}")
+
+
+@cache
+def _say_once(line: str) -> None:
+    say(line)
 
 
 def is_out_of_memory(error: Exception) -> bool:

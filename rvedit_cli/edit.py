@@ -235,7 +235,7 @@ def edit(
             info = replace(reader.info, num_frames=num_frames)
             print_edit_plan(info, model_name, device, dtype, options, card, as_json)
             return
-        output = output or default_output(source)
+        output = output or default_output(reader.info)
         comparison = comparison_output(output) if compare else None
         files = {
             "`output`": output,

@@ -7,14 +7,13 @@ change without reading clips again.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import av
 from av.error import FFmpegError
 
 from rvedit.io.errors import UserError
 from rvedit.io.video import VideoInfo, VideoReader, probe
+from rvedit.io.video.streams import choose_video, open_container
 
 Level = Literal["header", "decode", "full"]
 LEVELS: tuple[Level, ...] = ("header", "decode", "full")
@@ -66,7 +65,8 @@ def probe_clip(path: str, level: Level) -> Measurement:
     """
     try:
         info = probe(path)
-        if level == "full" or info.kind != "video":
+        is_joined = len(info.clock.offsets) > 1  # its end is not at its last time
+        if level == "full" or info.kind != "video" or is_joined:
             for _ in VideoReader(path):
                 pass
         elif info.truncated:
@@ -85,8 +85,8 @@ def probe_job(job: dict[str, Any]) -> dict[str, Any]:
 
 def _decode_end(info: VideoInfo) -> None:
     """Decode from the last key frame to the end; raises ValueError if the last frame is not reached."""
-    with av.open(f"file:{Path(info.path)}") as container:
-        stream = container.streams.video[0]
+    with open_container(info.path) as container:
+        stream = choose_video(container, info.path)
         stream.codec_context.thread_count = 1  # there is one process per core
         if stream.duration:
             container.seek((stream.start_time or 0) + stream.duration, stream=stream)

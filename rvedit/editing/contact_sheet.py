@@ -37,5 +37,5 @@ def write_contact_sheet(
 
 
 def _writer(path: Path, info: VideoInfo, overwrite: bool, width: int = 1, height: int = 1) -> VideoWriter:
-    still = replace(info, num_frames=1)
+    still = replace(info.without_source(), num_frames=1)
     return VideoWriter(path, like=still, overwrite=overwrite, width=width, height=height)

@@ -20,9 +20,11 @@ from rvedit.io.video import (
     IMAGE_SUFFIXES,
     OUTPUT_SUFFIXES,
     Frame,
+    VideoInfo,
     VideoReader,
     VideoWriter,
     evenly_spaced,
+    holds_sound,
     side_by_side,
 )
 
@@ -40,15 +42,17 @@ class EditReport:
     seconds: float
 
 
-def default_output(source: Path) -> Path:
+def default_output(info: VideoInfo) -> Path:
     """Return the default output: `clips/park.mp4` -> `park_edited.mp4` in the working directory.
 
-    Folders of frames, and videos in formats that cannot be written, become mp4; such images become png.
+    Images in formats that cannot be written become png. Such videos, and folders of frames, become mp4, or
+    mkv if only that holds their sound.
     """
-    suffix = source.suffix.lower() if source.is_file() else ""
+    suffix = "" if info.kind == "folder" else info.path.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
-        suffix = ".png" if suffix in IMAGE_SUFFIXES else ".mp4"
-    return Path(f"{source.stem}_edited{suffix}")
+        needs_mkv = not holds_sound(info, ".mp4") and holds_sound(info, ".mkv")
+        suffix = ".png" if info.kind == "image" else ".mkv" if needs_mkv else ".mp4"
+    return Path(f"{info.path.stem}_edited{suffix}")
 
 
 def comparison_output(output: Path) -> Path:

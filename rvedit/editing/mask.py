@@ -172,7 +172,7 @@ def _check_file(path: Path, info: VideoInfo) -> None:
         raise UserError(
             f"`mask` {path}: has {own.num_frames} frames, the clip {info.num_frames}: give as many, or one"
         )
-    if own.kind == "image":
+    if own.kind == "image" and not own.streams:
         with Image.open(path) as image:
             if "A" in image.getbands() and np.asarray(image.getchannel("A")).min() < 255:
                 raise UserError(f"`mask` {path}: is partly transparent: give a picture in black and white")
@@ -207,7 +207,7 @@ def mask_writer(path: Path, info: VideoInfo, config: EditConfig, overwrite: bool
     mask = config.mask
     is_still = isinstance(mask, Box) or (isinstance(mask, Path) and probe(mask).num_frames == 1)
     is_picture = is_still and path.suffix.lower() in PICTURE_SUFFIXES
-    like = replace(info, has_audio=False, num_frames=1 if is_picture else info.num_frames)
+    like = replace(info.without_source(), num_frames=1 if is_picture else info.num_frames)
     try:
         return VideoWriter(path, like=like, overwrite=overwrite)
     except UserError as error:

@@ -6,6 +6,7 @@ source's times, color tags and audio. Nothing here holds a whole clip in memory 
 
 from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, evenly_spaced, side_by_side
 from rvedit.io.video.images import IMAGE_SUFFIXES
+from rvedit.io.video.losses import holds_sound, losses
 from rvedit.io.video.reader import VideoReader, probe
 from rvedit.io.video.times import FileFrames, frame_times
 from rvedit.io.video.writer import (
@@ -29,6 +30,8 @@ __all__ = [
     "VideoWriter",
     "evenly_spaced",
     "frame_times",
+    "holds_sound",
+    "losses",
     "probe",
     "side_by_side",
     "temporary_sibling",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -11,6 +11,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation
 from numpy.typing import NDArray
+
+from rvedit.io.video.clock import UNCHANGED, Clock
 
 Frame: TypeAlias = NDArray[np.uint8]
 """One frame as displayed: h w 3, RGB, full range, upright."""
@@ -44,6 +46,13 @@ class TruncatedError(Exception):
     """The clip's data end, or stop decoding, early; the message says how."""
 
 
+class Lost(NamedTuple):
+    """Frames that do not decode, in the place of the frames; `reason` is a clause."""
+
+    reason: str
+    num_frames: int = 1
+
+
 class TimedFrame(NamedTuple):
     """A frame with its time and duration, both in ticks of the clip's `time_base`."""
 
@@ -59,8 +68,12 @@ class VideoInfo:
     Width and height are in pixels as displayed (after rotation). `num_frames` counts the packets shown
     (files, for images and folders): exact for an intact file, an estimate for a damaged one. `duration` is
     in seconds, from the start of the first frame to the end of the last; a frame's time in seconds is
-    pts * time_base. Color tags are H.273 code points. `truncated`: the file ends, or has damaged packets,
-    before its declared length.
+    pts * time_base. Color tags are H.273 code points.
+
+    `ends_early`: the file ends before its declared length. `truncated`: it does, or has damaged packets.
+    `has_alpha`: the first frame is partly transparent; frames are composed over black. `is_interlaced`: the
+    first frame is, and frames are deinterlaced. `clock` corrects the times of the file. `streams` describes
+    each stream of a container, in one line; it is empty for images that are not in one, and for folders.
     """
 
     path: Path
@@ -79,6 +92,15 @@ class VideoInfo:
     pixel_aspect: Fraction | None = None
     has_audio: bool = False
     truncated: bool = False
+    ends_early: bool = False
+    has_alpha: bool = False
+    is_interlaced: bool = False
+    clock: Clock = UNCHANGED
+    streams: tuple[str, ...] = ()
+
+    def without_source(self) -> VideoInfo:
+        """Return the description of a clip that takes only times, size and colors from this one."""
+        return replace(self, has_audio=False, has_alpha=False, streams=())
 
     @property
     def matrix(self) -> int:

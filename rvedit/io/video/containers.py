@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import av
-import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
+from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from rvedit.io.errors import UserError
@@ -23,85 +20,53 @@ from rvedit.io.video.clip import (
     DEFAULT_RATE,
     FULL,
     RGB,
-    SCALING,
-    Frame,
+    Lost,
     TimedFrame,
     TruncatedError,
-    Turn,
     VideoInfo,
     orientation,
 )
-
-
-def open_container(path: Path) -> InputContainer:
-    """Open a video file. Raises UserError if it is none."""
-    try:
-        # Without "file:" FFmpeg takes a name with a colon, or "-", for a protocol.
-        container = av.open(f"file:{path}", metadata_errors="replace")
-    except FFmpegError as error:
-        raise UserError(
-            f"{path}: not a video that can be read ({error.strerror}); "
-            "it is damaged, ends before its index, or has another format"
-        ) from error
-    if container.format.name == "tty":  # FFmpeg renders text files as a terminal's screen
-        container.close()
-        raise UserError(f"{path}: a text file, not a video; give a video, an image or a folder of images")
-    return container
-
-
-def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """Return the stream of the video itself, not of a cover image. Raises UserError."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # not a cover image
-            if stream.codec_context is None:
-                raise UserError(f"{path}: no decoder for its video; convert it to H.264 first")
-            return stream
-    raise UserError(f"{path}: has no video stream; give a file with video, not only audio")
+from rvedit.io.video.clock import ClockSurvey, Extent
+from rvedit.io.video.images import probe_images
+from rvedit.io.video.pictures import PictureConverter, deinterlaced, is_transparent
+from rvedit.io.video.streams import (
+    choose_video,
+    describe,
+    is_avif_still,
+    is_broadcast,
+    is_cut_off,
+    is_still,
+    open_container,
+    picture_decoder,
+)
 
 
 def probe_container(path: Path) -> VideoInfo:
     """Describe a video file: reads every packet, decodes one frame. Raises UserError."""
     with open_container(path) as container:
-        video = video_stream(container, path)
-        video.codec_context.thread_count = 1  # only one frame is decoded
-        first: VideoFrame | None = None
-        num_packets, num_frames, truncated = 0, 0, False
-        start: int | None = None
-        end = furthest = Fraction(0)  # seconds: of the video, and of any stream
-        frame_rate = video.average_rate or video.guessed_rate or DEFAULT_RATE
-        try:
-            for packet in container.demux():  # of every stream: the longest gives the declared length
-                is_video = packet.stream_index == video.index
-                if is_video and packet.is_corrupt:
-                    truncated = True
-                    break
-                if is_video and first is None:
-                    first = next(iter(video.decode(packet)), None)
-                num_packets += is_video and packet.size > 0
-                if not packet.size or packet.is_discard:
-                    continue
-                num_frames += is_video
-                time = packet.dts if packet.pts is None else packet.pts
-                if time is None:  # raw streams have no times
-                    continue
-                packet_end = (time + (packet.duration or 0)) * packet.time_base
-                furthest = max(furthest, packet_end)
-                if is_video:
-                    start = time if start is None else min(start, time)
-                    end = max(end, packet_end if packet.duration else packet_end + 1 / frame_rate)
-        except FFmpegError:
-            truncated = True
+        if is_avif_still(container):  # Pillow joins tiles and applies transparency
+            return probe_images(path)
+        video = choose_video(container, path)
+        survey = _PacketSurvey(container, video)
+        survey.read()
+        first = survey.first
         if first is None or video.time_base is None:
             raise UserError(f"{path}: no frame decodes; the file is empty or damaged, get another copy")
 
-        begin = (start or 0) * video.time_base
-        end = end if start is not None else num_frames / frame_rate
+        clock = survey.times.clock()
+        shown = survey.times.corrected(clock, video.index)
+        frame_rate = _frame_rate(video, survey.num_frames, shown)
+        duration = survey.num_frames / frame_rate
+        if shown is not None:
+            end = shown.end if shown.end > shown.last else shown.last + 1 / frame_rate
+            duration = end - shown.start
+        ends_early = survey.ends_early
         if container.format.name.startswith("mov"):  # its index is exact, its durations are not
-            truncated = truncated or num_packets < len(video.index_entries)
-        else:
+            ends_early = ends_early or survey.num_packets < len(video.index_entries)
+        elif not is_broadcast(container):  # its duration is estimated from its end
             # Muxers round and pad the duration; a real loss of that size also shows as a corrupt packet.
             slack = max(2 / frame_rate, Fraction(1, 4))
-            truncated = truncated or _missing_seconds(container, video, begin, end, furthest) > slack
+            ends_early = ends_early or _missing_seconds(container, video, duration, survey.times) > slack
 
         swaps_axes = orientation(first)[0]
         width, height = (first.height, first.width) if swaps_axes else (first.width, first.height)
@@ -110,13 +75,13 @@ def probe_container(path: Path) -> VideoInfo:
         is_full = is_rgb or first.format.name.startswith("yuvj")
         return VideoInfo(
             path=path,
-            kind="video",
+            kind="image" if is_still(container) and survey.num_frames == 1 else "video",
             width=width,
             height=height,
-            num_frames=num_frames,
+            num_frames=survey.num_frames,
             frame_rate=frame_rate,
             time_base=video.time_base,
-            duration=float(end - begin),
+            duration=float(duration),
             color_range=FULL if is_full else int(first.color_range),
             colorspace=RGB if is_rgb else int(first.colorspace),
             color_primaries=int(context.color_primaries),
@@ -124,103 +89,190 @@ def probe_container(path: Path) -> VideoInfo:
             pix_fmt=first.format.name,
             pixel_aspect=1 / aspect if aspect and swaps_axes else aspect,
             has_audio=bool(container.streams.audio),
-            truncated=truncated,
+            truncated=survey.is_damaged or ends_early,
+            ends_early=ends_early,
+            has_alpha=is_transparent(first),
+            is_interlaced=first.interlaced_frame,
+            clock=clock,
+            streams=describe(container.streams, video),
         )
 
 
+class _PacketSurvey:
+    """What the packets of a file tell, and its first frame."""
+
+    def __init__(self, container: InputContainer, video: VideoStream) -> None:
+        self._container, self._video = container, video
+        self.times = ClockSurvey(container, video)
+        self.first: VideoFrame | None = None
+        self.num_packets = self.num_frames = 0
+        self.is_damaged = self.ends_early = False
+        self._early: list[int | None] = []  # times of packets until the first frame is decoded
+        self._decoder = picture_decoder(video)
+        self._decoder.thread_count = 1  # only one frame is decoded
+
+    def read(self) -> None:
+        """Read all packets."""
+        try:
+            for packet in self._container.demux():
+                part = self.times.add(packet)
+                if packet.stream.index == self._video.index:
+                    self._add(packet, part)
+        except FFmpegError:
+            self.ends_early = True
+        if self.first is not None and self.first.pts is not None:
+            self.times.start_at(self._video.index, self.first.pts)
+
+    def _add(self, packet: Packet[Any], part: int) -> None:
+        self.is_damaged = self.is_damaged or packet.is_corrupt
+        if is_cut_off(packet):
+            return
+        is_shown = packet.size > 0 and not packet.is_discard
+        self.num_packets += packet.size > 0
+        if self.first is None:
+            self._early += [packet.pts] * is_shown
+            try:
+                self.first = next(iter(self._decoder.decode(packet)), None)
+            except FFmpegError:
+                self.is_damaged = True
+            if self.first is not None:
+                self.num_frames = sum(map(self._is_decoded, self._early))
+        else:
+            self.num_frames += is_shown and (part > 0 or self._is_decoded(packet.pts))
+
+    def _is_decoded(self, pts: int | None) -> bool:
+        """Return whether a packet is not before the first frame, as where a recording starts amid frames."""
+        return pts is None or self.first is None or self.first.pts is None or pts >= self.first.pts
+
+
+def _frame_rate(video: VideoStream, num_frames: int, shown: Extent | None) -> Fraction:
+    """Return the rate that the container states, or that of the packets' times if it fits them better.
+
+    Containers may state a time base, such as 60000, as a rate.
+    """
+    stated = [rate for rate in (video.average_rate, video.guessed_rate) if rate]
+    if shown is not None and num_frames > 1 and shown.last > shown.start:
+        measured = (num_frames - 1) / (shown.last - shown.start)
+    elif shown is not None and shown.end > shown.start:
+        measured = num_frames / (shown.end - shown.start)
+    else:
+        return stated[0] if stated else DEFAULT_RATE
+    near = [rate for rate in stated if 2 / 3 < rate / measured < 3 / 2]
+    return min(near, key=lambda rate: abs(rate - measured), default=measured.limit_denominator(10_000))
+
+
 def _missing_seconds(
-    container: InputContainer, video: VideoStream, begin: Fraction, end: Fraction, furthest: Fraction
+    container: InputContainer, video: VideoStream, duration: Fraction, survey: ClockSurvey
 ) -> Fraction:
     """Return how far the declared duration (of the video, or else of the longest stream) exceeds the data."""
     if video.duration is not None and video.time_base is not None:
-        return video.duration * video.time_base - (end - begin)
+        return video.duration * video.time_base - duration
+    ends = {index: extent.end for index, extent in survey.extents()[0].items()}
     tag = _seconds(video.metadata.get("DURATION", ""))
     if tag is not None:  # of Matroska, counted from zero
-        return tag - end
-    return Fraction(container.duration or 0, 1_000_000) - max(furthest, end)
+        return tag - ends[video.index]
+    return Fraction(container.duration or 0, 1_000_000) - max(ends.values(), default=duration)
 
 
 def decode_container(
     info: VideoInfo, wanted: Collection[int] | None, threads: int
-) -> Iterator[TimedFrame | None]:
-    """Yield the wanted frames, and None for each other one.
+) -> Iterator[TimedFrame | Lost | None]:
+    """Yield the wanted frames, None for each other one, and what is lost between them.
 
-    Raises TruncatedError after the last intact frame of a truncated clip.
+    Raises TruncatedError after the last intact frame of a clip that ends early.
     """
-    with open_container(info.path) as container:
-        video = video_stream(container, info.path)
-        video.codec_context.thread_count = threads
-        convert = partial(VideoReformatter().reformat, threads=threads)
-        default_duration = max(1, round(1 / (info.frame_rate * info.time_base)))  # ticks
-        pts: int | None = None
-        duration = default_duration
-        turn: Turn | None = None
-        for index, decoded in enumerate(_decode_packets(container, video)):
-            # Read once: PyAV's side data and its frame reference each other, and hundreds of 4K frames would
-            # stay in memory until Python's garbage collector runs.
-            turn = orientation(decoded) if turn is None else turn
-            # Files may omit or repeat times; a writer needs them to increase.
+    converter = PictureConverter(info, threads)
+    index = 0
+    for decoded in deinterlaced(_timed_frames(info, threads)):
+        if isinstance(decoded, Lost):
+            yield decoded
+            continue
+        if wanted is None or index in wanted:
+            yield TimedFrame(converter.convert(decoded), decoded.pts or 0, decoded.duration or None)
+        else:
+            yield None
+        index += 1
+
+
+def decode_times(info: VideoInfo) -> Iterator[tuple[int, int]]:
+    """Yield pts and duration, in ticks, of the frames of `decode_container`, up to where they end early."""
+    with suppress(TruncatedError):
+        for decoded in _timed_frames(info, threads=0):
+            if not isinstance(decoded, Lost):
+                yield decoded.pts or 0, decoded.duration or _default_duration(info)
+
+
+def _default_duration(info: VideoInfo) -> int:
+    """Return the duration of a frame in ticks."""
+    return max(1, round(1 / (info.frame_rate * info.time_base)))
+
+
+def _timed_frames(info: VideoInfo, threads: int) -> Iterator[VideoFrame | Lost]:
+    """Yield the decoder's frames with times that increase, as a writer needs them."""
+    default_duration = _default_duration(info)
+    pts: int | None = None
+    duration = default_duration
+    for decoded in _decode_packets(info, threads):
+        if isinstance(decoded, VideoFrame):
+            # Files may omit or repeat times.
             expected = 0 if pts is None else pts + duration
             time = expected if decoded.pts is None else decoded.pts
             pts = time if pts is None or time > pts else pts + 1
             duration = decoded.duration or default_duration
-            if wanted is None or index in wanted:
-                yield TimedFrame(_to_rgb(decoded, info, turn, convert), pts, decoded.duration or None)
-            else:
-                yield None
-        if info.truncated:
-            raise TruncatedError("its data end early")
+            decoded.pts = pts
+        yield decoded
 
 
-def _decode_packets(container: InputContainer, video: VideoStream) -> Iterator[VideoFrame]:
-    """Yield the decoder's frames up to damage, then raise TruncatedError (frame threads report it late)."""
-    last_packet = last_frame = -1  # latest times in ticks
-    for packet in container.demux(video):
-        problem = "its data are cut off" if packet.is_corrupt else None
-        frames: list[VideoFrame] = []
-        if problem is None:
+def _decode_packets(info: VideoInfo, threads: int) -> Iterator[VideoFrame | Lost]:
+    """Yield the decoder's intact frames at their corrected times, and what is lost between them.
+
+    Without signs of damage, a packet without a frame and a pause are not a loss.
+    """
+    step = _default_duration(info)
+    is_damaged, reason = info.truncated, "the next one does not decode"
+    latest = -1  # time of a packet, in ticks
+    end: int | None = None  # of the frame before
+    with open_container(info.path) as container:
+        video = choose_video(container, info.path)
+        decoder = picture_decoder(video)
+        decoder.thread_count = threads
+        unseen: set[int] = set()  # times of packets whose frame has not been decoded
+        for packet in info.clock.corrected_packets(container, video):
+            if packet.stream.index != video.index:
+                continue
+            if packet.pts is not None and packet.size and not packet.is_discard:
+                latest = max(latest, packet.pts)
+                unseen.add(packet.pts)
+            if is_cut_off(packet):
+                continue
             try:
-                frames = video.decode(packet)
+                frames = decoder.decode(packet)
             except FFmpegError as error:
-                problem = f"the next one does not decode: {error.strerror}"
-        if problem is not None:
-            yield from _flush(video, packet.pts)
-            raise TruncatedError(problem)
-        if packet.size and packet.pts is not None and not packet.is_discard:
-            last_packet = max(last_packet, packet.pts)
-        for frame in frames:
-            if frame.is_corrupt:
-                raise TruncatedError("the next one is damaged")
-            last_frame = max(last_frame, last_packet if frame.pts is None else frame.pts)
-            yield frame
-    if last_frame < last_packet:
+                is_damaged, reason = True, f"the next one does not decode: {error.strerror}"
+                if info.clock.is_in_order or packet.pts is None:
+                    unseen.discard(min(unseen, default=0))
+                    yield Lost(reason)
+                continue
+            for frame in frames:
+                if info.clock.is_in_order:
+                    frame.pts = min(unseen, default=None)
+                if frame.pts is not None:
+                    skipped = {time for time in unseen if time < frame.pts}
+                    unseen -= {frame.pts, *skipped}
+                    pause = 0 if end is None else frame.pts - end
+                    num_lost = max(len(skipped), int(pause / step + 0.1))
+                    if is_damaged and num_lost:
+                        yield Lost(reason, num_lost)
+                    end = frame.pts + (frame.duration or step)
+                if frame.is_corrupt:
+                    is_damaged = True
+                    yield Lost("the next one is damaged")
+                else:
+                    yield frame
+    if info.ends_early:
+        raise TruncatedError("its data end early")
+    if end is not None and latest >= end:
         raise TruncatedError("its last frames do not decode")
-
-
-def _flush(video: VideoStream, before: int | None) -> Iterator[VideoFrame]:
-    """Yield the decoder's remaining intact frames up to the time of the damage."""
-    with suppress(FFmpegError, EOFError):
-        for frame in video.decode(None):
-            if frame.is_corrupt or before is None or frame.pts is None or frame.pts >= before:
-                return
-            yield frame
-
-
-def _to_rgb(decoded: VideoFrame, info: VideoInfo, turn: Turn, convert: Callable[..., VideoFrame]) -> Frame:
-    rgb = convert(
-        decoded,
-        format="rgb24",
-        src_colorspace=info.matrix,
-        dst_colorspace=info.matrix,
-        src_color_range=info.color_range,
-        dst_color_range=FULL,
-        interpolation=SCALING,
-    )
-    frame: Frame = np.asarray(rgb.to_ndarray(), np.uint8)
-    swaps_axes, flips_x, flips_y = turn
-    if swaps_axes:
-        frame = frame.transpose(1, 0, 2)
-    return np.ascontiguousarray(frame[:: -1 if flips_y else 1, :: -1 if flips_x else 1])
 
 
 def _seconds(clock: str) -> Fraction | None:

@@ -8,16 +8,18 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from rvedit.io.errors import UserError
-from rvedit.io.video.clip import TimedFrame, TruncatedError, VideoInfo
+from rvedit.io.video.clip import Lost, TimedFrame, TruncatedError, VideoInfo
 from rvedit.io.video.containers import decode_container, probe_container
 from rvedit.io.video.images import IMAGE_SUFFIXES, decode_images, probe_images
+
+_REMEDY = "set `allow_truncated` to edit the frames that decode, or get a complete copy"
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Describe a clip; reads every packet but decodes one frame.
 
-    Raises UserError for a missing file, one that is not a video, or one without a decodable frame. A file
-    that is truncated later is described up to there, with `truncated` set.
+    Raises UserError for a missing file, one that is not a video, or one without a decodable frame. For one
+    that is damaged later `truncated` is set.
     """
     path = Path(path)
     if not path.exists():
@@ -30,8 +32,9 @@ def probe(path: str | Path) -> VideoInfo:
 class VideoReader:
     """Iterable over a clip's frames: streamed in display order, upright, with strictly increasing times.
 
-    Every iteration decodes from the start, independently of others. A truncated clip raises UserError, on
-    construction or after its last intact frame; with `allow_truncated` it warns there and ends the iteration.
+    Every iteration decodes from the start, independently of others. A damaged clip raises UserError, on
+    construction or after the last frame before the damage; with `allow_truncated`, frames that do not decode
+    are left out, and one warning at the end says how many.
     `threads`: 0 lets the decoder choose; 1 is best when several clips are read at once.
     """
 
@@ -40,9 +43,12 @@ class VideoReader:
         self._allow_truncated = allow_truncated
         self._threads = threads
         self._iterations = ExitStack()
+        self._has_warned = False
         if self.info.truncated and not allow_truncated:
             # Raised before the first frame, so that nobody waits for an edit that cannot finish.
-            raise UserError(self._truncated(self.info.num_frames, "its data end early or are damaged"))
+            if self.info.ends_early:
+                raise UserError(self._truncated(self.info.num_frames, "its data end early"))
+            raise UserError(f"{path}: is damaged; {_REMEDY}")
 
     def __enter__(self) -> VideoReader:
         return self
@@ -59,13 +65,22 @@ class VideoReader:
 
     def _read(self, wanted: Collection[int] | None) -> Generator[TimedFrame, None, None]:
         info = self.info
-        if info.kind == "video":
+        decoded: Iterator[TimedFrame | Lost | None]
+        if info.streams:
             decoded = decode_container(info, wanted, self._threads)
         else:
             decoded = decode_images(info, wanted)
         count = 0
+        lost: list[tuple[int, Lost]] = []  # after how many frames
+        end_reason: str | None = None
         try:
-            for count, timed in enumerate(decoded, start=1):
+            for timed in decoded:
+                if isinstance(timed, Lost):
+                    if not self._allow_truncated:
+                        raise UserError(self._truncated(count, timed.reason))
+                    lost.append((count, timed))
+                    continue
+                count += 1
                 if timed is None:
                     continue
                 height, width = timed.frame.shape[:2]
@@ -78,10 +93,23 @@ class VideoReader:
         except TruncatedError as error:
             if not self._allow_truncated:
                 raise UserError(self._truncated(count, str(error))) from error
-            warnings.warn(f"{info.path}: ends after frame {count} ({error})", stacklevel=3)
+            end_reason = str(error)
+        self._warn(count, lost, end_reason)
+
+    def _warn(self, count: int, lost: list[tuple[int, Lost]], end_reason: str | None) -> None:
+        """Warn, once, of frames that were left out between and after the `count` frames."""
+        between = sum(frames.num_frames for after, frames in lost if after < count)
+        texts = []
+        if between:
+            are = "frame is" if between == 1 else "frames are"
+            texts.append(f"{between} damaged {are} left out, the first after frame {lost[0][0]}")
+        if end_reason is None and lost and lost[-1][0] == count:
+            end_reason = lost[-1][1].reason
+        if end_reason is not None:
+            texts.append(f"ends after frame {count} ({end_reason})")
+        if texts and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"{self.info.path}: {', and '.join(texts)}", stacklevel=2)
 
     def _truncated(self, count: int, reason: str) -> str:
-        return (
-            f"{self.info.path}: is truncated after frame {count} ({reason}); "
-            "set `allow_truncated` to edit the frames that decode, or get a complete copy"
-        )
+        return f"{self.info.path}: is truncated after frame {count} ({reason}); {_REMEDY}"

@@ -1,9 +1,7 @@
-"""Outputs of `VideoWriter`: a container with encoded video and copied audio, or an image."""
+"""Outputs of `VideoWriter`: a container with encoded video and the source's sound and tags, or an image."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +12,6 @@ import numpy as np
 from av.container import OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -31,6 +28,7 @@ from rvedit.io.video.clip import (
     VideoInfo,
     yuv_matrix,
 )
+from rvedit.io.video.copies import SourceCopy, muxer_options
 
 CODECS = {
     ".mp4": "libx264",
@@ -42,10 +40,6 @@ CODECS = {
 
 # Near where coding loss stops being visible, so that it is not mistaken for the edit.
 _CRF = {"libx264": 16, "libvpx-vp9": 20}
-_MP4_OPTIONS = {
-    "movflags": "+faststart",  # the index first: plays before it is fully loaded
-    "movie_timescale": "90000",  # keeps a start after zero to 11 us; the muxer's default is 1 ms
-}
 
 
 class ImageSink:
@@ -98,12 +92,11 @@ class ContainerSink:
         self._end = Fraction(0)  # seconds
         self._count = 0
         self._durations: dict[int, int] = {}  # ticks by pts, of the frames inside the encoder
-        self._audio: _AudioCopy | None = None
+        self._copy: SourceCopy | None = None
         self._reformatter = VideoReformatter()
         self._color_range, colorspace = _color_tags(like, size)
 
-        options = _MP4_OPTIONS if suffix in (".mp4", ".mov") else {}
-        self._output: OutputContainer = av.open(f"file:{temporary}", "w", options=options)
+        self._output: OutputContainer = av.open(f"file:{temporary}", "w", options=muxer_options(suffix))
         try:
             video = self._output.add_stream(codec, rate=like.frame_rate, options=codec_options[codec])
             self._video = cast(VideoStream, video)
@@ -116,8 +109,8 @@ class ContainerSink:
                 context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
             if like.pixel_aspect is not None:
                 context.sample_aspect_ratio = like.pixel_aspect
-            if like.has_audio:
-                self._audio = _AudioCopy(like.path, self._output, suffix)
+            if like.streams:
+                self._copy = SourceCopy(like, self._output, suffix, self._video)
             self._output.start_encoding()
         except BaseException:
             self.discard()
@@ -143,24 +136,24 @@ class ContainerSink:
         converted.pts, converted.time_base = pts, self._time_base
         for packet in self._video.encode(converted):
             self._mux(packet)
-        if self._audio is not None:  # frame by frame, so that the file is interleaved
-            self._audio.delay = self._delay * self._like.time_base
-            self._audio.copy(until=start)
+        if self._copy is not None:  # frame by frame, so that the file is interleaved
+            self._copy.delay = self._delay * self._like.time_base
+            self._copy.copy(until=start)
 
     def finish(self) -> None:
         """Flush the encoder, copy the rest of the audio and write the container's index."""
         for packet in self._video.encode(None):
             self._mux(packet)
-        if self._audio is not None:
+        if self._copy is not None:
             # An edit with fewer frames than its source gets the audio up to its end.
             is_complete = self._count >= self._like.num_frames
-            self._audio.copy(until=None if is_complete else self._end)
+            self._copy.copy(until=None if is_complete else self._end)
         self._output.close()
 
     def discard(self) -> None:
         """Close the files, finished or not."""
-        if self._audio is not None:
-            self._audio.close()
+        if self._copy is not None:
+            self._copy.close()
         with suppress(FFmpegError, OSError, ValueError):  # raised on closing an unfinished file
             self._output.close()
 
@@ -188,66 +181,6 @@ class ContainerSink:
         if packet.pts is not None:
             packet.duration = self._durations.pop(packet.pts, packet.duration)
         self._output.mux(packet)
-
-
-class _AudioCopy:
-    """Copy of a source's audio packets to an output; warns of streams that the container cannot hold."""
-
-    def __init__(self, source: Path, output: OutputContainer, suffix: str) -> None:
-        self.delay = Fraction(0)  # seconds added to every time
-        self._source, self._output = source, output
-        self._input = av.open(f"file:{source}", metadata_errors="replace")
-        self._copies: dict[int, Stream] = {}
-        for stream in self._input.streams.audio:
-            # Codecs that FFmpeg does not know have no context.
-            codec = stream.codec_context.name if stream.codec_context else "unknown"
-            try:
-                copy = output.add_stream_from_template(stream)
-            except ValueError:
-                message = f"{source}: its {codec} audio is left out of {suffix}; write .mkv to keep it"
-                warnings.warn(message, stacklevel=2)
-                continue
-            if stream.language:
-                copy.metadata["language"] = stream.language
-            self._copies[stream.index] = copy
-        self._packets = self._read_packets()
-        self._next = next(self._packets, None)
-
-    def copy(self, *, until: Fraction | None) -> None:
-        """Copy the packets that start up to `until` seconds, or all."""
-        while self._next is not None:
-            packet, time = self._next
-            if until is not None and time * packet.time_base + self.delay > until:
-                return
-            ticks = round(self.delay / packet.time_base)
-            packet.dts = time + ticks
-            packet.pts = None if packet.pts is None else packet.pts + ticks
-            packet.stream = self._copies[packet.stream_index]
-            self._output.mux(packet)
-            self._next = next(self._packets, None)
-
-    def close(self) -> None:
-        """Close the source."""
-        self._packets.close()
-        self._input.close()
-
-    def _read_packets(self) -> Generator[tuple[Packet[Any], int], None, None]:
-        """Yield the packets with their decoding times in ticks."""
-        streams = tuple(stream for stream in self._input.streams.audio if stream.index in self._copies)
-        if not streams:
-            return
-        problem = None
-        try:
-            for packet in self._input.demux(streams):
-                if packet.is_corrupt:
-                    problem = "a packet is cut off"
-                    break
-                if packet.size and packet.dts is not None:
-                    yield packet, packet.dts
-        except FFmpegError as error:
-            problem = error.strerror
-        if problem is not None:
-            warnings.warn(f"{self._source}: its audio ends early ({problem})", stacklevel=2)
 
 
 def _pix_fmt(codec: str, size: tuple[int, int]) -> str:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
-from av.error import FFmpegError
-
+from rvedit.io.errors import UserError
 from rvedit.io.video.clip import Frame, VideoInfo
-from rvedit.io.video.containers import open_container, video_stream
+from rvedit.io.video.containers import decode_times
 from rvedit.io.video.reader import VideoReader
 
 
 def frame_times(info: VideoInfo) -> tuple[list[Fraction], Fraction]:
     """Return the times of a clip's frames and the end of the last one, in seconds since the first frame.
 
-    Reads every packet of a video, but decodes none.
+    Decodes all frames of a container, as only the decoder knows which ones it shows.
     """
-    if info.kind != "video":
+    if not info.streams:
         return [n * info.time_base for n in range(info.num_frames)], info.num_frames * info.time_base
-    begun: list[int] = []
-    with open_container(info.path) as container, suppress(FFmpegError):
-        for packet in container.demux(video_stream(container, info.path)):
-            time = packet.dts if packet.pts is None else packet.pts
-            if packet.size and not packet.is_discard and time is not None:
-                begun.append(time)
-    if len(begun) < info.num_frames:  # raw streams have no times
-        return [n / info.frame_rate for n in range(info.num_frames)], info.num_frames / info.frame_rate
-    begun = sorted(begun)[: info.num_frames]
-    times = [(time - begun[0]) * info.time_base for time in begun]
-    return times, max(Fraction(info.duration).limit_denominator(10**6), times[-1] + info.time_base)
+    times = list(decode_times(info))
+    if not times:
+        raise UserError(f"{info.path}: no frame decodes; get another copy")
+    first, (last, duration) = times[0][0], times[-1]
+    seconds = [(pts - first) * info.time_base for pts, _ in times]
+    return seconds, (last + duration - first) * info.time_base
 
 
 class FileFrames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from rvedit.io.errors import UserError
 from rvedit.io.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
+from rvedit.io.video.losses import losses
 from rvedit.io.video.sinks import CODECS, ContainerSink, ImageSink
 
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -39,7 +41,8 @@ class VideoWriter:
     The suffix selects the container: .mp4, .mov and .mkv (H.264), .webm (VP9), .gif, or .png and .jpg for
     a single frame. `width` and `height` default to the source's. `crf` is the encoder's quality (lower is
     better; 16 for H.264 and 20 for VP9 by default); `preset` is x264's speed: "veryfast" takes about
-    half the time of "medium" and makes larger files. Audio is copied, never re-encoded.
+    half the time of "medium" and makes larger files. Sound, subtitles, chapters and tags are copied, never
+    re-encoded; construction warns of those that the container does not hold.
 
     Times are exact in .mp4 and .mov (a start after zero to 0.02 ms), to 1 ms in .mkv and .webm, to 5 ms in
     .gif, which also starts at zero. Audio that starts before zero, as AAC from .mp4 does by about 20 ms,
@@ -70,12 +73,16 @@ class VideoWriter:
         _check_output(self.path, like, overwrite)
         self._temporary = temporary_sibling(self.path)
         try:  # Permission bits are not enough: the file system may be read-only.
-            self._temporary.touch(exist_ok=False)
-            self._temporary.unlink()
+            try:
+                self._temporary.touch(exist_ok=False)
+            finally:  # also when interrupted
+                self._temporary.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot write in {self.path.parent} ({error.strerror}); choose another folder"
             ) from error
+        for loss in losses(like, self.path.suffix.lower()):
+            warnings.warn(f"{like.path}: {loss}", stacklevel=1)
 
     def __enter__(self) -> VideoWriter:
         size = (self._width, self._height)
