@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvedit.io.errors import UserError
+from rvedit.io.errors import UserError, check_choice
 from rvedit_cli import console
 
 if TYPE_CHECKING:
@@ -144,6 +144,41 @@ def mix(
     end = f"would need about {decimal(drawn.output_bytes)}; nothing was written" if dry_run else "written"
     line = f"{summary['manifest']}: {summary['count']} triplets, {end}"
     _print_result(as_json, summary, "drawn", summary["strata"], line)
+
+
+@prepare.command("probe")
+def probe_clips(
+    clips: Annotated[
+        list[Path], typer.Argument(metavar="CLIP", help="Videos, images, or folders of images.")
+    ],
+    suffix: Annotated[
+        str | None,
+        _files(
+            "Format of an edit, such as .mkv. Default: that of rvedit edit.", "--format", metavar="SUFFIX"
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show what is read from clips, and what an edit of them will not hold. Writes nothing."""
+    from rvedit.io.video import OUTPUT_SUFFIXES, clip_report, default_suffix, probe, report_lines
+
+    if suffix is not None:
+        check_choice("--format", suffix, OUTPUT_SUFFIXES)
+    reports, errors = [], []
+    for clip in clips:
+        try:
+            info = probe(clip)
+            reports.append(clip_report(info, suffix or default_suffix(info)))
+        except UserError as error:
+            errors.append({"path": str(clip), "error": str(error)})
+    if as_json:
+        console.print_json({"clips": reports, "errors": errors})
+    for report in () if as_json else reports:
+        typer.echo("\n".join(report_lines(report)))
+    for failed in errors:
+        console.say(f"rvedit: {failed['error']}")
+    if errors:
+        raise typer.Exit(1)
 
 
 def _parse_shape(text: str) -> ClipShape:

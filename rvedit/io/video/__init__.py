@@ -8,11 +8,13 @@ from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, evenly_spaced, si
 from rvedit.io.video.images import IMAGE_SUFFIXES
 from rvedit.io.video.losses import holds_sound, losses
 from rvedit.io.video.reader import VideoReader, probe
+from rvedit.io.video.report import clip_report, report_lines
 from rvedit.io.video.times import FileFrames, frame_times
 from rvedit.io.video.writer import (
     OUTPUT_SUFFIXES,
     PICTURE_SUFFIXES,
     VideoWriter,
+    default_suffix,
     temporary_sibling,
     write_clip,
     write_like,
@@ -28,11 +30,14 @@ __all__ = [
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
+    "clip_report",
+    "default_suffix",
     "evenly_spaced",
     "frame_times",
     "holds_sound",
     "losses",
     "probe",
+    "report_lines",
     "side_by_side",
     "temporary_sibling",
     "write_clip",

@@ -17,13 +17,26 @@ from numpy.typing import NDArray
 
 from rvedit.io.errors import UserError
 from rvedit.io.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
-from rvedit.io.video.losses import losses
+from rvedit.io.video.losses import holds_sound, losses
 from rvedit.io.video.sinks import CODECS, ContainerSink, ImageSink
 
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
 """Suffixes of outputs that hold one frame."""
 OUTPUT_SUFFIXES = (*CODECS, *PICTURE_SUFFIXES)
 """Suffixes that `VideoWriter` supports; images hold one frame."""
+
+
+def default_suffix(info: VideoInfo) -> str:
+    """Return the suffix of an edit: the source's, if it can be written.
+
+    Images in other formats become png. Such videos, and folders of frames, become mp4, or mkv if only that
+    holds their sound.
+    """
+    suffix = info.path.suffix.lower()
+    if info.kind != "folder" and suffix in OUTPUT_SUFFIXES:
+        return suffix
+    needs_mkv = not holds_sound(info, ".mp4") and holds_sound(info, ".mkv")
+    return ".png" if info.kind == "image" else ".mkv" if needs_mkv else ".mp4"
 
 
 def temporary_sibling(path: str | Path) -> Path:
