@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from field_coded import coded_frames
 from PIL import Image, features
 from processes import rvedit
 from test_video import fails, first_frame, make_clip, noise, picture, rewrite, seconds, sound_packets
@@ -519,3 +520,19 @@ def test_fields_are_deinterlaced(tmp_path):
     for index, timed in enumerate(frames):
         assert combing(timed.frame) < combing(woven(index, 96, 64)) / 10
     assert not probe(make_clip(tmp_path / "b.mkv", codec="mpeg2video")).is_interlaced
+
+
+def test_frames_whose_fields_are_packets(tmp_path):
+    path = tmp_path / "a.ts"
+    (tmp_path / "a.h264").write_bytes(b"".join(coded_frames(8)))
+    with av.open(str(tmp_path / "a.h264")) as raw, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(raw.streams.video[0])
+        for number, data in enumerate(coded_frames(8)):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = True
+            container.mux(packet)
+    info = probe(path)
+    assert (info.num_frames, info.frame_rate, info.is_interlaced) == (8, 25, True)
+    assert read(path)[1] == pytest.approx([n / 25 for n in range(8)])

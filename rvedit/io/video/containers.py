@@ -105,7 +105,7 @@ class _PacketSurvey:
         self._container, self._video = container, video
         self.times = ClockSurvey(container, video)
         self.first: VideoFrame | None = None
-        self.num_packets = self.num_frames = 0
+        self.num_packets = self._num_timed = self._num_untimed = 0
         self.is_damaged = self.ends_early = False
         self._early: list[int | None] = []  # times of packets until the first frame is decoded
         self._decoder = picture_decoder(video)
@@ -127,18 +127,27 @@ class _PacketSurvey:
         self.is_damaged = self.is_damaged or packet.is_corrupt
         if is_cut_off(packet):
             return
-        is_shown = packet.size > 0 and not packet.is_discard
         self.num_packets += packet.size > 0
+        if packet.size and not packet.is_discard:
+            self._count(packet, part)
         if self.first is None:
-            self._early += [packet.pts] * is_shown
             try:
                 self.first = next(iter(self._decoder.decode(packet)), None)
             except FFmpegError:
                 self.is_damaged = True
-            if self.first is not None:
-                self.num_frames = sum(map(self._is_decoded, self._early))
+
+    def _count(self, packet: Packet[Any], part: int) -> None:
+        if packet.pts is None and packet.dts is None:  # the second field of a frame, or a file without times
+            self._num_untimed += 1
+        elif self.first is None:
+            self._early.append(packet.pts)
         else:
-            self.num_frames += is_shown and (part > 0 or self._is_decoded(packet.pts))
+            self._num_timed += part > 0 or self._is_decoded(packet.pts)
+
+    @property
+    def num_frames(self) -> int:
+        """Return the number of packets that show a frame."""
+        return self._num_timed + sum(map(self._is_decoded, self._early)) or self._num_untimed
 
     def _is_decoded(self, pts: int | None) -> bool:
         """Return whether a packet is not before the first frame, as where a recording starts amid frames."""
@@ -209,16 +218,13 @@ def _default_duration(info: VideoInfo) -> int:
 
 def _timed_frames(info: VideoInfo, threads: int) -> Iterator[VideoFrame | Lost]:
     """Yield the decoder's frames with times that increase, as a writer needs them."""
-    default_duration = _default_duration(info)
     pts: int | None = None
-    duration = default_duration
     for decoded in _decode_packets(info, threads):
         if isinstance(decoded, VideoFrame):
             # Files may omit or repeat times.
-            expected = 0 if pts is None else pts + duration
+            expected = 0 if pts is None else pts + _default_duration(info)
             time = expected if decoded.pts is None else decoded.pts
             pts = time if pts is None or time > pts else pts + 1
-            duration = decoded.duration or default_duration
             decoded.pts = pts
         yield decoded
 

@@ -60,6 +60,8 @@ def _read_packets(
 
     Raises TruncatedError where their data end early.
     """
+    if not indices:
+        return
     latest: dict[int, int] = {}  # decoding time in ticks, by stream index
     video = choose_video(source, info.path)
     try:
