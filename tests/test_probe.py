@@ -21,13 +21,15 @@ def probe(*words, **options):
 
 
 def test_a_clip_is_described_for_people_and_programs(tmp_path):
-    (text := probe(PARK, cwd=tmp_path)).check_returncode()
+    text = probe(PARK, cwd=tmp_path)
+    assert text.returncode == 0, text.stderr
     assert text.stdout.splitlines()[1:4] == [
         "  video, 512x512, 33 frames in 2.750 s, 12 per second",
         "  video 0: h264 512x512, default, chosen",
         "  audio 1: aac 44100 Hz mono, default",
     ]
-    (as_json := probe(PARK, "--json", "--format", ".gif", cwd=tmp_path)).check_returncode()
+    as_json = probe(PARK, "--json", "--format", ".gif", cwd=tmp_path)
+    assert as_json.returncode == 0, as_json.stderr
     (report,) = json.loads(as_json.stdout)["clips"]
     assert (report["num_frames"], report["frame_rate"], report["offsets"]) == (33, 12, [0])
     assert report["losses"] == ["its aac audio is left out of .gif; write .mkv to keep it"]
