@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from rvedit.io.errors import UserError
+from rvedit.io.errors import UserError, one_line
 
 JSON_HELP = "Print the result as JSON."
 DEVICE_HELP = "Device, such as cpu or cuda:1. Default: a GPU if there is one."
@@ -121,7 +121,7 @@ def say(line: str) -> None:
 def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
     """Print rvedit's own warnings, each once; drop those of libraries, which address developers."""
     if category is UserWarning and "/rvedit" in filename.replace("\\", "/"):
-        _say_once(f"rvedit: {message}")
+        _say_once(f"rvedit: {one_line(str(message))}")
 
 
 @cache

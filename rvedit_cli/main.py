@@ -7,11 +7,13 @@ import os
 import re
 import sys
 import warnings
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
-from rvedit.io.errors import Interrupted, UserError
+from rvedit.io.errors import Interrupted, UserError, one_line
+from rvedit.io.signals import exit_code, stop_as_by_ctrl_c
 from rvedit_cli import console
 from rvedit_cli.analyze import analyze
 from rvedit_cli.caption import caption
@@ -70,13 +72,19 @@ def with_flags(message: str) -> str:
 
 
 def main() -> None:
-    """Run the app. A user error prints one line and exits with code 2, an interruption exits with 130."""
+    """Run the app.
+
+    A user error prints one line and exits with code 2, a signal exits with 128 + its number: 130 for Ctrl-C.
+    """
+    stop_as_by_ctrl_c()
     warnings.showwarning = console.show_warning
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     # diffusers imports torchao if it is installed, which warns of missing kernels for other GPUs.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
@@ -89,12 +97,19 @@ def main() -> None:
     except Interrupted as stop:
         console.say(f"rvedit: {with_flags(str(stop))}")
         sys.exit(stop.code)
+    except OSError as error:
+        if error.filename is None or os.environ.get("RVEDIT_DEBUG"):
+            raise
+        reason = f"{error.filename}: {error.strerror}: check the name, its permissions and the disk"
+        console.say(f"rvedit: {one_line(reason)}")
+        sys.exit(2)
     except Exception as error:
         if not console.is_out_of_memory(error) or os.environ.get("RVEDIT_DEBUG"):
             raise
         console.say(f"rvedit: {OUT_OF_MEMORY}")
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code == 130:  # Typer's exit code for Ctrl-C
-            console.say("rvedit: interrupted; no partial output was left")
-        raise
+        if stop.code != 130:  # Typer's exit code for Ctrl-C
+            raise
+        console.say("rvedit: interrupted; no partial output was left")
+        sys.exit(exit_code())

@@ -368,15 +368,16 @@ def test_killed_and_run_again_asks_nothing_twice(manifest, tmp_path):
         assert f"{COUNT} of {COUNT} rows captioned (0 asked, {COUNT} from cache), 0 failed" in out
 
 
-def test_interrupting_keeps_what_was_answered(manifest, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupting_keeps_what_was_answered(manifest, tmp_path, number):
     with ChatServer(latency=0.15) as server:
         process = start("manifest.parquet", "--base-url", server.url, "--concurrency", 4, cwd=tmp_path)
         deadline = time.monotonic() + 60
         while sum(server.times_answered.values()) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         code, _, err = process.finish()
-    assert (code, "interrupted" in err, "Traceback" in err) == (130, True, False)
+    assert (code, "interrupted" in err, "Traceback" in err) == (128 + number, True, False)
     replies = [
         line for line in cache_path(captioned_path(manifest)).read_text().splitlines() if "reply:" in line
     ]

@@ -450,6 +450,22 @@ def test_a_sign_in_page_ends_a_run_at_once(small, tmp_path):
     assert str(result.exception).startswith(f"{server.url}: refuses {QWEN}: HTTP 200 with no reply")
 
 
+def test_a_signal_keeps_what_was_answered(small, tmp_path):
+    common = (small / "edits", "--bench", small / "bench.csv", "--out", "out", "--concurrency", 1)
+    with serve(latency=0.1) as server:
+        process = start(*common, cwd=tmp_path, RVEDIT_QWEN_BASE_URL=server.url)
+        deadline = time.monotonic() + 60
+        while len(server.times_answered) < 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        code, _, err = process.finish()
+        assert (code, "interrupted" in err, "Traceback" in err) == (143, True, False)
+        assert not [path for path in tmp_path.rglob(".*") if ".part" in path.name]
+        code, _, _ = start(*common, cwd=tmp_path, RVEDIT_QWEN_BASE_URL=server.url).finish()
+    assert code == 0
+    assert sum(server.times_answered.values()) <= 10 + 1  # one was in flight
+
+
 def test_keys_are_nowhere(small, tmp_path):
     secret = "sk-very-secret-0123"
     with serve(lambda asked: "400" if asked.number == 2 else "ok", key=secret) as server:
@@ -656,7 +672,8 @@ def test_processes_give_what_this_one_gives(small, tmp_path):
 
 def test_a_killed_process_costs_its_own_clip_alone(small, tmp_path):
     """A decoder that crashes, or is killed for memory, is a reason; the next clip gets a new process."""
-    os.mkfifo(tmp_path / "endless.mp4")  # its decoder waits for what nobody writes
+    os.mkfifo(tmp_path / "pipe")  # a decoder waits for what nobody writes
+    (tmp_path / "endless.mp4").write_text("ffconcat version 1.0\nfile pipe\n")
     store = FrameStore(tmp_path / "frames", Journal(tmp_path / "journal.jsonl"))
     store.open()
     try:

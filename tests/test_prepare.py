@@ -149,7 +149,7 @@ def test_a_second_run_probes_nothing_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
     folder = many(tmp_path / "set", 24, num_frames=60, height=240, width=320)
     arguments = ["openve", "set", "--min-frames", "5", "--probe", "full", "--workers", "2", "--out"]
@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
         time.sleep(0.01)
     process.send_signal(how)
     _, stderr = process.communicate(timeout=60)  # ends when the workers, who hold the pipes, end too
-    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 128 + how)
     assert "Traceback" not in stderr
     before = journal.read_text()
     done = before.count("\n")

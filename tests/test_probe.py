@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from processes import rvedit
+
 from rvedit.io.video import write_clip
 
 ROOT = Path(__file__).parents[1]

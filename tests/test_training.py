@@ -248,7 +248,9 @@ def wait_for_steps(log, count, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_ends_cleanly(recipe_of, tmp_path, number, code):
     path, _ = recipe_of("stopped", "steps=200", "checkpoint_every=1000")
     words = words_of(path, tmp_path, "steps=200", "checkpoint_every=1000", "data.workers=1")

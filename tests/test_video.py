@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 import warnings
 from fractions import Fraction
@@ -18,9 +19,9 @@ from rvedit.io.video import (
     VideoInfo,
     VideoReader,
     VideoWriter,
+    frame_times,
     probe,
     side_by_side,
-    temporary_sibling,
     write_clip,
 )
 
@@ -326,6 +327,80 @@ def test_gif_times_and_colors(tmp_path):
     assert seconds(tmp_path / "c.mp4") == pytest.approx(seconds(tmp_path / "b.gif"))
 
 
+@pytest.mark.parametrize(("delay", "shown"), [(0, 10), (1, 10), (2, 2), (7, 7)])
+def test_delays_of_a_gif_are_those_of_browsers(tmp_path, delay, shown):
+    """In 1/100 s: shorter ones than 2 are shown as 10."""
+    first, *others = (Image.fromarray(picture(index)) for index in range(4))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=delay * 10)
+    info = probe(tmp_path / "a.gif")
+    expected = [index * shown / 100 for index in range(4)]
+    assert seconds(tmp_path / "a.gif") == pytest.approx(expected)
+    assert [float(time) for time in frame_times(info)[0]] == pytest.approx(expected)
+    assert (info.duration, info.frame_rate) == (pytest.approx(shown / 25), Fraction(100, shown))
+
+
+@pytest.mark.parametrize(("rate", "count"), [(25, 25), (50, 50), (60, 50), (120, 50)])
+def test_a_fast_clip_keeps_its_length_as_a_gif(tmp_path, rate, count):
+    times = [index * 1000 // rate for index in range(rate)]
+    source = make_clip(tmp_path / "a.mkv", times=times, time_base=Fraction(1, 1000))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        info = rewrite(source, tmp_path / "b.gif")
+    assert abs(info.num_frames - count) <= 1
+    assert info.duration == pytest.approx(1, abs=0.05)
+    assert np.diff(seconds(tmp_path / "b.gif")).min() > 0.019
+    assert len(caught) == (rate > 50)
+    assert all("at most 50 frames per second" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(("suffix", "size", "is_said"), [
+    (".mp4", (63, 48), True), (".mov", (64, 47), True), (".mkv", (63, 47), True),
+    (".mp4", (64, 48), False), (".webm", (63, 47), False),
+])  # fmt: skip
+def test_odd_sizes_that_few_players_show_are_said(tmp_path, suffix, size, is_said):
+    source = make_clip(tmp_path / "a.mkv", size=size, pix_fmt="yuv444p", times=range(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rewrite(source, tmp_path / f"b{suffix}")
+    assert len(caught) == is_said
+    for warning in caught:
+        assert f"odd size ({size[0]}x{size[1]})" in str(warning.message)
+        assert ".webm" in str(warning.message)
+
+
+def with_clean_aperture(path: Path, width: int, height: int) -> Path:
+    """Add a `clap` box to an MP4 whose index follows its data: its middle of this size is shown."""
+    data = bytearray(path.read_bytes())
+    box = struct.pack(">I4s8I", 40, b"clap", width, 1, height, 1, 0, 1, 0, 1)
+    index = data.index(b"moov")
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = data.index(name, index) - 4
+        size = int.from_bytes(data[start : start + 4], "big")
+        data[start : start + 4] = (size + len(box)).to_bytes(4, "big")
+    place = data.index(b"avcC", index) - 4
+    data[place:place] = box
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_a_container_crops_is_not_shown(tmp_path, suffix):
+    source = with_clean_aperture(make_clip(tmp_path / "source.mp4", times=range(3)), 40, 24)
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(source)) as container, av.open(str(path), "w") as copy:
+        stream = copy.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    path = source if suffix == ".mp4" else path
+    info = probe(path)
+    assert (info.width, info.height) == (40, 24)
+    assert np.abs(first_frame(path).astype(int) - picture()[12:36, 12:52]).mean() < 4
+    info = rewrite(path, tmp_path / "b.mp4")
+    assert (info.width, info.height) == (40, 24)
+
+
 def bars(index: int, width: int, height: int) -> np.ndarray:
     frame = np.zeros((height, width, 3), np.uint8)
     for band, color in enumerate([(235, 20, 20), (20, 235, 20), (20, 20, 235), (128, 128, 128)]):
@@ -617,15 +692,6 @@ def test_memory_is_bounded(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * 320 * 240 * 3
-
-
-def test_temporary_sibling(tmp_path):
-    first, second = temporary_sibling(tmp_path / "a.mp4"), temporary_sibling(str(tmp_path / "a.mp4"))
-    assert first != second
-    assert first.parent == tmp_path
-    assert first.suffix == ".mp4"
-    assert first.name.startswith(".a.")
-    assert not first.exists()
 
 
 def test_side_by_side(tmp_path):

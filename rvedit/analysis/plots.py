@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from rvedit.io.manifest import atomic_path
+from rvedit.io.temporary import atomic_path
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#222222"  # Okabe and Ito's palette
 PINK, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"

@@ -109,7 +109,7 @@ def estimate_captions(config: CaptionConfig, captioner: ChatCaptioner) -> Captio
     """Estimate the requests and tokens of a run, without sending or decoding anything."""
     plan = _plan(config, captioner)
     uncached = [plan.rows[i] for i in plan.uncached]
-    existing = [row for row in uncached if clip_path(config.manifest, row, "target").exists()]
+    existing = [row for row in uncached if os.path.exists(clip_path(config.manifest, row, "target"))]
     tokens = [captioner.expected_tokens(row.num_frames, row.width, row.height) for row in existing]
     return CaptionEstimate(
         rows=len(plan.rows),

@@ -19,7 +19,7 @@ from rvedit.editing.edit_file import checked_instruction, edit_file, write_edit
 from rvedit.io.bench import BenchItem, read_bench, write_batch
 from rvedit.io.errors import UserError, reason_of
 from rvedit.io.manifest import prepare_folder, write_json, write_rows
-from rvedit.io.video import VideoReader
+from rvedit.io.video import STILL_SUFFIXES, VideoReader
 from rvedit.io.video.clip import Frames
 
 SETTINGS = "settings.json"
@@ -68,8 +68,8 @@ def read_shard(text: str) -> tuple[int, int]:
 def plan_batch(batch: BatchConfig) -> list[BenchItem]:
     """Return the items with the paths of their edits: `<stem>_edited.mp4`, or `<id>_edited.mp4`.
 
-    An item whose name is too long for that gets `<row>_edited.mp4`, with three digits or more.
-    Names depend on the list only, so that all shards choose the same ones.
+    An item whose name is too long for that gets `<row>_edited.mp4`, with three digits or more. Edits of
+    images end in .png. Names depend on the list only, so that all shards choose the same ones.
     """
     items = read_bench(batch.bench)
     stems = Counter(_safe_name(item.source.stem) for item in items)
@@ -81,7 +81,8 @@ def plan_batch(batch: BatchConfig) -> list[BenchItem]:
             name = f"{item.index:03d}"
         while name in planned:
             name = f"{name}_row{row}"
-        planned[name] = replace(item, edited=batch.out / f"{name}_edited.mp4")
+        suffix = ".png" if item.source.suffix.lower() in STILL_SUFFIXES else ".mp4"
+        planned[name] = replace(item, edited=batch.out / f"{name}_edited{suffix}")
     return list(planned.values())[: batch.limit]
 
 
@@ -124,7 +125,8 @@ def edit_batch(
     # the edits of all shards are old.
     is_changed = batch.overwrite and _recorded_settings(batch.out, settings) != settings
     for item in items if is_changed else pending:
-        _output_of(item).unlink(missing_ok=True)
+        if _output_of(item).is_file():
+            _output_of(item).unlink()
     write_json(batch.out / SETTINGS, settings)
     edited_together: dict[str, Frames] = {}
     for number, item in enumerate(pending):

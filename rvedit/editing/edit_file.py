@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,15 +17,16 @@ from rvedit.editing.contact_sheet import NUM_MOMENTS, write_contact_sheet
 from rvedit.editing.regions import as_masks
 from rvedit.editing.time_range import FrameRange, Slice, edit_range
 from rvedit.io.errors import UserError
+from rvedit.io.temporary import MAX_NAME_BYTES, shorten
 from rvedit.io.video import (
-    IMAGE_SUFFIXES,
     OUTPUT_SUFFIXES,
+    STILL_SUFFIXES,
     Frame,
     VideoInfo,
     VideoReader,
     VideoWriter,
+    default_suffix,
     evenly_spaced,
-    holds_sound,
     side_by_side,
 )
 
@@ -45,14 +47,14 @@ class EditReport:
 def default_output(info: VideoInfo) -> Path:
     """Return the default output: `clips/park.mp4` -> `park_edited.mp4` in the working directory.
 
-    Images in formats that cannot be written become png. Such videos, and folders of frames, become mp4, or
-    mkv if only that holds their sound.
+    Other suffixes are chosen by `default_suffix`.
     """
-    suffix = "" if info.kind == "folder" else info.path.suffix.lower()
-    if suffix not in OUTPUT_SUFFIXES:
-        needs_mkv = not holds_sound(info, ".mp4") and holds_sound(info, ".mkv")
-        suffix = ".png" if info.kind == "image" else ".mkv" if needs_mkv else ".mp4"
-    return Path(f"{info.path.stem}_edited{suffix}")
+    return Path(f"{short_stem(info.path.stem)}_edited{default_suffix(info)}")
+
+
+def short_stem(stem: str) -> str:
+    """Return the beginning of a long name, to which `_edited_compare.mp4`, and a row's number, still fit."""
+    return shorten(stem, MAX_NAME_BYTES - 35)
 
 
 def comparison_output(output: Path) -> Path:
@@ -186,9 +188,8 @@ def checked_instructions(instructions: Sequence[str]) -> list[str]:
     """
     checked = [checked_instruction(instruction) for instruction in instructions]
     for text in checked:
-        if Path(text).suffix.lower() in (*OUTPUT_SUFFIXES, *IMAGE_SUFFIXES) or (
-            len(text) < 256 and Path(text).is_file()
-        ):
+        # os.path.isfile is also False for a text that is too long to be a name.
+        if Path(text).suffix.lower() in (*OUTPUT_SUFFIXES, *STILL_SUFFIXES) or os.path.isfile(text):
             raise UserError(
                 f"{text}: is a file, not an instruction: give one clip, and the output with `output`"
             )

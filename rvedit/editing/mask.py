@@ -174,7 +174,8 @@ def _check_file(path: Path, info: VideoInfo) -> None:
         )
     if own.kind == "image" and not own.streams:
         with Image.open(path) as image:
-            if "A" in image.getbands() and np.asarray(image.getchannel("A")).min() < 255:
+            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            if alpha and np.asarray(alpha).min() < 255:
                 raise UserError(f"`mask` {path}: is partly transparent: give a picture in black and white")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rvedit.evaluation.request import FRAMES
 from rvedit.io.chat import FrameReader, Journal, Jpeg, file_key, take_frames
-from rvedit.io.manifest import atomic_path
 from rvedit.io.pool import result_of, start_workers
+from rvedit.io.temporary import atomic_path
 from rvedit.io.video import VideoReader, probe
 
 _MAX_WORKERS = 16

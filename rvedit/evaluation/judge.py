@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -127,7 +128,7 @@ def read_judge_set(config: JudgeConfig, protocol: JudgeProtocol) -> JudgeSet:
             f"{config.bench or config.edits}: no item to judge: its categories are {names}; the "
             f"{protocol.name} protocol has rubrics for {', '.join(protocol.rubrics)}"
         )
-    no_source = next((item for item in selected if not item.source.is_file()), None)
+    no_source = next((item for item in selected if not os.path.isfile(item.source)), None)
     if no_source:
         raise UserError(
             f"{no_source.source}: no such file, the source of {no_source.id}: is `bench` the right list?"

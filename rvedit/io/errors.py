@@ -1,6 +1,14 @@
 """Exceptions that users can cause or see (imports nothing from rvedit)."""
 
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Return a text with control characters, such as a line break in a file name, as escapes."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(ValueError):
@@ -8,6 +16,9 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def check_choice(label: str, value: str | None, choices: Iterable[str]) -> None:

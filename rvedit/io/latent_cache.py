@@ -24,8 +24,9 @@ from torch import Tensor
 
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames
-from rvedit.io.manifest import Failure, atomic_path, failures_path, read_rows, write_json
+from rvedit.io.manifest import Failure, failures_path, read_rows, write_json
 from rvedit.io.records import ClipShape, Triplet
+from rvedit.io.temporary import atomic_path
 
 SETTINGS = "cache.json"
 TEXT_SETTINGS = "texts.json"

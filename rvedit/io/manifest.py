@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from rvedit.io.errors import UserError
 from rvedit.io.records import Category, Triplet
 from rvedit.io.tables import normalize, numbered_lines
-from rvedit.io.video import temporary_sibling
+from rvedit.io.temporary import atomic_path, temporary_sibling
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Triplet))
 _REQUIRED = tuple(f.name for f in dataclasses.fields(Triplet) if f.default is dataclasses.MISSING)
@@ -132,23 +131,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, and rename it to `path` at the end of the block.
-
-    Removes the temporary file on any error; raises UserError if it cannot be written.
-    """
-    temporary = temporary_sibling(path)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}): free space or change the folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

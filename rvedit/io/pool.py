@@ -14,6 +14,7 @@ from multiprocessing.connection import wait as wait_for_objects
 from typing import TypeVar
 
 from rvedit.io.errors import UserError
+from rvedit.io.signals import stop_signals
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -47,7 +48,7 @@ def run_in_pool(
 
 
 def start_workers(count: int) -> ProcessPoolExecutor:
-    """Return a pool of processes that ignore Ctrl-C and end with this one."""
+    """Return a pool of processes that ignore Ctrl-C and SIGHUP, and end with this one."""
     return ProcessPoolExecutor(count, initializer=_init_worker)
 
 
@@ -67,10 +68,11 @@ def _run_chunk(function: Callable[[In], Out], jobs: Sequence[In]) -> list[Out]:
 
 
 def _init_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and end with the parent even if it is killed."""
+    """Leave Ctrl-C and SIGHUP to the parent, and end with the parent even if it is killed."""
     if hasattr(os, "nice"):  # not on Windows; the parent should not wait for its workers
         os.nice(5)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in stop_signals():  # of which a pool uses SIGTERM itself, to end its workers
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

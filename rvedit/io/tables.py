@@ -108,7 +108,8 @@ def _csv_item(
 ) -> dict[str, str] | csv.Error:
     if not any(map(str.strip, values)):
         return {}
-    if any("\n" in value and any(suffix in value for suffix in _CLIP_SUFFIXES) for value in values):
+    spans_rows = [value for value in values if "\n" in value and delimiter in value]
+    if any(suffix in value for value in spans_rows for suffix in _CLIP_SUFFIXES):
         return csv.Error("a quotation mark is never closed: the next rows are part of this one")
     counts = f"{len(values)} fields for {len(names)} columns"
     if {*names[len(values) :]} & {*columns}:

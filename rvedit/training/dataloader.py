@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from rvedit.io.errors import UserError
+from rvedit.io.signals import stop_signals
 
 Item = TypeVar("Item")
 
@@ -52,7 +53,7 @@ def _init_worker(receiver: Connection, sender: Connection, worker: int) -> None:
     Schedulers send SIGTERM to all processes of a job. If a worker stopped, the run would fail before it
     writes its checkpoint. For the same reason the dataloader cannot end it by SIGTERM.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
     sender.close()  # a copy, which would keep the pipe open
     threading.Thread(target=_exit_at_end, args=(receiver,), daemon=True).start()

@@ -17,7 +17,7 @@ from rvedit.compat import set_math_attention
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import read_manifest
-from rvedit.io.video import temporary_sibling
+from rvedit.io.temporary import temporary_sibling
 from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import (

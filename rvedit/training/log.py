@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from rvedit.io.video import temporary_sibling
+from rvedit.io.temporary import atomic_path
 
 
 class RunLog:
@@ -20,9 +20,8 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:first_step] if path.exists() else []
-        part = temporary_sibling(path)
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        part.replace(path)
+        with atomic_path(path) as part:
+            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         self.file = path.open("a", buffering=1, encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 

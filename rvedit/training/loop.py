@@ -23,6 +23,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from rvedit.io.errors import Interrupted, UserError
+from rvedit.io.signals import stop_signals
 from rvedit.training.distributed import Processes, full_tensor
 from rvedit.training.gradients import StepGradients
 from rvedit.training.limits import check_skipped, check_unreadable
@@ -65,7 +66,7 @@ def fit(
 ) -> Generator[dict[str, float], None, None]:
     """Train up to `recipe.steps` and yield each step's metrics; checkpoints and metrics go to `folder`.
 
-    On SIGTERM or Ctrl-C the step is finished, a checkpoint is saved and `Interrupted` is raised.
+    On SIGTERM, SIGHUP or Ctrl-C the step is finished, a checkpoint is saved and `Interrupted` is raised.
     """
     torch.set_flush_denormal(True)  # CPUs are very slow with denormal numbers
     try:
@@ -178,7 +179,7 @@ class _TimedIterator(Iterator[Any]):
 
 @contextmanager
 def _collect_stop_signals() -> Iterator[list[int]]:
-    """Append SIGTERM and Ctrl-C to the list in this context; a second signal raises KeyboardInterrupt."""
+    """Append signals that stop a run to the list in this context; a second one raises KeyboardInterrupt."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -187,7 +188,7 @@ def _collect_stop_signals() -> Iterator[list[int]]:
         received.append(number)
 
     try:
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, handle) for number in stop_signals()}
     except ValueError:  # outside the main thread, where the caller must handle signals
         yield received
         return

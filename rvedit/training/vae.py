@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
-from rvedit.io.video import temporary_sibling
+from rvedit.io.temporary import temporary_sibling
 from rvedit.models.causal_convolution import start_as_image_autoencoder, use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import find_checkpoint

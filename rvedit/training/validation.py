@@ -14,7 +14,8 @@ from rvedit.io.clips import UnreadableClip, fitting_bucket, read_pair
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames
 from rvedit.io.manifest import read_manifest
-from rvedit.io.video import side_by_side, temporary_sibling, write_clip
+from rvedit.io.temporary import atomic_path
+from rvedit.io.video import side_by_side, write_clip
 from rvedit.playground.world import FRAME_RATE, render, sample_triplet
 from rvedit.training.recipe import Recipe
 
@@ -74,6 +75,5 @@ def write_validation(
         ends = [video[index] for video in (source, edit, target) for index in (0, -1)]
         rows.append(np.concatenate(ends, axis=1))
     sheet = folder / f"step_{step:08d}.png"
-    part = temporary_sibling(sheet)
-    Image.fromarray(np.concatenate(rows)).save(part)
-    part.replace(sheet)
+    with atomic_path(sheet) as part:
+        Image.fromarray(np.concatenate(rows)).save(part)

@@ -69,7 +69,7 @@ def take_frames(reader: VideoReader, settings: FrameSettings) -> list[Jpeg]:
 
 def file_key(kind: str, path: Path) -> str | None:
     """Return a journal key of a file's size, time and path; None if it is no file, such as a frame folder."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     stat = path.stat()
     return f"{kind}:{stat.st_size}:{stat.st_mtime_ns}:{os.path.abspath(path)}"

@@ -5,7 +5,7 @@ source's times, color tags and audio. Nothing here holds a whole clip in memory 
 """
 
 from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, evenly_spaced, side_by_side
-from rvedit.io.video.images import IMAGE_SUFFIXES
+from rvedit.io.video.images import IMAGE_SUFFIXES, STILL_SUFFIXES
 from rvedit.io.video.losses import holds_sound, losses
 from rvedit.io.video.reader import VideoReader, probe
 from rvedit.io.video.report import clip_report, report_lines
@@ -15,7 +15,6 @@ from rvedit.io.video.writer import (
     PICTURE_SUFFIXES,
     VideoWriter,
     default_suffix,
-    temporary_sibling,
     write_clip,
     write_like,
 )
@@ -24,6 +23,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "OUTPUT_SUFFIXES",
     "PICTURE_SUFFIXES",
+    "STILL_SUFFIXES",
     "FileFrames",
     "Frame",
     "TimedFrame",
@@ -39,7 +39,6 @@ __all__ = [
     "probe",
     "report_lines",
     "side_by_side",
-    "temporary_sibling",
     "write_clip",
     "write_like",
 ]

@@ -53,6 +53,18 @@ class Lost(NamedTuple):
     num_frames: int = 1
 
 
+class Crop(NamedTuple):
+    """Pixels to cut off each side of a frame, before it is turned upright."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+
+NO_CROP = Crop()
+
+
 class TimedFrame(NamedTuple):
     """A frame with its time and duration, both in ticks of the clip's `time_base`."""
 
@@ -65,10 +77,10 @@ class TimedFrame(NamedTuple):
 class VideoInfo:
     """Description of a clip, with all that `VideoWriter` copies to an edit of it.
 
-    Width and height are in pixels as displayed (after rotation). `num_frames` counts the packets shown
-    (files, for images and folders): exact for an intact file, an estimate for a damaged one. `duration` is
-    in seconds, from the start of the first frame to the end of the last; a frame's time in seconds is
-    pts * time_base. Color tags are H.273 code points.
+    Width and height are in pixels as displayed (after cropping and rotation). `num_frames` counts the packets
+    shown (files, for images and folders): exact for an intact file, an estimate for a damaged one. `duration`
+    is in seconds, from the start of the first frame to the end of the last; a frame's time in seconds is
+    pts * time_base. Color tags are H.273 code points. `crop`: what the container crops.
 
     `ends_early`: the file ends before its declared length. `truncated`: it does, or has damaged packets.
     `has_alpha`: the first frame is partly transparent; frames are composed over black. `is_interlaced`: the
@@ -92,6 +104,7 @@ class VideoInfo:
     pixel_aspect: Fraction | None = None
     has_audio: bool = False
     truncated: bool = False
+    crop: Crop = NO_CROP
     ends_early: bool = False
     has_alpha: bool = False
     is_interlaced: bool = False

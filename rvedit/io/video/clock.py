@@ -11,6 +11,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from rvedit.io.video.gif import demux
 from rvedit.io.video.streams import is_broadcast
 
 # All in seconds.
@@ -37,7 +38,7 @@ class Clock:
     def corrected_packets(self, container: InputContainer, video: VideoStream) -> Iterator[Packet[Any]]:
         """Yield the packets of all streams, as `InputContainer.demux` does, with corrected times."""
         parts = _Parts(container, video)
-        for packet in container.demux():
+        for packet in demux(container):
             part = parts.part_of(packet) if len(self.offsets) > 1 else 0
             ticks = round(self.offsets[part] / packet.time_base)
             packet.dts = None if packet.dts is None else packet.dts + ticks

@@ -27,6 +27,8 @@ from rvedit.io.video.clip import (
     orientation,
 )
 from rvedit.io.video.clock import ClockSurvey, Extent
+from rvedit.io.video.cropping import container_crop
+from rvedit.io.video.gif import demux
 from rvedit.io.video.images import probe_images
 from rvedit.io.video.pictures import PictureConverter, deinterlaced, is_transparent
 from rvedit.io.video.streams import (
@@ -68,8 +70,12 @@ def probe_container(path: Path) -> VideoInfo:
             slack = max(2 / frame_rate, Fraction(1, 4))
             ends_early = ends_early or _missing_seconds(container, video, duration, survey.times) > slack
 
+        crop = container_crop(container, video)
+        width = first.width - crop.left - crop.right
+        height = first.height - crop.top - crop.bottom
         swaps_axes = orientation(first)[0]
-        width, height = (first.height, first.width) if swaps_axes else (first.width, first.height)
+        if swaps_axes:
+            width, height = height, width
         aspect = video.sample_aspect_ratio or None
         context, is_rgb = video.codec_context, first.format.is_rgb or first.format.has_palette
         is_full = is_rgb or first.format.name.startswith("yuvj")
@@ -95,6 +101,7 @@ def probe_container(path: Path) -> VideoInfo:
             is_interlaced=first.interlaced_frame,
             clock=clock,
             streams=describe(container.streams, video),
+            crop=crop,
         )
 
 
@@ -114,7 +121,7 @@ class _PacketSurvey:
     def read(self) -> None:
         """Read all packets."""
         try:
-            for packet in self._container.demux():
+            for packet in demux(self._container):
                 part = self.times.add(packet)
                 if packet.stream.index == self._video.index:
                     self._add(packet, part)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+import struct
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from rvedit.io.errors import UserError
 from rvedit.io.video.clip import DEFAULT_RATE, FULL, RGB, TimedFrame, TruncatedError, VideoInfo
+from rvedit.io.video.colors import to_rgb
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+# What Pillow raises for damaged files.
+_DAMAGE = (EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error)
+_COMMON = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = _COMMON | {".avif", ".jfif", ".jp2", ".pgm", ".ppm", ".tga"}
+"""Suffixes of images that Pillow reads."""
+STILL_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}
+"""Suffixes of all images; the others are read as videos of one frame."""
+
+
+_UNREADABLE = "not an image that can be read; replace or remove it"
 
 
 def _list_images(path: Path) -> list[Path]:
@@ -68,9 +78,9 @@ def _open_image(file: Path) -> Image.Image:
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UserError(f"{file}: has more than {limit // 10**6} million pixels: make it smaller") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file}: not an image that can be read; replace or remove it") from error
-    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+    except _DAMAGE as error:
+        raise UserError(f"{file}: {_UNREADABLE}") from error
+    if image.format in ("AVIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
         image.close()
         raise UserError(f"{file}: an animated image; convert it to .gif or .mp4 first")
     return image
@@ -79,12 +89,20 @@ def _open_image(file: Path) -> Image.Image:
 def _image_size(file: Path) -> tuple[int, int]:
     """Return width and height as displayed, from the header alone."""
     with _open_image(file) as image:
-        swaps_axes = image.getexif().get(0x0112, 1) >= 5  # Exif's orientation tag
+        try:
+            swaps_axes = image.getexif().get(0x0112, 1) >= 5  # Exif's orientation tag
+        except _DAMAGE as error:
+            raise UserError(f"{file}: {_UNREADABLE}") from error
         return image.size[::-1] if swaps_axes else image.size
 
 
-def decode_images(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[TimedFrame | None]:
-    """Yield the wanted frames, and None for each other one. Raises TruncatedError at a damaged file."""
+def decode_images(
+    info: VideoInfo, wanted: Collection[int] | None, warn: Callable[[str], None]
+) -> Iterator[TimedFrame | None]:
+    """Yield the wanted frames, and None for each other one. Raises TruncatedError at a damaged file.
+
+    `warn` receives what is said of the clip: the same text for each file.
+    """
     for index, file in enumerate(_list_images(info.path)):
         if wanted is not None and index not in wanted:
             yield None
@@ -92,9 +110,9 @@ def decode_images(info: VideoInfo, wanted: Collection[int] | None) -> Iterator[T
         with _open_image(file) as image:
             try:
                 upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I;16"):  # Pillow clips 16 bits to 8 instead of scaling
-                    upright = Image.fromarray((np.asarray(upright, np.uint16) >> 8).astype(np.uint8))
-                frame = np.array(upright.convert("RGB"))
-            except OSError as error:
+            except _DAMAGE as error:
                 raise TruncatedError(f"{file.name} is damaged") from error
-        yield TimedFrame(frame, index, 1)
+        try:
+            yield TimedFrame(to_rgb(upright, warn), index, 1)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None

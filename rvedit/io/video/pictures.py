@@ -70,7 +70,7 @@ class PictureConverter:
         self._turn: tuple[bool, bool, bool] | None = None
 
     def convert(self, decoded: VideoFrame) -> Frame:
-        """Return the frame as displayed: upright, RGB, full range."""
+        """Return the frame as displayed: cropped, upright, RGB, full range."""
         # Read once: PyAV's side data and its frame reference each other, and hundreds of 4K frames would
         # stay in memory until Python's garbage collector runs.
         self._turn = self._turn or orientation(decoded)
@@ -87,6 +87,8 @@ class PictureConverter:
         frame: Frame = np.asarray(converted.to_ndarray(), np.uint8)
         if frame.shape[2] == 4:
             frame = over_black(frame)
+        left, right, top, bottom = self._info.crop
+        frame = frame[top : frame.shape[0] - bottom, left : frame.shape[1] - right]
         swaps_axes, flips_x, flips_y = self._turn
         if swaps_axes:
             frame = frame.transpose(1, 0, 2)

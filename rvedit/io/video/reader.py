@@ -22,10 +22,17 @@ def probe(path: str | Path) -> VideoInfo:
     that is damaged later `truncated` is set.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; check the path")
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        return probe_images(path)
+    try:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; check the path")
+        if not (path.is_dir() or path.is_file()):  # these are read once, and may never end
+            raise UserError(f"{path}: is a pipe, socket or device; save what it holds to a file first")
+        if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+            return probe_images(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check the name and its permissions"
+        ) from error
     return probe_container(path)
 
 
@@ -43,7 +50,7 @@ class VideoReader:
         self._allow_truncated = allow_truncated
         self._threads = threads
         self._iterations = ExitStack()
-        self._has_warned = False
+        self._warned: set[str] = set()
         if self.info.truncated and not allow_truncated:
             # Raised before the first frame, so that nobody waits for an edit that cannot finish.
             if self.info.ends_early:
@@ -69,7 +76,7 @@ class VideoReader:
         if info.streams:
             decoded = decode_container(info, wanted, self._threads)
         else:
-            decoded = decode_images(info, wanted)
+            decoded = decode_images(info, wanted, self._warn_once)
         count = 0
         lost: list[tuple[int, Lost]] = []  # after how many frames
         end_reason: str | None = None
@@ -107,9 +114,14 @@ class VideoReader:
             end_reason = lost[-1][1].reason
         if end_reason is not None:
             texts.append(f"ends after frame {count} ({end_reason})")
-        if texts and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(f"{self.info.path}: {', and '.join(texts)}", stacklevel=2)
+        if texts:
+            self._warn_once(", and ".join(texts))
+
+    def _warn_once(self, text: str) -> None:
+        """Warn of the clip, but only once however often it is read."""
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(f"{self.info.path}: {text}", stacklevel=2)
 
     def _truncated(self, count: int, reason: str) -> str:
         return f"{self.info.path}: is truncated after frame {count} ({reason}); {_REMEDY}"

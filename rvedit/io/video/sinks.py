@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,7 @@ from rvedit.io.video.clip import (
     yuv_matrix,
 )
 from rvedit.io.video.copies import SourceCopy, muxer_options
+from rvedit.io.video.gif import MIN_DELAY
 
 CODECS = {
     ".mp4": "libx264",
@@ -88,7 +90,8 @@ class ContainerSink:
         self._time_base = Fraction(1, 100) if self._is_gif else like.time_base
         self._default_duration = max(1, round(1 / (like.frame_rate * like.time_base)))  # ticks
         self._first_pts = self._delay = 0  # ticks
-        self._gif_pts = -1
+        self._gif_pts = -MIN_DELAY
+        self._has_dropped = False
         self._end = Fraction(0)  # seconds
         self._count = 0
         self._durations: dict[int, int] = {}  # ticks by pts, of the frames inside the encoder
@@ -103,6 +106,10 @@ class ContainerSink:
             context = self._video.codec_context
             context.width, context.height = size
             context.pix_fmt = self._pix_fmt = _pix_fmt(codec, size)
+            if self._pix_fmt == "yuv444p":
+                message = f"{like.path}: has an odd size ({size[0]}x{size[1]}), so its H.264 is 4:4:4, which "
+                message += "QuickTime, Safari and most hardware decoders do not play; write .webm for them"
+                warnings.warn(message, stacklevel=2)
             context.time_base = self._video.time_base = self._time_base
             if not self._is_gif:
                 context.color_range, context.colorspace = self._color_range, colorspace
@@ -127,7 +134,11 @@ class ContainerSink:
         self._end = start + duration * self._like.time_base
         self._count += 1
         if self._is_gif:
-            pts, duration = self._gif_times(pts, duration)
+            times = self._gif_times(pts, duration)
+            if times is None:
+                self._warn_of_dropped_frames()
+                return
+            pts, duration = times
         else:
             pts += self._delay
         self._durations[pts] = duration
@@ -157,11 +168,24 @@ class ContainerSink:
         with suppress(FFmpegError, OSError, ValueError):  # raised on closing an unfinished file
             self._output.close()
 
-    def _gif_times(self, pts: int, duration: int) -> tuple[int, int]:
-        """Return pts and duration in 1/100 s from the first frame; rounding times avoids drift."""
+    def _gif_times(self, pts: int, duration: int) -> tuple[int, int] | None:
+        """Return pts and duration in 1/100 s from the first frame; rounding times avoids drift.
+
+        None for a frame that would be late by more than 1/100 s: more come than GIF can show.
+        """
         scale = self._like.time_base / self._time_base
-        self._gif_pts = max(self._gif_pts + 1, round((pts - self._first_pts) * scale))
-        return self._gif_pts, max(1, round(duration * scale))
+        time = (pts - self._first_pts) * scale
+        earliest = self._gif_pts + MIN_DELAY
+        if earliest - time > 1:
+            return None
+        self._gif_pts = max(earliest, round(time))
+        return self._gif_pts, max(MIN_DELAY, round(duration * scale))
+
+    def _warn_of_dropped_frames(self) -> None:
+        if not self._has_dropped:
+            self._has_dropped = True
+            message = f"{self._like.path}: GIF shows at most 50 frames per second, so some are left out"
+            warnings.warn(f"{message}; write .mp4 to keep all", stacklevel=3)
 
     def _convert(self, frame: Frame) -> VideoFrame:
         if self._is_gif:
@@ -186,9 +210,7 @@ class ContainerSink:
 def _pix_fmt(codec: str, size: tuple[int, int]) -> str:
     if codec == "gif":
         return "pal8"
-    # H.264 with 4:2:0 needs even sizes, so odd sizes are written as 4:4:4. mpv, VLC and browsers that decode
-    # in software play that; QuickTime, Safari and most hardware decoders do not: they need .webm, as VP9
-    # supports 4:2:0 at any size.
+    # H.264 with 4:2:0 needs even sizes; VP9 supports it at any size.
     is_odd = size[0] % 2 or size[1] % 2
     return "yuv444p" if codec == "libx264" and is_odd else "yuv420p"
 

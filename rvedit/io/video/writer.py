@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from rvedit.io.errors import UserError
+from rvedit.io.temporary import remove_stale, temporary_sibling
 from rvedit.io.video.clip import BT709, LIMITED, Frame, TimedFrame, VideoInfo
 from rvedit.io.video.losses import holds_sound, losses
 from rvedit.io.video.sinks import CODECS, ContainerSink, ImageSink
@@ -37,15 +37,6 @@ def default_suffix(info: VideoInfo) -> str:
         return suffix
     needs_mkv = not holds_sound(info, ".mp4") and holds_sound(info, ".mkv")
     return ".png" if info.kind == "image" else ".mkv" if needs_mkv else ".mp4"
-
-
-def temporary_sibling(path: str | Path) -> Path:
-    """Return a new hidden path in `path`'s folder, with its suffix, to write to and then rename to `path`.
-
-    Creates nothing. In one folder the renaming is atomic.
-    """
-    path = Path(path)
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
 
 
 class VideoWriter:
@@ -83,22 +74,24 @@ class VideoWriter:
         self._crf, self._preset = crf, preset
         self._last_pts: int | None = None
         self._sink: ContainerSink | ImageSink | None = None
-        _check_output(self.path, like, overwrite)
         self._temporary = temporary_sibling(self.path)
-        try:  # Permission bits are not enough: the file system may be read-only.
-            try:
+        try:
+            _check_output(self.path, like, overwrite)
+            try:  # Permission bits are not enough: the file system may be read-only.
                 self._temporary.touch(exist_ok=False)
             finally:  # also when interrupted
                 self._temporary.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot write in {self.path.parent} ({error.strerror}); choose another folder"
+                f"{self.path}: cannot write in {self.path.parent} ({error.strerror}); "
+                "choose another place or name"
             ) from error
         for loss in losses(like, self.path.suffix.lower()):
             warnings.warn(f"{like.path}: {loss}", stacklevel=1)
 
     def __enter__(self) -> VideoWriter:
         size = (self._width, self._height)
+        remove_stale(self.path.parent)
         try:
             with self._as_user_error():
                 if self.path.suffix.lower() in PICTURE_SUFFIXES:
@@ -167,6 +160,8 @@ def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the output a file name")
     if path.exists():
+        if not path.is_file():
+            raise UserError(f"{path}: is a pipe, socket or device, not a file; choose another output")
         if like.path.exists() and path.samefile(like.path):
             raise UserError(f"{path}: is the input itself; choose another output")
         if not overwrite:
