@@ -38,7 +38,7 @@ def as_batch(pipeline: Any, number: int, triplet: Any, source: Any, target: Any)
         BranchSample(to_model_range(clip), None, frame_processor(clip), text)
         for clip, text in ((source, triplet.instruction), (target, triplet.target_caption))
     )
-    batch = collate([Sample(number, *samples)], pipeline.config.max_text_length)
+    batch = collate([Sample(number, *samples, unreadable={})], pipeline.config.max_text_length)
     return with_latents(pipeline, batch.to(pipeline.device))
 
 

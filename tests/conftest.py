@@ -23,6 +23,7 @@ from jaxtyping import install_import_hook
 install_import_hook(["rvedit.models", "rvedit.losses", "rvedit.editing.windows"], "beartype.beartype")
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ from rvedit.training.run import train
 # A slow or loaded machine is no failure; nothing is written beside the tests.
 settings.register_profile("rvedit", deadline=None, database=None, max_examples=60)
 settings.load_profile("rvedit")
+
+# A shell's background jobs and `nohup` ignore these; the commands that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 WIDTH = 64
 LLM_WIDTH = 64
