@@ -210,20 +210,47 @@ def reference_patches(frames: np.ndarray) -> tuple[torch.Tensor, list[int]]:
     return torch.tensor(np.array(patches), dtype=torch.float32), [pairs, rows, columns]
 
 
+def reference_positions(is_vision: list[bool], grid: list[int]) -> torch.Tensor:
+    """Time, row and column of every token, two ticks a pair of frames; text goes on after the largest."""
+    places = [(2 * t, y, x) for t in range(grid[0]) for y in range(grid[1] // 2) for x in range(grid[2] // 2)]
+    before, after = is_vision.index(True), is_vision[::-1].index(True)
+    positions = [(n, n, n) for n in range(before)]
+    positions += [(before + t, before + y, before + x) for t, y, x in places]
+    following = 1 + max(max(place) for place in positions)
+    positions += [(n, n, n) for n in range(following, following + after)]
+    return torch.tensor(positions).T
+
+
+def reference_frames(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that the multimodal LLM is shown, and those that the VAE encodes."""
+    height, width = clip.shape[1:3]
+    images = [Image.fromarray(frame) for frame in clip]
+    scale = math.sqrt(720 * 1280 / (height * width))
+    if scale < 1:
+        height, width = int(height * scale) // 16 * 16, int(width * scale) // 16 * 16
+        images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    shown = np.stack([np.asarray(image) for image in images])
+    height, width = math.ceil(height / 32) * 32, math.ceil(width / 32) * 32
+    images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    while len(images) % 4 != 1:
+        images.append(images[-1])
+    return shown, np.stack([np.asarray(image) for image in images])
+
+
 @torch.no_grad()
 def reference_context(folder: Path, clip: np.ndarray, instruction: str) -> torch.Tensor:
-    """The context of every block."""
+    """The context of every block, from the frames that the multimodal LLM is shown."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
     config = Qwen2_5_VLConfig.from_json_file(folder / "processor" / "qwen_config.json")
     qwen = Qwen.from_pretrained(folder / "mllm_encoder", config=config).eval()
     weights = load_file(folder / "mllm_encoder" / "diffusion_pytorch_model.safetensors")
     height, width = clip.shape[1:3]
     if len(clip) == 1:
-        queries, pad, kind = weights["image_queries"], "<|image_pad|>", 1
+        queries, pad = weights["image_queries"], "<|image_pad|>"
         rows, columns = smart_resize(height, width, 28, 4 * 28**2, 16384 * 28**2)
         seen = np.stack([np.asarray(Image.fromarray(frame).resize((columns, rows))) for frame in clip])
     else:
-        queries, pad, kind = weights["video_queries"], "<|video_pad|>", 2
+        queries, pad = weights["video_queries"], "<|video_pad|>"
         if len(clip) > 16:
             clip = clip[torch.linspace(0, len(clip) - 1, 16).round().long().numpy()]
         rows, columns = smart_resize(height, width, 56, 4 * 56**2, 262_144)
@@ -245,11 +272,9 @@ def reference_context(folder: Path, clip: np.ndarray, instruction: str) -> torch
     token = tokenizer.convert_tokens_to_ids
     embeddings[ids[0] == token("<|object_ref_start|>")] = queries
     embeddings[ids[0] == token(pad)] = qwen.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
-    kinds = kind * (ids == token(pad)).int()
-    name = "image_grid_thw" if kind == 1 else "video_grid_thw"
-    positions, _ = qwen.model.get_rope_index(ids, kinds, **{name: torch.tensor([grid])})
+    positions = reference_positions((ids[0] == token(pad)).tolist(), grid)
     states = qwen.model.language_model(
-        inputs_embeds=embeddings[None], position_ids=positions
+        inputs_embeds=embeddings[None], position_ids=positions[:, None]
     ).last_hidden_state
     last = states[:, -len(queries) :]
     inner = F.gelu(last @ weights["connector.0.weight"].T + weights["connector.0.bias"], approximate="tanh")
@@ -270,7 +295,8 @@ def reference_velocity(
     frames, rows, columns = volume.shape[2:]
     tokens = volume.flatten(2).transpose(1, 2)
     frequencies = 10_000 ** (-torch.arange(16, dtype=torch.float64) / 16)
-    angles = 1000 * sigma * frequencies
+    timestep = torch.tensor(1000 * sigma).bfloat16().double()
+    angles = timestep * frequencies
     time = torch.cat([angles.cos(), angles.sin()])[None].float()
     time = wan.condition_embedder.time_embedder(time)
     modulation = wan.condition_embedder.time_proj(F.silu(time)).unflatten(1, (6, WIDTH))
@@ -283,17 +309,20 @@ def reference_velocity(
 
 
 @torch.no_grad()
-def reference_edit(folder: Path, clip: np.ndarray, instruction: str, steps: int, seed: int) -> torch.Tensor:
-    """A whole edit of 4k+1 frames, up to the decoded pixels in [-1, 1]."""
+def reference_edit(
+    folder: Path, clip: np.ndarray, instruction: str, steps: int, seed: int, sigma_min: float = 0.003 / 1.002
+) -> torch.Tensor:
+    """The latents of a whole edit."""
     vae = make_wan_vae()  # the weights that were saved, in the library's own layout
     mean, std = (torch.tensor(x)[:, None, None, None] for x in (MEAN, STD))
-    pixels = torch.tensor(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    shown, encoded = reference_frames(clip)
+    pixels = torch.tensor(encoded).permute(3, 0, 1, 2)[None] / 127.5 - 1
     source = (vae.encode(pixels).latent_dist.mean - mean) / std
-    context = reference_context(folder, clip, instruction)
-    sigmas = torch.linspace(1, 0.003 / 1.002, steps + 1, dtype=torch.float64)[:-1]
+    context = reference_context(folder, shown, instruction)
+    sigmas = torch.linspace(1, sigma_min, steps + 1, dtype=torch.float64)[:-1]
     sigmas = (5 * sigmas / (1 + 4 * sigmas)).tolist()
     latents = torch.randn(source.shape, generator=torch.Generator("cpu").manual_seed(seed))
     for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         velocity = reference_velocity(folder, latents, source, context, sigma)
         latents = latents + velocity * (following - sigma)
-    return vae.decode(latents * std + mean).sample[0]
+    return latents

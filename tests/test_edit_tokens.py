@@ -11,7 +11,9 @@ from conftest import LLM_WIDTH, WIDTH, random_clip
 from torch.testing import assert_close
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from rvedit import NANO
 from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.pipelines.checkpoints import load_checkpoint
 
 K = 6
 INSTRUCTION = "replace the dog with a corgi"
@@ -137,6 +139,31 @@ def test_a_batch_of_unequal_instructions_equals_one_by_one(tiny_encoder: EditTok
     assert together.shape == (3, K, WIDTH)
     for row, clip, instruction in zip(together, clips, instructions, strict=True):
         assert_close(row, tokens(tiny_encoder, clip, instruction), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(2, 112, 128), (21, 136, 128), (1, 16, 400)])
+@torch.no_grad()
+def test_nanos_positions_are_those_it_was_trained_with(num_frames: int, height: int, width: int) -> None:
+    """Time included or not: nano sees one pair of frames, so that the rules of transformers 4 and 5 agree."""
+    encoder = load_checkpoint(NANO).edit_token_encoder
+    given = []
+    encoder.mllm.model.language_model.register_forward_pre_hook(
+        lambda module, args, arguments: given.append(arguments["position_ids"]), with_kwargs=True
+    )
+    frames = encoder.frame_processor(random_clip(num_frames, height, width))
+    instructions = ["remove the ball", "replace the dog with a corgi"]
+    encoder([frames, frames], instructions)
+    _, grid = encoder.patchify(frames[None])
+    prompts = [encoder.prompt(text, int(grid.prod()) // 4) for text in instructions]
+    inputs = encoder.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    expected, _ = encoder.mllm.model.get_rope_index(
+        inputs.input_ids,
+        2 * (inputs.input_ids == encoder.mllm.config.video_token_id),
+        video_grid_thw=grid.expand(2, 3),
+        second_per_grid_ts=torch.ones(2),
+        attention_mask=inputs.attention_mask,
+    )
+    assert torch.equal(given[0], expected)
 
 
 def test_the_prompt_is_closed_by_k_placeholders(tiny_encoder: EditTokenEncoder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import foreign
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from rvedit.editing.config import EditConfig
+from rvedit.editing.long_video import edit_videos_together
 from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
 from rvedit.models.autoencoder import decode, encode
@@ -37,7 +39,9 @@ def pipeline(folder) -> RVEDiTPipeline:
     return load_checkpoint(folder)
 
 
-@pytest.mark.parametrize(("num_frames", "height", "width"), [(5, 256, 256), (21, 256, 288), (1, 256, 256)])
+@pytest.mark.parametrize(
+    ("num_frames", "height", "width"), [(5, 256, 256), (21, 256, 256), (17, 256, 384), (1, 256, 256)]
+)
 @torch.no_grad()
 def test_the_context_is_theirs(folder, pipeline, num_frames, height, width):
     clip = random_clip(num_frames, height, width)
@@ -57,21 +61,58 @@ def test_a_forward_pass_is_theirs(folder, pipeline):
     context = foreign.reference_context(folder, clip, INSTRUCTION)
     seen = pipeline.edit_token_encoder.frame_processor(clip)
     given = encode_tokens(pipeline, source, [seen], [INSTRUCTION])
-    for sigma in (1.0, 0.4):
+    for sigma in (1.0, 0.4, 0.9803):
         ours = pipeline.transformer(noisy, torch.tensor([1000 * sigma]), given).sample
         theirs = foreign.reference_velocity(folder, noisy, source, context, sigma)
         assert_close(ours, theirs, **CLOSE)
         assert theirs.std() > 0.1
 
 
-@pytest.mark.parametrize("num_frames", [5, 1])
+SHAPES = [(5, 256, 256), (1, 256, 256), (21, 256, 256), (5, 270, 360), (5, 180, 400), (8, 256, 272),
+          (1, 300, 420), (1, 1080, 1920)]  # fmt: skip
+"""Frames, height and width: also long, off the grid, not of 4k+1 frames, stills, and above the largest."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_an_edit_of_five_steps_is_theirs(folder, pipeline, num_frames):
-    clip = random_clip(num_frames, 256, 256)
-    latents = edit_latents(pipeline, clip, INSTRUCTION, 3, num_inference_steps=5)
+def test_an_edit_of_five_steps_is_theirs(folder, pipeline, shape):
+    clip = random_clip(*shape)
+    generator = torch.Generator().manual_seed(3)
+    latents = pipeline(
+        clip, INSTRUCTION, generator=generator, num_inference_steps=5, output_type="latent"
+    ).frames
+    assert_close(latents, foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3), **CLOSE)
+
+
+@torch.no_grad()
+def test_latents_are_decoded_as_theirs(pipeline):
+    latents = torch.randn(1, foreign.CHANNELS, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(x)[:, None, None, None] for x in (foreign.MEAN, foreign.STD))
     assert_close(
-        decode(pipeline.vae, latents)[0], foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3), **CLOSE
+        decode(pipeline.vae, latents), foreign.make_wan_vae().decode(latents * std + mean).sample, **CLOSE
     )
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_driver_gives_the_frames_that_they_do(pipeline, monkeypatch, together):
+    """To the multimodal LLM before they are rounded up and padded, to the VAE after that."""
+    seen = []
+
+    def stop(*given):
+        seen.extend(given)
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "_encode_tokens", stop)
+    clip = random_clip(8, 180, 400)
+    run = partial(edit_videos_together, pipeline, [clip], [INSTRUCTION])
+    with pytest.raises(InterruptedError):
+        run() if together else edit(pipeline, clip, INSTRUCTION)
+    source, frames, _ = seen
+    shown, encoded = foreign.reference_frames(clip)
+    assert np.array_equal(frames[0], shown)
+    with torch.no_grad():
+        expected = encode(foreign.make_wan_vae(), to_model_range(encoded)[None])
+    assert_close(source, expected, **CLOSE)
 
 
 def test_it_edits_in_kiwi_edits_sizes(pipeline):
@@ -136,7 +177,49 @@ def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, compa
         ours, theirs = getattr(loaded, name).state_dict(), getattr(pipeline, name).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    assert loaded.config.sigma_min == pipeline.config.sigma_min == pytest.approx(0.003 / 1.002)
+    assert pipeline.config.sigma_min == pytest.approx(0.003 / 1.002)
+    assert loaded.config.sigma_min == 0, "the trainer's schedule has other ends than the published folders'"
+
+
+@torch.no_grad()
+def test_an_edit_with_a_trained_file_is_theirs(folder, companions, tmp_path):
+    trained_file(tmp_path / "kiwi.safetensors", adapters=False)
+    clip = random_clip(5, 256, 256)
+    latents = edit_latents(
+        load_checkpoint(tmp_path / "kiwi.safetensors"), clip, INSTRUCTION, 3, num_inference_steps=5
+    )
+    assert_close(latents, foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3, sigma_min=0.0), **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (5, 256, 256)])
+@torch.no_grad()
+def test_a_file_of_the_first_stage_has_no_source_embedder(folder, companions, tmp_path, shape):
+    """It holds the image's queries, the connector and adapters; queries for clips are drawn anew."""
+    deltas = trained_file(tmp_path / "whole.safetensors")
+    state = load_file(tmp_path / "whole.safetensors")
+    first = ("pipe.mllm.image_queries", "pipe.mllm.connetor", "pipe.mllm.model")
+    state = {key.removeprefix("pipe."): x for key, x in state.items() if key.startswith(first)}
+    save_file(state, tmp_path / "first.safetensors")
+    with pytest.warns(UserWarning, match=r"first\.safetensors: has no queries for clips"):
+        loaded = load_checkpoint(tmp_path / "first.safetensors")
+    assert loaded.connector.config.num_queries == 512
+    assert 0.01 < loaded.connector.queries.std() < 0.03
+    again = shutil.copytree(folder, tmp_path / "as a folder")
+    for name, changes in (
+        ("source_embedder", lambda key, x: torch.zeros_like(x)),
+        ("mllm_encoder", lambda key, x: loaded.connector.queries if key == "video_queries" else x),
+    ):
+        file = again / name / "diffusion_pytorch_model.safetensors"
+        save_file({key: changes(key, x).contiguous() for key, x in load_file(file).items()}, file)
+    file = again / "mllm_encoder" / "model.safetensors"
+    weights = load_file(file)
+    for key, delta in deltas.items():
+        name = key if key in weights else key.replace("model.language_model.", "model.")
+        weights[name] = weights[name] + delta
+    save_file(weights, file, {"format": "pt"})
+    clip = random_clip(*shape)
+    latents = edit_latents(loaded, clip, INSTRUCTION, 3, num_inference_steps=5)
+    assert_close(latents, foreign.reference_edit(again, clip, INSTRUCTION, 5, 3, sigma_min=0.0), **CLOSE)
 
 
 def test_adapters_are_merged(pipeline, companions, tmp_path):

@@ -85,6 +85,22 @@ def test_frames_stream_out_before_the_clip_is_read(tiny_pipeline: RVEDiTPipeline
     assert read == 14, "one stride more"
 
 
+def test_the_multimodal_llm_is_shown_real_frames_alone(
+    tiny_pipeline: RVEDiTPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are padded for the VAE only: of 11 frames, the second window has the last 7."""
+    shown = []
+    encode_tokens = tiny_pipeline._encode_tokens
+    monkeypatch.setattr(
+        tiny_pipeline, "_encode_tokens", lambda *given: shown.append(given[1]) or encode_tokens(*given)
+    )
+    clip = random_clip(11)
+    edit(tiny_pipeline, clip, INSTRUCTION, ONE_STEP)
+    tiny_pipeline(clip[:7], INSTRUCTION, num_inference_steps=1, output_type="latent")
+    assert [len(frames[0]) for frames in shown] == [9, 7, 7]
+    assert np.array_equal(shown[1][0], clip[4:])
+
+
 def test_a_long_clip_starts_as_its_first_window_alone(tiny_pipeline: RVEDiTPipeline) -> None:
     """Frames 0-8 are given by the first window whatever follows it."""
     clip = random_clip(30)

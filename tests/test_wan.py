@@ -141,6 +141,7 @@ def test_training_goes_on_from_them(companions, tiny_tokenizer, tmp_path, kind):
     list(train(load_recipe(recipe), tmp_path / "runs", "cpu"))
     trained = load_checkpoint(tmp_path / "runs" / "more" / "model")
     assert trained.transformer.config.routing_depth == 1
+    assert trained.transformer.config.rounds_timesteps == (kind == "kiwi")
     assert trained.text_encoder is not None
     if kind == "kiwi":  # all blocks read X_e alone: there is no text encoder to freeze
         alone = load_recipe(

@@ -95,12 +95,14 @@ def edit_videos_together(
         raise ValueError("videos differ in size or length: edit them one by one")
     if count > pipe.config.window_frames:
         raise ValueError(f"{count} frames exceed a window, {pipe.config.window_frames}: edit them one by one")
-    size = pipe.model_size(height, width)
-    frames = [resize_frames(pad_frames(video), *size) for video in videos]
-    source = torch.cat([pipe.encode_video(clip) for clip in frames])
+    sizes = pipe.sizes
+    size = sizes.model_size(height, width)
+    shown = [sizes.resize(video, *sizes.mllm_size(height, width)) for video in videos]
+    frames = [sizes.resize(clip, *size) for clip in shown]
+    source = torch.cat([pipe.encode_video(pad_frames(clip)) for clip in frames])
     noise = WindowNoise(WindowPlan.of(pipe), config.seed, pipe.config.shared_noise_ratio)
     latents = pipe(
-        frames,
+        shown,
         list(prompts),
         height=size[0],
         width=size[1],
@@ -114,7 +116,7 @@ def edit_videos_together(
     reconstructed = _decode_batch(pipe, source, count) if reads_source else [None] * len(videos)
     outputs = []
     for number, video in enumerate(videos):
-        window = EditedFrames(edited[number], reconstructed[number], frames[number][:count])
+        window = EditedFrames(edited[number], reconstructed[number], frames[number])
         output = finish([window], video, config, _detail_cell(pipe), execution_device(pipe))
         outputs.append(np.stack(list(output)))
     return outputs
@@ -131,10 +133,16 @@ class WindowSampler(Protocol):
     plan: WindowPlan
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size (h, w) at which the model edits frames of this size."""
+        """Return the size (h, w) at which the model edits frames of this size, that of a window's masks."""
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size (h, w) of a window's frames."""
+
+    def resize(self, frames: Frames, height: int, width: int) -> Frames:
+        """Resize (t, h, w, 3) frames to `input_size`."""
 
     def edit(self, window: Window, report: StepReport) -> EditedFrames:
-        """Edit a window at the model's size; return the frames that no earlier window had."""
+        """Edit a window; return the frames that no earlier window had, at `size`."""
 
 
 class RVEDiTSampler:
@@ -144,6 +152,7 @@ class RVEDiTSampler:
         self.pipe, self.prompt, self.config = pipe, prompt, config
         self.plan = WindowPlan.of(pipe)
         self.size = pipe.model_size
+        self.input_size, self.resize = pipe.sizes.mllm_size, pipe.sizes.resize
         self.noise = WindowNoise(self.plan, config.seed, pipe.config.shared_noise_ratio)
         self.decoder = StreamDecoder(pipe.vae)
         self.latents: Tensor | None = None
@@ -153,18 +162,19 @@ class RVEDiTSampler:
         """See `WindowSampler.edit`."""
         pipe, plan = self.pipe, self.plan
         count = len(window.frames)
+        size = pipe.sizes.enlarged_size(*window.frames.shape[1:3])
         # The first window is padded to 4k+1 frames only; later ones need the full length, to overlap.
-        frames = pad_frames(window.frames, plan.length if window.index else None)
+        frames = pad_frames(self.resize(window.frames, *size), plan.length if window.index else None)
         source = pipe.encode_video(frames)
         prefix = None
         if self.latents is not None and self.decoded is not None:
             prefix = carry_over(self.latents, pipe.encode_video(self.decoded[plan.stride :][:1]), plan)
         noise = self.noise.draw(tuple(source.shape))
         self.latents = pipe(
-            frames,
+            window.frames,
             self.prompt,
-            height=frames.shape[1],
-            width=frames.shape[2],
+            height=size[0],
+            width=size[1],
             source_latents=source,
             latents=noise,
             prefix_latents=prefix,
@@ -200,6 +210,14 @@ class BaselineSampler:
         """See `WindowSampler.size`."""
         grid = self.pipe.vae.config.scale_factor_spatial * self.pipe.transformer.config.patch_size[1]
         return self.spec.native.size(height, width, grid)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """See `WindowSampler.input_size`."""
+        return self.size(height, width)
+
+    def resize(self, frames: Frames, height: int, width: int) -> Frames:
+        """See `WindowSampler.resize`."""
+        return resize_frames(frames, height, width)
 
     def edit(self, window: Window, report: StepReport) -> EditedFrames:
         """See `WindowSampler.edit`."""
@@ -275,9 +293,10 @@ def _edit(
         pairs = with_masks(source, given, config)
         masks = (mask for _, mask in with_masks(repeat(first), given_again, config))
     height, width = sampler.size(*first.shape[:2])
+    input_size = sampler.input_size(*first.shape[:2])
     small_mask = keep_last(partial(model_mask, height=height, width=width))
     resized = (
-        (resize_frames(frame[None], height, width)[0], None if mask is None else small_mask(mask))
+        (sampler.resize(frame[None], *input_size)[0], None if mask is None else small_mask(mask))
         for frame, mask in pairs
     )
 

@@ -62,7 +62,7 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive frames of a clip."""
+    """Consecutive frames of a clip, at the sampler's `input_size`; masks have its `size`."""
 
     index: int
     frames: Frames

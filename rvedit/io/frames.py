@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rvedit.io.video.clip import Frames
 
-__all__ = ["Frames", "as_frames", "resize_frames", "to_frames", "to_model_range"]
+__all__ = ["Frames", "as_frames", "pillow_resize", "resize_frames", "to_frames", "to_model_range"]
 
 
 def as_frames(video: Any) -> Frames:
@@ -81,3 +81,9 @@ def resize_frames(frames: Frames, height: int, width: int) -> Frames:
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w").float()
     resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return rearrange(resized.round().clamp(0, 255).to(torch.uint8), "t c h w -> t h w c").contiguous().numpy()
+
+
+def pillow_resize(frames: Frames, height: int, width: int, resample: Image.Resampling) -> Frames:
+    """Resize (t, h, w, 3) frames with a filter of Pillow."""
+    images = (Image.fromarray(frame).resize((width, height), resample) for frame in frames)
+    return np.stack([np.asarray(image) for image in images])

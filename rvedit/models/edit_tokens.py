@@ -18,13 +18,13 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rvedit.compat import onload, smart_resize
-from rvedit.io.frames import Frames, resize_frames
+from rvedit.io.frames import Frames, pillow_resize, resize_frames
 
 SYSTEM_PROMPT = (
     "You will be given an image and instruction. Please describe the content of the image in detail based on "
@@ -117,11 +117,12 @@ class MLLMFrameProcessor:
         height, width = clip.shape[1:3]
         if self.whole_stills and len(clip) == 1:
             minimum, maximum = (tokens * self.grid**2 for tokens in _STILL_TOKENS)
-            return _pillow_resize(clip, *smart_resize(height, width, self.grid, minimum, maximum))
+            size = smart_resize(height, width, self.grid, minimum, maximum)
+            return pillow_resize(clip, *size, Image.Resampling.BICUBIC)
         size = self.size(height, width)
         clip = self.sample(clip)
         if self.coarse_grid:
-            clip = _pillow_resize(clip, *self._coarse_size(height, width))
+            clip = pillow_resize(clip, *self._coarse_size(height, width), Image.Resampling.BICUBIC)
         return resize_frames(clip, *size)
 
     def _coarse_size(self, height: int, width: int) -> tuple[int, int]:
@@ -130,11 +131,6 @@ class MLLMFrameProcessor:
 
 _STILL_TOKENS = (4, 16_384)
 """Minimum and maximum tokens of an image in Qwen's tools."""
-
-
-def _pillow_resize(frames: Frames, height: int, width: int) -> Frames:
-    """Resize with Pillow's default filter."""
-    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames])
 
 
 class EditTokenEncoder:
@@ -191,17 +187,15 @@ class EditTokenEncoder:
         vision: dict[str, Any]
         if is_image:
             is_vision = input_ids == self.mllm.config.image_token_id
-            vision = {"pixel_values": patches, "image_grid_thw": grids, "mm_token_type_ids": 1 * is_vision}
+            vision = {"pixel_values": patches, "image_grid_thw": grids}
         else:
             is_vision = input_ids == self.mllm.config.video_token_id
-            # The library's default has too few seconds for large batches.
-            seconds = torch.ones(len(prompts))
-            vision = {"pixel_values_videos": patches, "video_grid_thw": grids, "second_per_grid_ts": seconds}
-            vision["mm_token_type_ids"] = 2 * is_vision
+            vision = {"pixel_values_videos": patches, "video_grid_thw": grids}
         states = self.mllm.model(
             input_ids=input_ids,
             inputs_embeds=embeddings,
             attention_mask=inputs.attention_mask,
+            position_ids=self._position_ids(is_vision, inputs.attention_mask, grid),
             use_cache=False,
             **vision,
         ).last_hidden_state
@@ -218,6 +212,29 @@ class EditTokenEncoder:
             f"<|vision_start|>{vision}<|vision_end|>{_escape(instruction)}"
             f"{QUERY_TOKEN * num_queries}<|im_end|>\n"
         )
+
+    def _position_ids(
+        self, is_vision: Bool[Tensor, "b s"], attention_mask: Int[Tensor, "b s"], grid: Int[Tensor, "1 3"]
+    ) -> Int[Tensor, "3 b s"]:
+        """Return each token's position in time, rows and columns, in prompts padded on the left.
+
+        Text after the clip follows its largest position on any axis, as in Qwen2.5-VL's training and
+        transformers 4; transformers 5 leaves out time, which differs for clips of more frames than rows and
+        columns. A pair of frames is one second.
+        """
+        config = self.mllm.config.vision_config
+        merged = grid[0] // torch.tensor([1, config.spatial_merge_size, config.spatial_merge_size])
+        axes = (torch.arange(length) for length in merged.tolist())
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+        places[0] *= config.tokens_per_second
+        num_tokens, extent = places.shape[1], int(places.max()) + 1
+        text = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        start = text[is_vision].view(len(text), num_tokens)[:, 0]
+        # Text after the clip has counted its tokens.
+        text = text + (text >= start[:, None] + num_tokens) * (extent - num_tokens)
+        positions = text.repeat(3, 1, 1)
+        positions[:, is_vision] = (start[:, None] + places.to(start)[:, None]).flatten(1)
+        return positions
 
     def patchify(self, clips: UInt8[np.ndarray, "b n h w 3"]) -> tuple[Float[Tensor, "p q"], Tensor]:
         """Return normalized patches, and the grid (t, h, w) of a clip, as Qwen2.5-VL's processor does.

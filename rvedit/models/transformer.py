@@ -38,6 +38,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         source_position: add absolute position embeddings to the source tokens. Rotary embeddings encode
             relative positions alone, so nano, trained from scratch, needs this for instructions such as "in
             the top left"; pretrained backbones do not use it.
+        rounds_timesteps: round timesteps to bf16 before their embedding, as in Kiwi-Edit's training.
     """
 
     @register_to_config
@@ -61,6 +62,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         pos_embed_seq_len: int | None = None,
         routing_depth: int = 15,
         source_position: bool = False,
+        rounds_timesteps: bool = False,
     ) -> None:
         # `register_to_config` has stored the arguments in the config.
         wan_arguments = inspect.signature(WanTransformer3DModel).parameters
@@ -161,6 +163,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
     def _embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the time embedding (b, d) and its six modulations (b, 6, d)."""
         embedder = self.condition_embedder
+        if self.config.rounds_timesteps:
+            timestep = timestep.bfloat16().to(timestep.dtype)
         frequencies = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
         temb = embedder.time_embedder(frequencies).to(dtype)
         return temb, rearrange(embedder.time_proj(embedder.act_fn(temb)), "b (n d) -> b n d", n=6)

@@ -23,8 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 
-from rvedit.compat import smart_resize
-from rvedit.io.frames import Frames, as_frames, resize_frames, to_model_range
+from rvedit.io.frames import Frames, as_frames, to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.models.cross_attention import BlockContext
 from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
@@ -33,6 +32,7 @@ from rvedit.models.token_groups import encode_tokens
 from rvedit.models.transformer import RoutedWanTransformer3DModel
 from rvedit.pipelines.model_card import Provenance
 from rvedit.pipelines.noise import mix_shared_noise
+from rvedit.pipelines.sizes import FrameSizes
 from rvedit.pipelines.step_cache import reset_step_cache
 
 OUTPUT_TYPES = ("np", "pil", "pt", "latent")
@@ -50,7 +50,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         default_steps, default_guidance: defaults of `num_inference_steps` and `guidance_scale`.
         sigma_min: last sigma of the schedule before the shift; the last step always ends at 0.
         shared_noise_ratio: share of the initial noise's variance that is common to all frames.
-        round_up: round sizes up to multiples of the grid, as Kiwi-Edit does, instead of to the nearest.
+        round_up: round sizes up to multiples of the grid, as Kiwi-Edit does; see `FrameSizes`.
 
     `text_encoder` and `tokenizer` may be None if every block attends to the editing tokens alone. The VAE
     always computes in fp32.
@@ -183,20 +183,18 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         """Denoising steps of the current call."""
         return self._num_timesteps
 
-    def model_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the nearest (height, width) in multiples of `grid`, with an area within the bounds.
+    @property
+    def sizes(self) -> FrameSizes:
+        """Return the rules for the size of frames."""
+        config = self.config
+        return FrameSizes(self.grid, config.min_area, config.max_area, config.round_up)
 
-        The aspect ratio is kept as far as the grid allows, up to 100.
+    def model_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in multiples of `grid` at which a clip of this size is edited.
+
+        The area is within the bounds. The aspect ratio is kept as far as the grid allows, up to 100.
         """
-        if max(height, width) / min(height, width) > 100:
-            height, width = (100, 10_000) if width > height else (10_000, 100)
-        min_area, max_area = self.config.min_area, self.config.max_area
-        if self.config.round_up and height * width >= min_area:
-            scale = min(1.0, (max_area / (height * width)) ** 0.5)
-            if scale < 1:
-                height, width = (int(side * scale) // 16 * 16 for side in (height, width))
-            return -(-height // self.grid) * self.grid, -(-width // self.grid) * self.grid
-        return smart_resize(height, width, self.grid, min_area, max_area)
+        return self.sizes.model_size(height, width)
 
     def set_timesteps(self, num_steps: int, device: torch.device) -> None:
         """Set the scheduler's timesteps and sigmas for a number of denoising steps."""
@@ -269,12 +267,14 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             )
 
         device = self._execution_device
-        # The VAE needs 4k+1 frames: other clips are padded with their last frame, which is cut again.
-        padding = (1 - num_frames) % self.vae.config.scale_factor_temporal
-        padded = np.concatenate([clips, clips[:, -1:].repeat(padding, axis=1)], axis=1)
-        frames = [resize_frames(clip, *size) for clip in padded]
+        shown_size = self.sizes.mllm_size(*clips.shape[2:4]) if self.config.round_up else size
+        shown = [self.sizes.resize(clip, *shown_size) for clip in clips]
         if source_latents is None:
-            source_latents = torch.cat([self.encode_video(clip) for clip in frames])
+            # The VAE needs 4k+1 frames: other clips are padded with their last frame, which is cut again.
+            padding = (1 - num_frames) % self.vae.config.scale_factor_temporal
+            frames = (self.sizes.resize(clip, *size) for clip in shown)
+            padded = (np.concatenate([clip, clip[-1:].repeat(padding, axis=0)]) for clip in frames)
+            source_latents = torch.cat([self.encode_video(clip) for clip in padded])
         if latents is None:
             latents = self._draw_noise(source_latents.shape, generator)
         if latents.shape != source_latents.shape:
@@ -283,10 +283,10 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             )
         noise = latents = latents.to(device)
 
-        conditional = self._encode_tokens(source_latents, frames, prompts)
+        conditional = self._encode_tokens(source_latents, shown, prompts)
         unconditional = None
         if guidance != 1.0:
-            unconditional = self._encode_tokens(source_latents, frames, negatives)
+            unconditional = self._encode_tokens(source_latents, shown, negatives)
         self.set_timesteps(num_steps, device)
         reset_step_cache(self.transformer, num_steps)
         with self.progress_bar(total=num_steps) as progress_bar:

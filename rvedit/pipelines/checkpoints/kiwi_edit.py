@@ -2,12 +2,14 @@
 
 Published folders hold `transformer`, `vae`, `mllm_encoder`, `source_embedder` and `processor`. The trainer
 writes one file: weights or LoRA weights of the transformer, LoRA weights of the multimodal LLM, queries and
-connector (spelled `connetor`); the other modules come from `base_wan` and `base_mllm`. Weights for reference
-images are ignored, since RVEDiT reads instructions only.
+connector (spelled `connetor`); the other modules come from `base_wan` and `base_mllm`. In its first stage, on
+images, it writes no source embedder and no queries for clips. Weights for reference images are ignored, since
+RVEDiT reads instructions only.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from transformers import AutoConfig
 from rvedit.compat import convert_wan_keys
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
+from rvedit.models.presets import WAN22_5B_CONNECTOR
 from rvedit.models.transformer import RoutedWanTransformer3DModel
 from rvedit.pipelines.checkpoints import wan
 from rvedit.pipelines.checkpoints.files import (
@@ -38,8 +41,10 @@ from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 FRAME_SETTINGS = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
 """The connector's settings for the frames of the multimodal LLM."""
-SETTINGS: dict[str, Any] = {"sigma_min": 0.003 / 1.002, "round_up": True, "max_area": 720 * 1280}
+SETTINGS: dict[str, Any] = {"round_up": True, "max_area": 720 * 1280}
 """The pipeline's settings."""
+PUBLISHED_SIGMA_MIN = 0.003 / 1.002
+"""Kiwi-Edit's own pipeline for published folders ends here; its pipeline for files of the trainer, at 0."""
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
@@ -68,6 +73,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         tokenizer=None,
         mllm_tokenizer=read_tokenizer(folder / "processor"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=wan.SHIFT),
+        sigma_min=PUBLISHED_SIGMA_MIN,
         **SETTINGS,
     )
 
@@ -96,6 +102,11 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         for key, tensor in parts["mllm"].items()
         if key not in mllm_state
     }
+    if "video_queries" not in connector_state:
+        warnings.warn(f"{file}: has no queries for clips: edit images, or train it further", stacklevel=2)
+        with convert_key_errors(file, "connector"):
+            llm_width = connector_state["connector.0.weight"].shape[1]
+        connector_state["video_queries"] = _untrained_queries(llm_width)
     return RVEDiTPipeline(
         transformer=_trained_transformer(parts["dit"], parts["vae_condition"], base, dtype, file),
         connector=_connector(connector_state, dtype, file, {}),
@@ -105,6 +116,12 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         tokenizer=None,
         **SETTINGS,
     )
+
+
+def _untrained_queries(llm_width: int) -> Tensor:
+    """Return random queries for clips, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return 0.02 * torch.randn(WAN22_5B_CONNECTOR["num_queries"], llm_width, generator=generator)
 
 
 def _trained_transformer(
@@ -120,6 +137,8 @@ def _trained_transformer(
             raise UserError(f"{file}: LoRA weights of {name}, which the transformer does not have")
         weights[key] = weights[key].float() + delta
     config = read_config(base / "transformer" / "config.json")
+    if not source:
+        source = {part: torch.zeros_like(weights[f"patch_embedding.{part}"]) for part in ("weight", "bias")}
     return wan.routed_transformer(config, weights, dtype, file, _source_embedder(source, file))
 
 

@@ -114,8 +114,8 @@ def routed_transformer(
     """Return a routed transformer with Wan's weights.
 
     The visual embedder starts as a copy of Wan's patch embedding. With Kiwi-Edit's `source_embedder`, all
-    blocks attend to X_e; without, half of them do, and the source embedder starts at zero, so that the noisy
-    tokens are Wan's.
+    blocks attend to X_e and timesteps are rounded; without, half of them do, and the source embedder starts
+    at zero, so that the noisy tokens are Wan's.
     """
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     for part in ("weight", "bias"):
@@ -126,6 +126,7 @@ def routed_transformer(
         state |= {f"visual_embedder.{part}": patch.clone(), f"source_embedder.{part}": source}
     with convert_key_errors(path, "transformer"):
         config["routing_depth"] = config["num_layers"] // (1 if source_embedder else 2)
+        config["rounds_timesteps"] = source_embedder is not None
         return build(RoutedWanTransformer3DModel, config, state, dtype)
 
 
