@@ -16,6 +16,7 @@ NANO = Path(__file__).parent / "nano"
 _HOMES = {
     "EditConfig": "rvedit.editing.config",
     "EditTokenConnector": "rvedit.models.edit_tokens",
+    "Preview": "rvedit.editing.preview",
     "RVEDiTPipeline": "rvedit.pipelines.pipeline_rvedit",
     "RoutedWanTransformer3DModel": "rvedit.models.transformer",
     "edit_video": "rvedit.editing.long_video",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from rvedit.io.errors import UserError
 from rvedit_cli import console
+from rvedit_cli import edit_options as options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,120 +25,51 @@ NANO_NOTE = (
     "weights with --model DIR|HUB_ID or RVEDIT_MODEL"
 )
 
-_files = partial(console.option, console.FILES)
-_model = partial(console.option, "Model and edit")
-_where = partial(console.option, "Where and when")
-_sampling = partial(console.option, console.SAMPLING)
-_memory = partial(console.option, console.MEMORY)
-_batch = partial(console.option, "Batch (instead of INPUT and INSTRUCTION)")
-_MASK_HELP = (
-    "Video or image of the clip's size that is white where the edit may change something. Give it once, or "
-    "once for each instruction, in their order."
-)
-_REGION_HELP = (
-    'Region that the edit may change: words, such as "the dog", or a box as LEFT,TOP,WIDTH,HEIGHT, each in '
-    "percent of the frame or in pixels, such as 10%,20%,40%,50%. Give it as --mask."
-)
-_SEGMENTER_HELP = (
-    "With --region WORDS: the model that finds the objects, or two as DETECTOR+TRACKER. Default: Grounding "
-    "DINO and SAM 2.1, both Apache-2.0."
-)
-_FROM_HELP = "Edit from this moment on: seconds, such as 3.5 or 0:03.5, or a frame, such as 75f."
-_MODELS, _DETAIL, _OFFLOAD = "nano|DIR|HUB_ID|lucy|vace|ditto", "auto|off|0-1", "auto|none|model|group"
-_FAST = "first-block|magcache|taylorseer"
-_Input = typer.Argument(metavar="INPUT", help="Video, image, or folder of frames.")
-_Instruction = typer.Argument(
-    metavar="INSTRUCTION...",
-    help='What to change, such as "replace the dog with a corgi". Several are applied one after another.',
-)
-_DETAIL_HELP = (
-    "Strength of detail transfer from source to edit. auto: 1, or 0 for edits with a texture of their own, "
-    "such as pixel art."
-)
-_OFFLOAD_HELP = (
-    "Keep weights in host memory until they are needed: components (model) or groups of layers (group). "
-    "auto: model if GPU memory is short, otherwise none."
-)
-_TOGETHER_HELP = "With --batch: number of short clips of equal size and length to edit in one pass."
-
 
 def edit(
-    source: Annotated[Path | None, _Input] = None,
-    instructions: Annotated[list[str] | None, _Instruction] = None,
-    output: Annotated[
-        Path | None, _files("Output file. Default: INPUT_edited in the working directory.", "-o", "--output")
-    ] = None,
-    compare: Annotated[bool, _files("Also write source and edit side by side.", "--compare")] = False,
-    contact_sheet: Annotated[
-        Path | None, _files("Also write a picture of source and edit at eight moments.", metavar="PNG|JPG")
-    ] = None,
+    source: options.Source = None,
+    instructions: options.Instructions = None,
+    output: options.Output = None,
+    compare: options.Compare = False,
+    contact_sheet: options.ContactSheet = None,
+    preview: options.Preview = None,
     overwrite: console.Overwrite = False,
-    allow_truncated: Annotated[
-        bool, _files("Edit the decodable part of a damaged video.", "--allow-truncated")
-    ] = False,
+    allow_truncated: options.AllowTruncated = False,
     as_json: console.Json = False,
-    model: Annotated[
-        str | None, _model("Model to edit with. Default: nano.", metavar=_MODELS, envvar="RVEDIT_MODEL")
-    ] = None,
-    preserve: Annotated[
-        bool, _model("Keep the source's pixels where the edit changes nothing.", "--preserve")
-    ] = False,
-    detail: Annotated[str, _model(_DETAIL_HELP, metavar=_DETAIL)] = "auto",
-    description: Annotated[
-        list[str] | None,
-        _model(
-            "With vace: description of the edited video, instead of INSTRUCTION. One for each instruction."
-        ),
-    ] = None,
-    mask: Annotated[list[Path] | None, _where(_MASK_HELP)] = None,
-    region: Annotated[list[str] | None, _where(_REGION_HELP, metavar="WORDS|BOX")] = None,
-    segmenter: Annotated[str | None, _where(_SEGMENTER_HELP, metavar="HUB_ID|DIR")] = None,
-    grow: Annotated[int, _where("Number of pixels that the mask is grown by to all sides.", min=0)] = 0,
-    invert_mask: Annotated[bool, _where("Change what is outside the mask instead.", "--invert-mask")] = False,
-    save_mask: Annotated[
-        Path | None,
-        _where("Also write the mask, as grown and inverted, as a video or, for a still mask, an image."),
-    ] = None,
-    start: Annotated[str | None, _where(_FROM_HELP, "--from", metavar="TIME")] = None,
-    stop: Annotated[str | None, _where("Edit until just before this moment.", "--to", metavar="TIME")] = None,
-    fade: Annotated[
-        float, _where("With --from or --to: seconds over which the edit fades in and out.", min=0)
-    ] = 0.0,
+    model: options.Model = None,
+    lora: options.Lora = None,
+    preserve: options.Preserve = False,
+    detail: options.Detail = "auto",
+    description: options.Description = None,
+    mask: options.Mask = None,
+    region: options.Region = None,
+    segmenter: options.Segmenter = None,
+    grow: options.Grow = 0,
+    invert_mask: options.InvertMask = False,
+    save_mask: options.SaveMask = None,
+    start: options.Start = None,
+    stop: options.Stop = None,
+    fade: options.Fade = 0.0,
     steps: console.Steps = None,
-    guidance: Annotated[
-        float | None, _sampling("Guidance scale; 1 turns guidance off. Default: the model's own.", min=0)
-    ] = None,
+    guidance: options.Guidance = None,
+    shift: options.Shift = None,
+    sigmas: options.Sigmas = None,
     seed: console.Seed = 0,
     device: console.Device = None,
     dtype: console.Dtype = None,
-    offload: Annotated[str, _memory(_OFFLOAD_HELP, metavar=_OFFLOAD)] = "auto",
-    quantization: Annotated[
-        str | None,
-        _memory("Store large weight matrices in fewer bits.", "--quantize", metavar="int8|fp8|nf4"),
-    ] = None,
-    vae_tiling: Annotated[
-        bool, _memory("Encode and decode in tiles. Slower, but needs less memory.", "--vae-tiling")
-    ] = False,
-    fast: Annotated[
-        str | None, _memory("Reuse results of earlier denoising steps. Faster, less exact.", metavar=_FAST)
-    ] = None,
-    compiled: Annotated[
-        bool, _memory("Compile the transformer blocks. Pays off for long videos.", "--compile")
-    ] = False,
-    attention: Annotated[
-        str | None, _memory("Attention backend, by its name in diffusers, such as flash.", metavar="NAME")
-    ] = None,
-    plan: Annotated[bool, _memory("Estimate memory and time without loading weights.", "--plan")] = False,
-    card: Annotated[
-        float | None, _memory("With --plan: suggest options for a GPU with so many GB of memory.", min=1)
-    ] = None,
-    batch: Annotated[
-        Path | None, _batch("Edit all items of a benchmark's CSV or a manifest.", metavar="CSV|MANIFEST")
-    ] = None,
-    out_dir: Annotated[Path | None, _batch("With --batch: output folder.")] = None,
-    shard: Annotated[str, _batch("With --batch: edit part I of N, such as 1/4.", metavar="I/N")] = "1/1",
-    limit: Annotated[int | None, _batch("With --batch: edit only the first items.", min=1)] = None,
-    together: Annotated[int, _batch(_TOGETHER_HELP, min=1)] = 1,
+    offload: options.Offload = "auto",
+    quantization: options.Quantization = None,
+    vae_tiling: options.VaeTiling = False,
+    fast: options.Fast = None,
+    compiled: options.Compiled = False,
+    attention: options.Attention = None,
+    plan: options.Plan = False,
+    card: options.Card = None,
+    batch: options.Batch = None,
+    out_dir: options.OutDir = None,
+    shard: options.Shard = "1/1",
+    limit: options.Limit = None,
+    together: options.Together = 1,
 ) -> None:
     """Edit a video by an instruction. The output has the source's length, size, timing and sound."""
     from rvedit.editing.batch import BatchConfig, read_shard
@@ -154,9 +85,18 @@ def edit(
     from rvedit.editing.regions import read_regions
     from rvedit.editing.time_range import frame_range
     from rvedit.io.video import VideoReader, VideoWriter, frame_times, probe
+    from rvedit.pipelines.sigmas import read_sigmas
     from rvedit_cli.masks import check_masks, check_saved_mask, find_masks
 
-    config = EditConfig(steps, guidance, seed, preserve, _parse_detail(detail))
+    config = EditConfig(
+        steps,
+        guidance,
+        seed,
+        preserve,
+        _parse_detail(detail),
+        shift=shift,
+        sigmas=None if sigmas is None else read_sigmas(sigmas),
+    )
     needs_mask = {
         "--grow": grow,
         "--invert-mask": invert_mask,
@@ -175,7 +115,7 @@ def edit(
         if model is None and not as_json:
             console.say(NANO_NOTE)
         speed: dict[str, Any] = {"fast": fast, "compile": compiled, "attention": attention}
-        pipe = load_pipeline(model_name, device=device, dtype=dtype, **placement, **speed)
+        pipe = load_pipeline(model_name, device=device, dtype=dtype, lora=lora or (), **placement, **speed)
         pipe.set_progress_bar_config(disable=True)  # the command has its own
         return pipe
 
@@ -188,8 +128,10 @@ def edit(
             raise UserError("--plan and --card: cannot be combined with --batch: give a single clip")
         if not out_dir:
             raise UserError("--batch: give the output folder with --out-dir")
-        if start is not None or stop is not None or fade or contact_sheet or save_mask:
-            raise UserError("--batch: leave out --from, --to, --fade, --contact-sheet and --save-mask")
+        if start is not None or stop is not None or fade or contact_sheet or save_mask or preview:
+            raise UserError(
+                "--batch: leave out --from, --to, --fade, --contact-sheet, --save-mask and --preview"
+            )
         place = read_regions(mask or [], region or [], 1)[0]
         if isinstance(place, str) or segmenter:
             raise UserError(f"--region {place}: with --batch give a box, such as 10%,20%,40%,50%, or --mask")
@@ -202,7 +144,7 @@ def edit(
                 raise UserError("--description: with --batch give it once: items may have their own")
             config = replace(config, description=description[0])
         _check_settings(model, config, is_batch=True)
-        loading = {"dtype": dtype, "quantize": quantization, "fast": fast}
+        loading = {"dtype": dtype, "quantize": quantization, "fast": fast, "lora": lora or None}
         batch_config = BatchConfig(
             batch, out_dir, model_name, read_shard(shard), limit, overwrite, together, loading
         )
@@ -212,7 +154,12 @@ def edit(
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")
     if source is None or not instructions:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
-    options = {"steps": steps, "guidance": guidance, "reconstruct": config.needs_reconstruction, **placement}
+    planned = {
+        "steps": len(config.sigmas) if config.sigmas else steps,
+        "guidance": guidance,
+        "reconstruct": config.needs_reconstruction,
+        **placement,
+    }
     # Files are checked before torch is imported, settings before a model is loaded.
     prompts = checked_instructions(instructions)
     places = read_regions(mask or [], region or [], len(prompts))
@@ -233,7 +180,7 @@ def edit(
             if len(prompts) > 1:
                 raise UserError("--plan and --card: give one instruction: each of several takes as long")
             info = replace(reader.info, num_frames=num_frames)
-            print_edit_plan(info, model_name, device, dtype, options, card, as_json)
+            print_edit_plan(info, model_name, device, dtype, planned, card, as_json)
             return
         output = output or default_output(reader.info)
         comparison = comparison_output(output) if compare else None
@@ -242,12 +189,15 @@ def edit(
             "`compare`": comparison,
             "`contact_sheet`": contact_sheet,
             "`save_mask`": save_mask,
+            "`preview`": preview,
         }
         check_distinct(files, {f"`mask` {path}": path for path in mask or []})
         for path in (output, comparison) if comparison else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         if contact_sheet:
             check_contact_sheet(contact_sheet, reader.info, overwrite)
+        if preview:
+            _check_preview(preview, reader.info, overwrite)
         configs = [config] * len(prompts)
         if description:
             configs = [replace(config, description=text) for text in description]
@@ -260,11 +210,14 @@ def edit(
             config if found is None else replace(config, mask=found, grow=grow, invert_mask=invert_mask)
             for config, found in zip(configs, masks, strict=True)
         ]
-        with _suggestions_if_out_of_memory(reader.info, model_name, device, dtype, options):
+        with _suggestions_if_out_of_memory(reader.info, model_name, device, dtype, planned):
             pipe = load()
             from rvedit.editing.long_video import count_windows
+            from rvedit.editing.preview import Preview
 
-            windows = count_windows(pipe, num_frames, float(reader.info.frame_rate))
+            rate = float(reader.info.frame_rate)
+            drawing = Preview(pipe, preview, rate) if preview else None
+            windows = count_windows(pipe, num_frames, rate)
             with console.progress_bar("editing", total=windows * len(prompts)) as show:
                 finished = [0.0] * len(prompts)  # windows of each instruction
 
@@ -273,6 +226,8 @@ def edit(
                     note = f"window {progress.window}/{windows}, step {progress.step}/{progress.num_steps}"
                     if len(prompts) > 1:
                         note = f"instruction {progress.edit}/{len(prompts)}, {note}"
+                    if preview:
+                        note += f", preview: {preview}"
                     show(sum(finished), windows * len(prompts), note)
 
                 report = edit_file(
@@ -286,6 +241,7 @@ def edit(
                     contact_sheet=contact_sheet,
                     overwrite=overwrite,
                     on_progress=on_progress,
+                    callback_on_step_end=drawing,
                 )
         if save_mask:
             from rvedit.editing.mask import write_mask
@@ -301,13 +257,17 @@ def edit(
         text += f"\n{contact_sheet}: source and edit at several moments"
     if save_mask:
         text += f"\n{save_mask}: the mask"
+    if preview:
+        text += f"\n{preview}: the preview"
     result = {
         **asdict(report),
         "seconds": round(report.seconds, 3),
         "model": model_name,
+        "lora": lora or [],
         "instructions": prompts,
         "edited_frames": [part.first, part.stop] if part else [0, report.num_frames],
         "mask": save_mask,
+        "preview": preview,
     }
     console.print_result(as_json, result, text)
 
@@ -341,6 +301,14 @@ def _parse_detail(text: str) -> float | Literal["auto"]:
         if 0 <= (strength := 0.0 if text == "off" else float(text)) <= 1:
             return strength
     raise UserError(f"--detail {text}: give auto, off, or a number from 0 to 1")
+
+
+def _check_preview(path: Path, info: VideoInfo, overwrite: bool) -> None:
+    from rvedit.io.video import check_target
+
+    if path.suffix.lower() not in (".gif", ".webp"):
+        raise UserError(f"`preview` {path}: give an animated picture's name, ending in .gif or .webp")
+    check_target(path, info, overwrite)
 
 
 def _check_settings(model: str | None, config: EditConfig, is_batch: bool = False) -> None:

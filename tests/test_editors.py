@@ -229,14 +229,14 @@ def test_an_adapters_scale_is_its_alpha(folders, tmp_path):
 @pytest.mark.parametrize(
     ("adapters", "said"),
     [
-        ({"vace_blocks.7.self_attn.q.lora_A.weight": torch.zeros(2, 24)}, "vace_blocks.7.attn1.to_q"),
+        ({"vace_blocks.7.self_attn.q.lora_A.weight": torch.zeros(2, 24)}, "vace_blocks.7.self_attn.q.lora_A"),
         ({"blocks.0.self_attn.q.diff": torch.zeros(2)}, "blocks.0.self_attn.q.diff"),
         ({}, "holds no LoRA weights"),
         ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 5),
-          "blocks.0.self_attn.q.lora_B.weight": torch.zeros(5, 2)}, "do not fit"),
+          "blocks.0.self_attn.q.lora_B.weight": torch.zeros(5, 2)}, "does not fit"),
         ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 24),
           "blocks.0.self_attn.q.lora_B.weight": torch.zeros(24, 2),
-          "blocks.0.self_attn.k.alpha": torch.tensor(2.0)}, "do not fit"),
+          "blocks.0.self_attn.k.alpha": torch.tensor(2.0)}, "blocks.0.self_attn.k.alpha does not fit"),
         (None, "not a complete safetensors file"),
     ],
 )  # fmt: skip

@@ -41,7 +41,7 @@ class BatchConfig:
     overwrite: bool = False
     together: int = 1
     """Number of clips to edit in one pass, if they have equal size and length and fit a window."""
-    loading: Mapping[str, str | None] = field(default_factory=dict)
+    loading: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict)
     """Options of the pipeline, also recorded beside the edits."""
 
 

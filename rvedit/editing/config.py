@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rvedit.pipelines.sigmas import check_shift, check_sigmas
+
 
 @dataclass(frozen=True)
 class EditConfig:
@@ -35,6 +37,10 @@ class EditConfig:
     frame_rate: float | None = None
     """Frames per second of the source, for models with a fixed frame rate. `edit_file` sets it to the file's;
     None lets the model see every frame."""
+    shift: float | None = None
+    """Shift of the timesteps towards noise; None is the model's own."""
+    sigmas: list[float] | None = None
+    """Noise levels of the denoising steps, falling from 1, instead of the number of steps and the shift."""
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.detail, int | float)
@@ -44,6 +50,10 @@ class EditConfig:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}: give at least 1")
         if self.guidance_scale is not None and not self.guidance_scale >= 0:  # nor NaN
             raise ValueError(f"guidance_scale is {self.guidance_scale}: give 0 or more; 1 turns guidance off")
+        if self.shift is not None:
+            check_shift(self.shift)
+        if self.sigmas is not None:
+            check_sigmas(self.sigmas)
         if not isinstance(self.grow, int) or self.grow < 0:
             raise ValueError(f"grow is {self.grow}: give a number of pixels, or 0")
         if self.mask is None and (self.grow or self.invert_mask):

@@ -74,6 +74,7 @@ def edit_file(
     contact_sheet: Path | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    callback_on_step_end: Callable[..., Any] | None = None,
 ) -> EditReport:
     """Edit an open clip into `output`. No partial file is left if this fails or is interrupted.
 
@@ -85,6 +86,7 @@ def edit_file(
         contact_sheet: also write a picture of source and edit at eight moments.
         overwrite: replace existing outputs.
         on_progress: called after each denoising step.
+        callback_on_step_end: also called then, by the pipeline, as in diffusers; such as a `Preview`.
     """
     from rvedit.editing.long_video import edit_video  # imports torch
 
@@ -100,7 +102,14 @@ def edit_file(
 
     def edit(frames: Iterable[Frame]) -> Iterable[Frame]:
         for text, settings, report in edits:
-            frames = edit_video(pipe, frames, text, settings, on_progress=report)
+            frames = edit_video(
+                pipe,
+                frames,
+                text,
+                settings,
+                on_progress=report,
+                callback_on_step_end=callback_on_step_end,
+            )
         return frames
 
     whole = edit if part is None else partial(edit_range, edit=edit, part=part)

@@ -47,6 +47,8 @@ from rvedit.io.video import FileFrames
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.pipelines.baselines import BaselineSpec, baseline_spec, capabilities
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
+from rvedit.pipelines.schedule import scheduler_with
+from rvedit.pipelines.sigmas import check_sigmas
 
 StepReport = Callable[[int, int], None]
 """Callback: (step, counted from 1; number of steps)."""
@@ -59,6 +61,7 @@ def edit_video(
     config: EditConfig | None = None,
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    callback_on_step_end: StepCallback | None = None,
     **changes: Any,
 ) -> Iterator[Frames]:
     """Edit a clip of any length and size; yield one frame (h, w, 3) of the source's size per source frame.
@@ -71,11 +74,13 @@ def edit_video(
         prompt: the instruction.
         config: settings; single ones may be given as keywords, such as `seed=3`.
         on_progress: called after each denoising step.
+        callback_on_step_end: also called after each denoising step, by the pipeline, as in diffusers; such as
+            a `Preview`.
 
     Raises ValueError for settings that the pipeline does not read.
     """
     config = replace(config or EditConfig(), **changes)
-    sampler = _sampler_of(pipe, prompt, config)
+    sampler = _sampler_of(pipe, prompt, config, callback_on_step_end)
     return _edit(pipe, sampler, _frames_of(video), config, on_progress or (lambda progress: None))
 
 
@@ -148,8 +153,10 @@ class WindowSampler(Protocol):
 class RVEDiTSampler:
     """RVEDiT's sampler. Each window starts with the edited first frame and latents of the window before."""
 
-    def __init__(self, pipe: RVEDiTPipeline, prompt: str, config: EditConfig) -> None:
-        self.pipe, self.prompt, self.config = pipe, prompt, config
+    def __init__(
+        self, pipe: RVEDiTPipeline, prompt: str, config: EditConfig, on_step_end: StepCallback | None
+    ) -> None:
+        self.pipe, self.prompt, self.config, self.on_step_end = pipe, prompt, config, on_step_end
         self.plan = WindowPlan.of(pipe)
         self.size = pipe.model_size
         self.input_size, self.resize = pipe.sizes.mllm_size, pipe.sizes.resize
@@ -179,7 +186,9 @@ class RVEDiTSampler:
             latents=noise,
             prefix_latents=prefix,
             output_type="latent",
-            callback_on_step_end=step_callback(report, _hold_outside(window.masks, source, noise)),
+            callback_on_step_end=step_callback(
+                report, _hold_outside(window.masks, source, noise), self.on_step_end
+            ),
             **_sampling(self.config),
         ).frames
         with torch.no_grad():
@@ -201,8 +210,15 @@ class BaselineSampler:
     edit of the nearest one.
     """
 
-    def __init__(self, pipe: Any, spec: BaselineSpec, prompt: str, config: EditConfig) -> None:
-        self.pipe, self.spec, self.config = pipe, spec, config
+    def __init__(
+        self,
+        pipe: Any,
+        spec: BaselineSpec,
+        prompt: str,
+        config: EditConfig,
+        on_step_end: StepCallback | None,
+    ) -> None:
+        self.pipe, self.spec, self.config, self.on_step_end = pipe, spec, config, on_step_end
         self.prompt = config.description if spec.capabilities.description else prompt
         self.plan = _plan_of(pipe, config.frame_rate)
 
@@ -242,6 +258,9 @@ class BaselineSampler:
         count, height, width = source.shape[:3]
         frames = pad_frames(source)
         options = _sampling(self.config)
+        shift, sigmas = options.pop("shift", None), options.pop("sigmas", None)
+        if sigmas is not None:
+            options["num_inference_steps"] = len(check_sigmas(sigmas))
         generator = torch.Generator("cpu").manual_seed(self.config.seed)
         latents = hold = None
         if masks is not None or self.config.needs_reconstruction:
@@ -253,17 +272,18 @@ class BaselineSampler:
         if self.spec.capabilities.mask:
             allowed = np.ones(frames.shape[:3], bool) if masks is None else pad_frames(masks)
             options["mask"] = [Image.fromarray(mask) for mask in allowed]
-        output = pipe(
-            prompt=self.prompt,
-            video=[Image.fromarray(frame) for frame in frames],
-            height=height,
-            width=width,
-            num_frames=len(frames),
-            generator=generator,
-            output_type="np",
-            callback_on_step_end=step_callback(report, hold),
-            **options,
-        ).frames[0]
+        with scheduler_with(pipe, shift, sigmas):
+            output = pipe(
+                prompt=self.prompt,
+                video=[Image.fromarray(frame) for frame in frames],
+                height=height,
+                width=width,
+                num_frames=len(frames),
+                generator=generator,
+                output_type="np",
+                callback_on_step_end=step_callback(report, hold, self.on_step_end),
+                **options,
+            ).frames[0]
         edited = np.asarray((output[:count] * 255).round().clip(0, 255), np.uint8)
         reconstructed = None
         if self.config.needs_reconstruction and latents is not None:
@@ -320,11 +340,13 @@ def _hold_outside(masks: NDArray[np.bool_] | None, source: Tensor, noise: Tensor
     return hold_source(source, noise, latent_mask(padded, height, width))
 
 
-def _sampler_of(pipe: Any, prompt: str, config: EditConfig) -> WindowSampler:
+def _sampler_of(
+    pipe: Any, prompt: str, config: EditConfig, on_step_end: StepCallback | None
+) -> WindowSampler:
     capabilities(pipe).check(config)
     if isinstance(pipe, RVEDiTPipeline):
-        return RVEDiTSampler(pipe, prompt, config)
-    return BaselineSampler(pipe, baseline_spec(pipe), prompt, config)
+        return RVEDiTSampler(pipe, prompt, config, on_step_end)
+    return BaselineSampler(pipe, baseline_spec(pipe), prompt, config, on_step_end)
 
 
 def _plan_of(pipe: Any, frame_rate: float | None) -> WindowPlan:
@@ -350,16 +372,19 @@ def _frames_of(video: Any) -> Iterable[Frames]:
 
 def _sampling(config: EditConfig) -> dict[str, Any]:
     """Return the pipeline's sampling arguments, without those left at the model's default."""
-    names = ("num_inference_steps", "guidance_scale")
+    names = ("num_inference_steps", "guidance_scale", "shift", "sigmas")
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def step_callback(report: StepReport, change: StepCallback | None = None) -> StepCallback:
-    """Return a `callback_on_step_end` of a pipeline that reports each step, after another callback."""
+def step_callback(report: StepReport, *callbacks: StepCallback | None) -> StepCallback:
+    """Return a `callback_on_step_end` of a pipeline that reports each step and calls other callbacks."""
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         report(step + 1, pipe.num_timesteps)
-        return tensors if change is None else change(pipe, step, timestep, tensors)
+        for callback in callbacks:
+            if callback is not None:
+                tensors = {**tensors, **(callback(pipe, step, timestep, tensors) or {})}
+        return tensors
 
     return on_step_end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from rvedit.io.errors import UserError, check_choice
 from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.pipelines import memory, speed
+from rvedit.pipelines.adapters import add_loras
 from rvedit.pipelines.baselines import (
     BASELINE_CLASSES,
     BASELINES,
@@ -17,6 +19,7 @@ from rvedit.pipelines.baselines import (
     load_baseline_folder,
 )
 from rvedit.pipelines.checkpoints import find_checkpoint, is_hub_id, load_checkpoint, pipeline_kind
+from rvedit.pipelines.lora_files import find_lora
 from rvedit.pipelines.memory import Offload, Quantize
 from rvedit.pipelines.speed import Fast
 
@@ -34,6 +37,7 @@ def load_pipeline(
     fast: Fast | None = None,
     compile: bool = False,
     attention: str | None = None,
+    lora: Sequence[str] = (),
 ) -> Any:
     """Load a pipeline for `edit_video` and place it on a device.
 
@@ -49,6 +53,7 @@ def load_pipeline(
         fast: step cache (`first-block`, `magcache`, `taylorseer`).
         compile: compile the transformer's blocks.
         attention: attention backend, by its name in diffusers.
+        lora: LoRA weights, each a file, folder or hub id, and `:WEIGHT` if the weight is not 1.
 
     Raises UserError for invalid arguments, before weights are read wherever possible.
     """
@@ -58,6 +63,7 @@ def load_pipeline(
     speed.check_attention(attention)
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
+    loras = [find_lora(text) for text in lora]
     path = None if model in BASELINES else find_checkpoint(model)
     baseline = model if path is None else BASELINE_CLASSES.get(pipeline_kind(path))
     speed.check_fast(fast, baseline)
@@ -70,6 +76,10 @@ def load_pipeline(
         if not pipe.transformer.reads_native_tokens:  # saves 11 GB for the 5B model
             pipe.register_modules(text_encoder=None, tokenizer=None)
     use_fast_convolutions(pipe.vae)
+    add_loras(pipe.transformer, loras)
+    if quantization and loras:  # which would be stored in few bits as well
+        pipe.transformer.fuse_lora()
+        pipe.transformer.unload_lora()
     if quantization:
         memory.quantize(pipe, quantization, torch_device)
     if vae_tiling:

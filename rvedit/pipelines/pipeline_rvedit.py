@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,10 @@ from rvedit.models.routing import TokenGroups
 from rvedit.models.token_groups import encode_tokens
 from rvedit.models.transformer import RoutedWanTransformer3DModel
 from rvedit.pipelines.model_card import Provenance
+from rvedit.pipelines.names import from_version_0_1
 from rvedit.pipelines.noise import mix_shared_noise
+from rvedit.pipelines.schedule import set_sigmas
+from rvedit.pipelines.sigmas import check_shift, check_sigmas
 from rvedit.pipelines.sizes import FrameSizes
 from rvedit.pipelines.step_cache import reset_step_cache
 
@@ -196,12 +199,20 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         """
         return self.sizes.model_size(height, width)
 
-    def set_timesteps(self, num_steps: int, device: torch.device) -> None:
-        """Set the scheduler's timesteps and sigmas for a number of denoising steps."""
-        # The scheduler shifts the sigmas and appends 0.
-        sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1]
-        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-        self._num_timesteps = num_steps
+    def set_timesteps(
+        self,
+        num_steps: int,
+        device: torch.device,
+        shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Set the scheduler's timesteps: of `sigmas`, or of a number of steps with a shift."""
+        if sigmas is None:
+            sigmas = np.linspace(1, self.config.sigma_min, num_steps + 1)[:-1].tolist()
+            set_sigmas(self.scheduler, sigmas, self.scheduler.shift if shift is None else shift, device)
+        else:
+            set_sigmas(self.scheduler, sigmas, 1.0, device)
+        self._num_timesteps = len(sigmas)
 
     @torch.no_grad()
     def encode_video(self, frames: Frames) -> Float[Tensor, "1 c f y x"]:
@@ -226,6 +237,8 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> Any:
         """Edit a clip of at most `window_frames` frames (Eq. 1 by Algorithm 2).
 
@@ -245,11 +258,17 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             output_type: `np` (b, t, h, w, 3) in [0, 1], `pil`, `pt` (b, t, 3, h, w) or `latent`.
             return_dict: return an object with `.frames` instead of a tuple.
             callback_on_step_end, callback_on_step_end_tensor_inputs: as in diffusers; may change `latents`.
+            shift: shift of the timesteps; by default the scheduler's.
+            sigmas: noise levels of the steps, used as they are instead of the number of steps and the shift.
 
         Raises ValueError for invalid arguments, and for arguments that would have no effect.
         """
         guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
         num_steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        if sigmas is not None:
+            num_steps = len(sigmas := check_sigmas(sigmas))
+        if shift is not None:
+            check_shift(shift)
         clips = as_frames(video)
         num_frames = clips.shape[1]
         prompts = [prompt] * len(clips) if isinstance(prompt, str) else list(prompt)
@@ -287,7 +306,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         unconditional = None
         if guidance != 1.0:
             unconditional = self._encode_tokens(source_latents, shown, negatives)
-        self.set_timesteps(num_steps, device)
+        self.set_timesteps(num_steps, device, shift, sigmas)
         reset_step_cache(self.transformer, num_steps)
         with self.progress_bar(total=num_steps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
@@ -375,15 +394,3 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         with model.cache_context(name) if model.is_cache_enabled else nullcontext():
             output = model(latents.to(model.dtype), timestep.expand(len(latents)), tokens, contexts)
         return output.sample.float()
-
-
-def from_version_0_1(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a model_index.json with the current names of modules and settings."""
-    renamed = {"noise_share": "shared_noise_ratio"}
-    translated = {}
-    for name, value in index.items():
-        if isinstance(value, list | tuple) and isinstance(value[0], str):
-            module = value[0].replace("rvedit.model.", "rvedit.models.")
-            value = [module, *value[1:]]
-        translated[renamed.get(name, name)] = value
-    return translated

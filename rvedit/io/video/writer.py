@@ -153,6 +153,11 @@ def _check_output(path: Path, like: VideoInfo, overwrite: bool) -> None:
             f"{path}: holds one frame, but {like.path.name} has {like.num_frames}; "
             f"choose one of {' '.join(CODECS)}"
         )
+    check_target(path, like, overwrite)
+
+
+def check_target(path: Path, like: VideoInfo, overwrite: bool) -> None:
+    """Raise UserError if a file of an edit of `like` cannot be written there, whatever its format."""
     if not path.parent.exists():
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
     if not path.parent.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from rvedit import NANO
 from rvedit.io.errors import UserError
@@ -37,10 +38,15 @@ def find_checkpoint(name: str, parameter: str = "`model`") -> Path:
         return path
     if not is_hub_id(name):
         raise UserError(f"{parameter} {name}: no such folder: give nano, a local path or a hub id owner/name")
+    return download(name, parameter, ignore_patterns=list(_IGNORED_FILES))
+
+
+def download(name: str, parameter: str, **patterns: Any) -> Path:
+    """Return the folder of a downloaded hub id; `patterns` choose its files. Raises UserError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=list(_IGNORED_FILES)))
+        return Path(snapshot_download(name, **patterns))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if type(error).__name__ == "GatedRepoError":

@@ -23,7 +23,8 @@ from rvedit.pipelines.checkpoints.files import (
     weight_files,
 )
 from rvedit.pipelines.model_card import Provenance
-from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline, from_version_0_1
+from rvedit.pipelines.names import from_version_0_1
+from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 # Classes of the modules in a saved pipeline.
 MODULE_CLASSES: dict[str, Any] = {
