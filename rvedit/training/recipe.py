@@ -48,7 +48,7 @@ class ModelRecipe(Section):
     )
     vae_from: str | None = Field(None, description="run folder of a VAE; null: the VAE of init_from")
     word_vectors: bool = Field(
-        False, description="nano: 10,000 whole words, whose embeddings come from word vectors and are frozen"
+        False, description="nano: 10,000 whole words; new ones learn from word vectors, and all are frozen"
     )
     frozen: tuple[str, ...] = Field(
         (), description="prefixes of the names of parameters that are not trained"
