@@ -49,12 +49,8 @@ def default_output(info: VideoInfo) -> Path:
 
     Other suffixes are chosen by `default_suffix`.
     """
-    return Path(f"{short_stem(info.path.stem)}_edited{default_suffix(info)}")
-
-
-def short_stem(stem: str) -> str:
-    """Return the beginning of a long name, to which `_edited_compare.mp4`, and a row's number, still fit."""
-    return shorten(stem, MAX_NAME_BYTES - 35)
+    stem = shorten(info.path.stem, MAX_NAME_BYTES - 35)  # `_edited_compare.mp4` still fits
+    return Path(f"{stem}_edited{default_suffix(info)}")
 
 
 def comparison_output(output: Path) -> Path:

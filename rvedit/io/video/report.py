@@ -11,10 +11,18 @@ from rvedit.io.video.clip import FULL, LIMITED, RGB, VideoInfo
 from rvedit.io.video.losses import losses
 
 _UNSPECIFIED = "unspecified"
-_COLORS: dict[str, dict[int, str]] = {"color_range": {LIMITED: "limited range", FULL: "full range"}}
-for _key, _kind in (("colorspace", Colorspace), ("color_primaries", ColorPrimaries), ("color_trc", ColorTrc)):
-    _COLORS[_key] = {member.value: member.name.lower() for member in _kind}
-_COLORS["colorspace"][RGB] = "rgb"
+
+
+def _names(kind: Any) -> dict[int, str]:
+    return {member.value: member.name.lower() for member in kind}
+
+
+_COLORS = {
+    "color_range": {LIMITED: "limited range", FULL: "full range"},
+    "colorspace": {**_names(Colorspace), RGB: "rgb"},
+    "color_primaries": _names(ColorPrimaries),
+    "color_trc": _names(ColorTrc),
+}
 
 
 def clip_report(info: VideoInfo, suffix: str) -> dict[str, Any]:

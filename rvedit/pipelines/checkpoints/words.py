@@ -43,6 +43,7 @@ def _embeddings(
     for token, index in tokenizer.get_vocab().items():
         if token in old_ids:
             table[index] = old_table[old_ids[token]]
+    # Single letters were pieces of other words.
     known = [i for i, word in enumerate(words.words) if len(word) > 1 and f"{WORD_START}{word}" in old_ids]
     values = old_table[[old_ids[f"{WORD_START}{words.words[i]}"] for i in known]]
     table[len(table) - len(words.words) :] = words.interpolate(known, values)
