@@ -47,6 +47,12 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     assert "--format" in done.stderr
 
 
+def test_transparency_of_a_picture_is_told(tmp_path):
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    done = probe("a.png", cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "  an edit: its transparent parts are shown over black"
+
+
 READ_ALL = """
 import resource, sys, warnings
 from rvedit.io.errors import UserError

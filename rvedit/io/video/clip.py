@@ -42,6 +42,10 @@ DEFAULT_RATE = Fraction(24)
 """Frames per second of folders of images, and of videos that state no rate."""
 
 
+OVER_BLACK = "its transparent parts are shown over black"
+"""The warning of a clip with transparency."""
+
+
 class TruncatedError(Exception):
     """The clip's data end, or stop decoding, early; the message says how."""
 

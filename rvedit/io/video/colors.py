@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from rvedit.io.errors import UserError
-from rvedit.io.video.clip import Frame
+from rvedit.io.video.clip import OVER_BLACK, Frame
 
 # What may be white, where a picture's numbers have 32 bits and no range of their own.
 _WHITES = {"F": (1, 255, 65535), "I": (255, 65535)}
@@ -22,12 +22,16 @@ def to_rgb(image: Image.Image, warn: Callable[[str], None]) -> Frame:
     UserError for numbers of an unknown range.
     """
     colors = _to_srgb(_to_8_bits(image, warn), image.info.get("icc_profile"), warn)
-    if image.has_transparency_data:
+    if is_transparent(image):
+        warn(OVER_BLACK)
         alpha = image.convert("RGBA").getchannel("A")
-        if np.asarray(alpha).min() < 255:
-            warn("its transparent parts are shown over black; lay it over another color first to change that")
-            colors = Image.composite(colors, Image.new("RGB", colors.size), alpha)
+        colors = Image.composite(colors, Image.new("RGB", colors.size), alpha)
     return np.array(colors)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Return whether any pixel is transparent."""
+    return image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255
 
 
 def _to_8_bits(image: Image.Image, warn: Callable[[str], None]) -> Image.Image:

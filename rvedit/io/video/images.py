@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from rvedit.io.errors import UserError
 from rvedit.io.video.clip import DEFAULT_RATE, FULL, RGB, TimedFrame, TruncatedError, VideoInfo
-from rvedit.io.video.colors import to_rgb
+from rvedit.io.video.colors import is_transparent, to_rgb
 
 # What Pillow raises for damaged files.
 _DAMAGE = (EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error)
@@ -69,6 +70,7 @@ def probe_images(path: Path) -> VideoInfo:
         color_range=FULL,
         colorspace=RGB,
         pix_fmt="rgb24",
+        has_alpha=_has_alpha(files[0]),
     )
 
 
@@ -94,6 +96,12 @@ def _image_size(file: Path) -> tuple[int, int]:
         except _DAMAGE as error:
             raise UserError(f"{file}: {_UNREADABLE}") from error
         return image.size[::-1] if swaps_axes else image.size
+
+
+def _has_alpha(file: Path) -> bool:
+    with _open_image(file) as image, suppress(*_DAMAGE):  # the damage is told when the file is decoded
+        return is_transparent(image)
+    return False
 
 
 def decode_images(

@@ -12,7 +12,7 @@ from av.stream import Discard, Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rvedit.io.video.clip import VideoInfo
+from rvedit.io.video.clip import OVER_BLACK, VideoInfo
 from rvedit.io.video.copies import FORMATS, MP4_SUFFIXES, clip_tags, held_streams, tag_flags, time_code
 from rvedit.io.video.streams import choose_video, codec_name, is_thumbnail, open_container
 
@@ -35,7 +35,7 @@ def losses(info: VideoInfo, suffix: str) -> list[str]:
             if rest := _lost_parts(info, source, held, suffix):
                 lines.append(f"left out of {suffix}: {', '.join(rest)}")
     if info.has_alpha:
-        lines.append("its transparent parts are shown over black")
+        lines.append(OVER_BLACK)
     return lines
 
 
