@@ -41,6 +41,7 @@ def edit(
     preserve: options.Preserve = False,
     detail: options.Detail = "auto",
     description: options.Description = None,
+    reference: options.Reference = None,
     mask: options.Mask = None,
     region: options.Region = None,
     segmenter: options.Segmenter = None,
@@ -84,7 +85,7 @@ def edit(
     )
     from rvedit.editing.regions import read_regions
     from rvedit.editing.time_range import frame_range
-    from rvedit.io.video import VideoReader, VideoWriter, frame_times, probe
+    from rvedit.io.video import VideoReader, VideoWriter, frame_times, probe, read_image
     from rvedit.pipelines.sigmas import read_sigmas
     from rvedit_cli.masks import check_masks, check_saved_mask, find_masks
 
@@ -143,6 +144,8 @@ def edit(
             if len(description) > 1:
                 raise UserError("--description: with --batch give it once: items may have their own")
             config = replace(config, description=description[0])
+        if reference:
+            raise UserError("--reference: with --batch give pictures in the list, in the column ref_image")
         _check_settings(model, config, is_batch=True)
         loading = {"dtype": dtype, "quantize": quantization, "fast": fast, "lora": lora or None}
         batch_config = BatchConfig(
@@ -158,6 +161,7 @@ def edit(
         "steps": len(config.sigmas) if config.sigmas else steps,
         "guidance": guidance,
         "reconstruct": config.needs_reconstruction,
+        "reference_image": bool(reference),
         **placement,
     }
     # Files are checked before torch is imported, settings before a model is loaded.
@@ -167,6 +171,12 @@ def edit(
         raise UserError(
             f"--description: given {len(description)} times: give one for each of {len(prompts)} instructions"
         )
+    if reference and len(reference) not in (1, len(prompts)):
+        raise UserError(
+            f"--reference: given {len(reference)} times: give it once, or once for each of {len(prompts)} "
+            "instructions"
+        )
+    pictures = [read_image(path) for path in reference or []]
     if save_mask and len(set(places)) > 1:
         raise UserError("--save-mask: needs one --mask or --region for all instructions")
     with VideoReader(source, allow_truncated=allow_truncated) as reader:
@@ -191,7 +201,8 @@ def edit(
             "`save_mask`": save_mask,
             "`preview`": preview,
         }
-        check_distinct(files, {f"`mask` {path}": path for path in mask or []})
+        inputs = {f"`mask` {path}": path for path in mask or []}
+        check_distinct(files, inputs | {f"`reference` {path}": path for path in reference or []})
         for path in (output, comparison) if comparison else (output,):
             VideoWriter(path, like=reader.info, overwrite=overwrite)
         if contact_sheet:
@@ -201,6 +212,12 @@ def edit(
         configs = [config] * len(prompts)
         if description:
             configs = [replace(config, description=text) for text in description]
+        if pictures:
+            pictures *= len(prompts) if len(pictures) == 1 else 1
+            configs = [
+                replace(config, reference_image=picture)
+                for config, picture in zip(configs, pictures, strict=True)
+            ]
         _check_settings(model, configs[0])
         check_masks(places, reader.info, grow, invert_mask)
         if save_mask:
@@ -264,6 +281,7 @@ def edit(
         "seconds": round(report.seconds, 3),
         "model": model_name,
         "lora": lora or [],
+        "reference": reference or [],
         "instructions": prompts,
         "edited_frames": [part.first, part.stop] if part else [0, report.num_frames],
         "mask": save_mask,
@@ -312,8 +330,8 @@ def _check_preview(path: Path, info: VideoInfo, overwrite: bool) -> None:
 
 
 def _check_settings(model: str | None, config: EditConfig, is_batch: bool = False) -> None:
-    """Check `description` before a model is loaded; items of a batch may have descriptions."""
-    if not (config.description or model):
+    """Check `description` and `reference_image` before a model is loaded; items may have descriptions."""
+    if not (config.description or config.reference_image is not None or model):
         return  # nano reads none
     from rvedit.pipelines.loading import capabilities_of
 

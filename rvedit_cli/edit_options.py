@@ -79,6 +79,14 @@ Description = Annotated[
     list[str] | None,
     _model("With vace: description of the edited video, instead of INSTRUCTION. One for each instruction."),
 ]
+Reference = Annotated[
+    list[Path] | None,
+    _model(
+        'Picture of what INSTRUCTION refers to, such as "this hat", for models that read one. Give it once, '
+        "or once for each instruction.",
+        metavar="IMAGE",
+    ),
+]
 Mask = Annotated[list[Path] | None, _where(_MASK_HELP)]
 Region = Annotated[list[str] | None, _where(_REGION_HELP, metavar="WORDS|BOX")]
 Segmenter = Annotated[str | None, _where(_SEGMENTER_HELP, metavar="HUB_ID|DIR")]

@@ -6,6 +6,7 @@ own models; nothing of ours is called.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -17,13 +18,16 @@ import torch
 import torch.nn.functional as F
 from conftest import make_mllm, make_text_encoder
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
 
 CHANNELS, WIDTH, LLM_WIDTH = 4, 128, 64
 VIDEO_QUERIES, IMAGE_QUERIES = 7, 5
+REFERENCE_QUERIES = 9
+MAX_OBJECT_TOKEN = 20
+"""Most tokens of a reference image to the multimodal LLM."""
 MEAN, STD = [0.1, -0.2, 0.3, 0.0], [0.5, 0.8, 1.2, 0.7]
 SYSTEM = (
     "You will be given an image and instruction. Please describe the content of the image in detail based on "
@@ -131,16 +135,17 @@ def kiwi_parts() -> dict[str, torch.Tensor]:
         return torch.randn(shape, generator=generator) * scale
 
     parts = {"image_queries": draw(IMAGE_QUERIES, LLM_WIDTH), "video_queries": draw(VIDEO_QUERIES, LLM_WIDTH)}
-    parts["ref_queries"] = draw(9, LLM_WIDTH)
+    parts["ref_queries"] = draw(REFERENCE_QUERIES, LLM_WIDTH)
     for name in ("connector", "ref_connector"):
         parts |= {f"{name}.0.weight": draw(WIDTH, LLM_WIDTH), f"{name}.0.bias": draw(WIDTH)}
         parts |= {f"{name}.2.weight": draw(WIDTH, WIDTH), f"{name}.2.bias": draw(WIDTH)}
-    parts |= {"source.weight": draw(WIDTH, CHANNELS, 1, 2, 2), "source.bias": draw(WIDTH)}
+    for name in ("source", "reference"):
+        parts |= {f"{name}.weight": draw(WIDTH, CHANNELS, 1, 2, 2), f"{name}.bias": draw(WIDTH)}
     return parts
 
 
-def save_kiwi(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A checkpoint in the layout of kiwi-edit-5b-instruct-only-diffusers."""
+def save_kiwi(folder: Path, tokenizer: PreTrainedTokenizerFast, reference_first: bool | None = None) -> Path:
+    """A checkpoint in the layout of kiwi-edit-5b-instruct-only-diffusers, or -instruct-reference-."""
     parts = kiwi_parts()
     make_wan_transformer().save_pretrained(folder / "transformer")
     vae = {
@@ -149,14 +154,18 @@ def save_kiwi(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         "latents_std": STD,
     }  # fmt: skip
     save(folder / "vae", to_original_vae(make_wan_vae().state_dict()), vae)
-    for name in ("source_embedder", "ref_embedder"):
-        embedder = {f"patch_embedding.{part}": parts[f"source.{part}"].clone() for part in ("weight", "bias")}
-        save(folder / name, embedder, {"_class_name": "ConditionalEmbedder"})
-    encoder = {name: tensor for name, tensor in parts.items() if not name.startswith("source.")}
+    for name, part in (("source_embedder", "source"), ("ref_embedder", "reference")):
+        embedder = {f"patch_embedding.{kind}": parts[f"{part}.{kind}"] for kind in ("weight", "bias")}
+        config = {"_class_name": "ConditionalEmbedder", "ref_pad_first": bool(reference_first)}
+        save(folder / name, embedder, config)
+    if reference_first is None:
+        (folder / "ref_embedder" / "diffusion_pytorch_model.safetensors").unlink()
+    encoder = {name: tensor for name, tensor in parts.items() if "_" in name or name.startswith("connector")}
     make_qwen(tokenizer).save_pretrained(folder / "mllm_encoder")
     (folder / "processor").mkdir()
     (folder / "mllm_encoder" / "config.json").rename(folder / "processor" / "qwen_config.json")
     config = {"_class_name": "MLLMEncoder", "max_frames": 16, "max_pixels_per_frame": 262_144}
+    config["max_object_token"] = MAX_OBJECT_TOKEN
     save(folder / "mllm_encoder", encoder, config)
     tokenizer.save_pretrained(folder / "processor")
     FlowMatchEulerDiscreteScheduler(shift=5.0).save_pretrained(folder / "scheduler")
@@ -210,14 +219,21 @@ def reference_patches(frames: np.ndarray) -> tuple[torch.Tensor, list[int]]:
     return torch.tensor(np.array(patches), dtype=torch.float32), [pairs, rows, columns]
 
 
-def reference_positions(is_vision: list[bool], grid: list[int]) -> torch.Tensor:
-    """Time, row and column of every token, two ticks a pair of frames; text goes on after the largest."""
-    places = [(2 * t, y, x) for t in range(grid[0]) for y in range(grid[1] // 2) for x in range(grid[2] // 2)]
-    before, after = is_vision.index(True), is_vision[::-1].index(True)
-    positions = [(n, n, n) for n in range(before)]
-    positions += [(before + t, before + y, before + x) for t, y, x in places]
-    following = 1 + max(max(place) for place in positions)
-    positions += [(n, n, n) for n in range(following, following + after)]
+def reference_positions(visions: list[tuple[int, list[int]]], length: int) -> torch.Tensor:
+    """Time, row and column of every token, two ticks a pair of frames; text goes on after the largest.
+
+    `visions` are the first token and the grid of the clip and of a reference image.
+    """
+    positions: list[tuple[int, ...]] = []
+    following, starts = 0, dict(visions)
+    while len(positions) < length:
+        grid = starts.get(len(positions))
+        if grid is None:
+            positions.append((following,) * 3)
+        else:
+            places = itertools.product(range(grid[0]), range(grid[1] // 2), range(grid[2] // 2))
+            positions += [(following + 2 * t, following + y, following + x) for t, y, x in places]
+        following = 1 + max(max(place) for place in positions)
     return torch.tensor(positions).T
 
 
@@ -238,14 +254,16 @@ def reference_frames(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def reference_context(folder: Path, clip: np.ndarray, instruction: str) -> torch.Tensor:
-    """The context of every block, from the frames that the multimodal LLM is shown."""
+def reference_context(
+    folder: Path, clip: np.ndarray, instruction: str, picture: np.ndarray | None = None
+) -> torch.Tensor:
+    """The context of every block, from the frames and the picture that the multimodal LLM is shown."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
     config = Qwen2_5_VLConfig.from_json_file(folder / "processor" / "qwen_config.json")
     qwen = Qwen.from_pretrained(folder / "mllm_encoder", config=config).eval()
     weights = load_file(folder / "mllm_encoder" / "diffusion_pytorch_model.safetensors")
     height, width = clip.shape[1:3]
-    if len(clip) == 1:
+    if len(clip) == 1 and picture is None:
         queries, pad = weights["image_queries"], "<|image_pad|>"
         rows, columns = smart_resize(height, width, 28, 4 * 28**2, 16384 * 28**2)
         seen = np.stack([np.asarray(Image.fromarray(frame).resize((columns, rows))) for frame in clip])
@@ -260,30 +278,56 @@ def reference_context(folder: Path, clip: np.ndarray, instruction: str) -> torch
             torch.tensor(coarse).permute(0, 3, 1, 2).float(), (rows, columns), mode="bicubic", antialias=True
         )
         seen = fine.round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
-    patches, grid = reference_patches(seen)
-    count = math.prod(grid) // 4
+    clips = [(pad, *reference_patches(seen))]
+    middle = instruction
+    if picture is not None:
+        queries = weights["ref_queries"]
+        rows, columns = smart_resize(*picture.shape[:2], 28, 4 * 28**2, MAX_OBJECT_TOKEN * 28**2)
+        small = np.asarray(Image.fromarray(picture).resize((columns, rows)))
+        clips.append(("<|image_pad|>", *reference_patches(np.stack([small, small]))))
+        count = math.prod(clips[1][2]) // 4
+        middle += " Use the reference input from last frame."
+        middle += f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
+    count = math.prod(clips[0][2]) // 4
     text = (
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
-        f"<|vision_start|>{pad * count}<|vision_end|>{instruction}"
+        f"<|vision_start|>{pad * count}<|vision_end|>{middle}"
         f"{'<|object_ref_start|>' * len(queries)}<|im_end|>\n"
     )
     ids = tokenizer(text, return_tensors="pt").input_ids
     embeddings = qwen.get_input_embeddings()(ids)[0]
     token = tokenizer.convert_tokens_to_ids
     embeddings[ids[0] == token("<|object_ref_start|>")] = queries
-    embeddings[ids[0] == token(pad)] = qwen.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
-    positions = reference_positions((ids[0] == token(pad)).tolist(), grid)
+    visions = []
+    for pad_token, patches, grid in clips:
+        features = qwen.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
+        embeddings[ids[0] == token(pad_token)] = features
+        visions.append(((ids[0] == token(pad_token)).tolist().index(True), grid))
+    positions = reference_positions(visions, ids.shape[1])
     states = qwen.model.language_model(
         inputs_embeds=embeddings[None], position_ids=positions[:, None]
     ).last_hidden_state
-    last = states[:, -len(queries) :]
-    inner = F.gelu(last @ weights["connector.0.weight"].T + weights["connector.0.bias"], approximate="tanh")
-    return inner @ weights["connector.2.weight"].T + weights["connector.2.bias"]
+
+    def connect(states: torch.Tensor, name: str) -> torch.Tensor:
+        inner = F.gelu(states @ weights[f"{name}.0.weight"].T + weights[f"{name}.0.bias"], approximate="tanh")
+        return inner @ weights[f"{name}.2.weight"].T + weights[f"{name}.2.bias"]
+
+    context = connect(states[:, -len(queries) :], "connector")
+    if picture is None:
+        return context
+    start = (ids[0] == token("<|vision_start|>")).nonzero()[-1] + 1
+    stop = (ids[0] == token("<|vision_end|>")).nonzero()[-1]
+    return torch.cat([connect(states[:, start:stop], "ref_connector"), context], dim=1)
 
 
 @torch.no_grad()
 def reference_velocity(
-    folder: Path, latents: torch.Tensor, source: torch.Tensor, context: torch.Tensor, sigma: float
+    folder: Path,
+    latents: torch.Tensor,
+    source: torch.Tensor,
+    context: torch.Tensor,
+    sigma: float,
+    picture: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One forward pass."""
     wan = WanTransformer3DModel.from_pretrained(folder / "transformer").eval()
@@ -300,8 +344,23 @@ def reference_velocity(
     time = torch.cat([angles.cos(), angles.sin()])[None].float()
     time = wan.condition_embedder.time_embedder(time)
     modulation = wan.condition_embedder.time_proj(F.silu(time)).unflatten(1, (6, WIDTH))
+    rope = wan.rope(latents)
+    num_video, is_first = tokens.shape[1], False
+    if picture is not None:
+        of_picture = load_file(folder / "ref_embedder" / "diffusion_pytorch_model.safetensors")
+        added = F.conv3d(
+            picture,
+            of_picture["patch_embedding.weight"],
+            of_picture["patch_embedding.bias"],
+            stride=(1, 2, 2),
+        )
+        added = added.flatten(2).transpose(1, 2)
+        is_first = json.loads((folder / "ref_embedder" / "config.json").read_text())["ref_pad_first"]
+        tokens = torch.cat([added, tokens] if is_first else [tokens, added], dim=1)
+        rope = wan.rope(torch.cat([latents, latents[:, :, :1]], dim=2))
     for block in wan.blocks:
-        tokens = block(tokens, context, modulation, wan.rope(latents))
+        tokens = block(tokens, context, modulation, rope)
+    tokens = tokens[:, -num_video:] if is_first else tokens[:, :num_video]
     shift, scale = (wan.scale_shift_table + time[:, None]).chunk(2, dim=1)
     tokens = wan.proj_out(wan.norm_out(tokens) * (1 + scale) + shift)
     tokens = tokens.view(1, frames, rows, columns, 2, 2, CHANNELS)
@@ -310,19 +369,34 @@ def reference_velocity(
 
 @torch.no_grad()
 def reference_edit(
-    folder: Path, clip: np.ndarray, instruction: str, steps: int, seed: int, sigma_min: float = 0.003 / 1.002
+    folder: Path,
+    clip: np.ndarray,
+    instruction: str,
+    steps: int,
+    seed: int,
+    sigma_min: float = 0.003 / 1.002,
+    picture: np.ndarray | None = None,
 ) -> torch.Tensor:
     """The latents of a whole edit."""
     vae = make_wan_vae()  # the weights that were saved, in the library's own layout
     mean, std = (torch.tensor(x)[:, None, None, None] for x in (MEAN, STD))
     shown, encoded = reference_frames(clip)
-    pixels = torch.tensor(encoded).permute(3, 0, 1, 2)[None] / 127.5 - 1
-    source = (vae.encode(pixels).latent_dist.mean - mean) / std
-    context = reference_context(folder, shown, instruction)
+
+    def encode(frames: np.ndarray) -> torch.Tensor:
+        pixels = torch.tensor(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        return (vae.encode(pixels).latent_dist.mean - mean) / std
+
+    source = encode(encoded)
+    context = reference_context(folder, shown, instruction, picture)
+    of_picture = None
+    if picture is not None:
+        size = (encoded.shape[2], encoded.shape[1])
+        padded = ImageOps.pad(Image.fromarray(picture), size, color="white", centering=(0.5, 0.5))
+        of_picture = encode(np.asarray(padded)[None])
     sigmas = torch.linspace(1, sigma_min, steps + 1, dtype=torch.float64)[:-1]
     sigmas = (5 * sigmas / (1 + 4 * sigmas)).tolist()
     latents = torch.randn(source.shape, generator=torch.Generator("cpu").manual_seed(seed))
     for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-        velocity = reference_velocity(folder, latents, source, context, sigma)
+        velocity = reference_velocity(folder, latents, source, context, sigma, of_picture)
         latents = latents + velocity * (following - sigma)
     return latents

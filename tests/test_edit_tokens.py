@@ -30,6 +30,11 @@ def library_patches(frame: np.ndarray, limit: int = 32 * 32) -> tuple[torch.Tens
 
 
 @torch.no_grad()
+def prompt(encoder: EditTokenEncoder, instruction: str, vision_tokens: int = 8) -> str:
+    clip = f"<|vision_start|>{'<|video_pad|>' * vision_tokens}<|vision_end|>"
+    return encoder.prompt(instruction, encoder.connector.config.num_queries, [clip])
+
+
 def tokens(encoder: EditTokenEncoder, frames: np.ndarray, instruction: str = INSTRUCTION) -> torch.Tensor:
     return encoder([frames], [instruction])[0]
 
@@ -154,7 +159,7 @@ def test_nanos_positions_are_those_it_was_trained_with(num_frames: int, height: 
     instructions = ["remove the ball", "replace the dog with a corgi"]
     encoder([frames, frames], instructions)
     _, grid = encoder.patchify(frames[None])
-    prompts = [encoder.prompt(text, int(grid.prod()) // 4) for text in instructions]
+    prompts = [prompt(encoder, text, int(grid.prod()) // 4) for text in instructions]
     inputs = encoder.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
     expected, _ = encoder.mllm.model.get_rope_index(
         inputs.input_ids,
@@ -167,11 +172,11 @@ def test_nanos_positions_are_those_it_was_trained_with(num_frames: int, height: 
 
 
 def test_the_prompt_is_closed_by_k_placeholders(tiny_encoder: EditTokenEncoder) -> None:
-    prompt = tiny_encoder.prompt(INSTRUCTION, vision_tokens=8)
-    assert prompt.count("<|object_ref_start|>") == K
-    assert prompt.count("<|video_pad|>") == 8
-    assert prompt.endswith(INSTRUCTION + "<|object_ref_start|>" * K + "<|im_end|>\n")
-    assert prompt.startswith("<|im_start|>system\nedit the dog<|im_end|>\n")
+    text = prompt(tiny_encoder, INSTRUCTION)
+    assert text.count("<|object_ref_start|>") == K
+    assert text.count("<|video_pad|>") == 8
+    assert text.endswith(INSTRUCTION + "<|object_ref_start|>" * K + "<|im_end|>\n")
+    assert text.startswith("<|im_start|>system\nedit the dog<|im_end|>\n")
 
 
 @torch.no_grad()
@@ -221,7 +226,7 @@ def test_special_tokens_typed_by_a_user_are_words(tiny_encoder: EditTokenEncoder
     identifier = tokenizer.convert_tokens_to_ids(special)
 
     def count(text: str) -> int:
-        return tokenizer(tiny_encoder.prompt(text, 8)).input_ids.count(identifier)
+        return tokenizer(prompt(tiny_encoder, text)).input_ids.count(identifier)
 
     assert count(instruction) == count("add and")
 
@@ -231,7 +236,7 @@ def test_special_tokens_typed_by_a_user_are_words(tiny_encoder: EditTokenEncoder
 )
 def test_broken_special_tokens_do_not_heal(tiny_encoder: EditTokenEncoder, nested: str) -> None:
     video = tiny_encoder.tokenizer.convert_tokens_to_ids("<|video_pad|>")
-    assert tiny_encoder.tokenizer(tiny_encoder.prompt(nested, 8)).input_ids.count(video) == 8
+    assert tiny_encoder.tokenizer(prompt(tiny_encoder, nested)).input_ids.count(video) == 8
     assert tokens(tiny_encoder, random_clip(4), nested).isfinite().all()
 
 

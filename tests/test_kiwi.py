@@ -84,6 +84,69 @@ def test_an_edit_of_five_steps_is_theirs(folder, pipeline, shape):
     assert_close(latents, foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3), **CLOSE)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["picture last", "picture first"])
+def reference_folder(tiny_tokenizer, tmp_path_factory, request) -> Path:
+    return foreign.save_kiwi(tmp_path_factory.mktemp("kiwi") / "kiwi", tiny_tokenizer, request.param)
+
+
+WITH_PICTURES = [((5, 256, 256), (300, 420)), ((21, 256, 256), (60, 80)), ((1, 256, 256), (256, 256)),
+                 ((8, 180, 400), (500, 90))]  # fmt: skip
+"""Shapes of a clip and of a reference image; one of them is within the most tokens."""
+
+
+@pytest.mark.parametrize(("shape", "size"), WITH_PICTURES)
+@torch.no_grad()
+def test_an_edit_with_a_reference_image_is_theirs(reference_folder, shape, size):
+    pipeline = load_checkpoint(reference_folder)
+    clip, picture = random_clip(*shape), random_clip(1, *size)[0]
+    edits = []
+    for given in (picture, None):
+        generator = torch.Generator().manual_seed(3)
+        options = {"num_inference_steps": 5, "output_type": "latent", "reference_image": given}
+        latents = pipeline(clip, INSTRUCTION, generator=generator, **options).frames
+        theirs = foreign.reference_edit(reference_folder, clip, INSTRUCTION, 5, 3, picture=given)
+        assert_close(latents, theirs, **CLOSE)
+        edits.append(latents)
+    assert (edits[0] - edits[1]).abs().mean() > 0.05, "the picture must change the edit"
+
+
+@torch.no_grad()
+def test_the_context_of_a_reference_image_is_theirs(reference_folder):
+    encoder = load_checkpoint(reference_folder).edit_token_encoder
+    clip, picture = random_clip(21, 256, 256), random_clip(1, 100, 300)[0]
+    processor = encoder.frame_processor
+    seen = processor.reference_image(picture)
+    ours = encoder([processor(clip, has_reference=True)], [INSTRUCTION], [seen])
+    theirs = foreign.reference_context(reference_folder, clip, INSTRUCTION, picture)
+    num_tokens = (seen.shape[0] // 28) * (seen.shape[1] // 28)
+    assert ours.shape[1] == num_tokens + foreign.REFERENCE_QUERIES
+    assert_close(ours, theirs, **CLOSE)
+
+
+@torch.no_grad()
+def test_clips_together_have_a_reference_image_each(reference_folder):
+    pipeline = load_checkpoint(reference_folder)
+    clips = [random_clip(5, 256, 256, seed=seed) for seed in (0, 1)]
+    pictures = [random_clip(1, 90, 90, seed=seed)[0] for seed in (2, 3)]
+    noise = torch.randn(1, foreign.CHANNELS, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"num_inference_steps": 2, "output_type": "latent"}
+    texts = [INSTRUCTION, "remove it, please"]
+    together = pipeline(
+        clips, texts, latents=noise.repeat(2, 1, 1, 1, 1), reference_image=pictures, **options
+    ).frames
+    for clip, text, picture, edited in zip(clips, texts, pictures, together, strict=True):
+        alone = pipeline(clip, text, latents=noise, reference_image=picture, **options).frames[0]
+        assert_close(edited, alone, **CLOSE)
+
+
+def test_a_reference_image_is_refused_where_it_has_no_effect(pipeline):
+    clip, picture = random_clip(5, 256, 256), random_clip(1, 64, 64)[0]
+    with pytest.raises(ValueError, match="`reference_image`: this model reads none"):
+        pipeline(clip, INSTRUCTION, reference_image=picture)
+    with pytest.raises(ValueError, match="`reference_image` has 2 pictures, not one for each of 1 clips"):
+        pipeline(clip, INSTRUCTION, reference_image=[picture, picture])
+
+
 @torch.no_grad()
 def test_latents_are_decoded_as_theirs(pipeline):
     latents = torch.randn(1, foreign.CHANNELS, 2, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -107,7 +170,7 @@ def test_the_driver_gives_the_frames_that_they_do(pipeline, monkeypatch, togethe
     run = partial(edit_videos_together, pipeline, [clip], [INSTRUCTION])
     with pytest.raises(InterruptedError):
         run() if together else edit(pipeline, clip, INSTRUCTION)
-    source, frames, _ = seen
+    source, frames, *_ = seen
     shown, encoded = foreign.reference_frames(clip)
     assert np.array_equal(frames[0], shown)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from rvedit.analysis.observe import observed_attention, observed_outputs, observ
 from rvedit.analysis.reading import AttentionStatistics, attention_statistics
 from rvedit.analysis.traces import TraceSimilarity, trace_similarity
 from rvedit.editing.config import EditConfig
-from rvedit.editing.long_video import StepReport, step_callback
+from rvedit.editing.step_callback import StepReport, step_callback
 from rvedit.evaluation.aggregate import Values
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.video import VideoReader

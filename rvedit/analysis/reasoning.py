@@ -17,7 +17,7 @@ from rvedit.analysis.concepts import concept_shares, concept_tokens, concept_val
 from rvedit.analysis.experiments import observe_edit
 from rvedit.analysis.reading import attention_rows
 from rvedit.editing.config import EditConfig
-from rvedit.editing.long_video import StepReport
+from rvedit.editing.step_callback import StepReport
 from rvedit.io.frames import Frames, to_frames
 from rvedit.models.autoencoder import decode
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline

@@ -15,7 +15,7 @@ from rvedit.analysis.reasoning import trace_edit
 from rvedit.analysis.trace_page import overlay_frames, write_trace_page
 from rvedit.editing.config import EditConfig
 from rvedit.editing.edit_file import checked_instruction
-from rvedit.editing.long_video import StepReport
+from rvedit.editing.step_callback import StepReport
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import prepare_folder
 from rvedit.io.video import VideoReader, probe, write_like

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -108,7 +109,8 @@ def edit_batch(
         raise UserError("`together`: edits with a mask are made one by one: leave it out")
     prepare_folder(batch.out)
     settings = {"model": batch.model, **asdict(config), **batch.loading}
-    settings["mask"] = str(config.mask) if config.mask else None
+    for name in ("mask", "reference_image"):
+        settings[name] = str(value) if (value := getattr(config, name)) else None
     del settings["frame_rate"]  # each clip has its own
     if not batch.overwrite and any(_output_of(item).is_file() for item in items):
         _check_settings(batch.out, settings)
@@ -121,6 +123,8 @@ def edit_batch(
     pipe = load() if pending else None
     if pipe is not None and batch.together > 1 and type(pipe).__name__ != "RVEDiTPipeline":
         raise UserError("`together`: is for RVEDiT models only: leave it out")
+    if pipe is not None and any(item.reference_image for item in pending):
+        _warn_of_reference_images(pipe)
     # An interrupted run must not leave old edits that look like new ones. With other settings than before,
     # the edits of all shards are old.
     is_changed = batch.overwrite and _recorded_settings(batch.out, settings) != settings
@@ -140,7 +144,7 @@ def edit_batch(
                     frames = partial(_alongside, edited_together[item.id])
                     write_edit(reader, frames, _output_of(item), overwrite=True)
                 else:
-                    item_config = _with_description(config, item, pipe)
+                    item_config = _for_item(config, item, pipe)
                     edit_file(reader, instruction, _output_of(item), pipe, item_config, overwrite=True)
         except Exception as error:  # such as a full memory: the other items are still edited
             failures[item.id] = reason_of(error)
@@ -159,12 +163,23 @@ def _alongside(edited: Frames, source: Iterable[Frames]) -> Iterator[Frames]:
         yield frame
 
 
-def _with_description(config: EditConfig, item: BenchItem, pipe: Any) -> EditConfig:
-    """Add the item's description if the model reads one."""
+def _for_item(config: EditConfig, item: BenchItem, pipe: Any) -> EditConfig:
+    """Add the item's description and reference image if the model reads them."""
     from rvedit.pipelines.baselines import capabilities
 
-    is_read = item.description and capabilities(pipe).description
-    return replace(config, description=item.description) if is_read else config
+    reads = capabilities(pipe)
+    if item.description and reads.description:
+        config = replace(config, description=item.description)
+    if item.reference_image and reads.reference_image:
+        config = replace(config, reference_image=item.reference_image)
+    return config
+
+
+def _warn_of_reference_images(pipe: Any) -> None:
+    from rvedit.pipelines.baselines import capabilities
+
+    if not capabilities(pipe).reference_image:
+        warnings.warn("the list has reference images, which this model does not read", stacklevel=3)
 
 
 def _edit_together(items: Sequence[BenchItem], pipe: Any, config: EditConfig) -> dict[str, Frames]:
@@ -174,7 +189,8 @@ def _edit_together(items: Sequence[BenchItem], pipe: Any, config: EditConfig) ->
     groups: dict[tuple[int, ...], list[tuple[BenchItem, Frames]]] = {}
     for item in items:
         with suppress(UserError), VideoReader(item.source) as reader:
-            if count_windows(pipe, reader.info.num_frames) == 1 and item.instruction.strip():
+            fits = count_windows(pipe, reader.info.num_frames) == 1
+            if fits and item.instruction.strip() and not item.reference_image:
                 clip = np.stack([timed.frame for timed in reader])
                 groups.setdefault(clip.shape, []).append((item, clip))
     edited: dict[str, Frames] = {}

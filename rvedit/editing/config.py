@@ -41,6 +41,9 @@ class EditConfig:
     """Shift of the timesteps towards noise; None is the model's own."""
     sigmas: list[float] | None = None
     """Noise levels of the denoising steps, falling from 1, instead of the number of steps and the shift."""
+    reference_image: Any = None
+    """A picture of what the instruction refers to, for models that read one: an image file, or a picture in
+    any form that `RVEDiTPipeline` takes."""
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.detail, int | float)

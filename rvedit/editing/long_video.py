@@ -32,6 +32,7 @@ from rvedit.editing.mask import (
     with_masks,
 )
 from rvedit.editing.regions import as_masks
+from rvedit.editing.step_callback import StepReport, step_callback
 from rvedit.editing.windows import (
     FRAMES_PER_LATENT,
     EditedFrames,
@@ -43,15 +44,12 @@ from rvedit.editing.windows import (
     split,
 )
 from rvedit.io.frames import Frames, as_frames, resize_frames, to_frames, to_model_range
-from rvedit.io.video import FileFrames
+from rvedit.io.video import FileFrames, read_image
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.pipelines.baselines import BaselineSpec, baseline_spec, capabilities
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.pipelines.schedule import scheduler_with
 from rvedit.pipelines.sigmas import check_sigmas
-
-StepReport = Callable[[int, int], None]
-"""Callback: (step, counted from 1; number of steps)."""
 
 
 def edit_video(
@@ -157,6 +155,7 @@ class RVEDiTSampler:
         self, pipe: RVEDiTPipeline, prompt: str, config: EditConfig, on_step_end: StepCallback | None
     ) -> None:
         self.pipe, self.prompt, self.config, self.on_step_end = pipe, prompt, config, on_step_end
+        self.sampling = _sampling(config)
         self.plan = WindowPlan.of(pipe)
         self.size = pipe.model_size
         self.input_size, self.resize = pipe.sizes.mllm_size, pipe.sizes.resize
@@ -189,7 +188,7 @@ class RVEDiTSampler:
             callback_on_step_end=step_callback(
                 report, _hold_outside(window.masks, source, noise), self.on_step_end
             ),
-            **_sampling(self.config),
+            **self.sampling,
         ).frames
         with torch.no_grad():
             new = self.decoder.frames(self.latents, 0 if prefix is None else prefix.shape[2])
@@ -372,21 +371,11 @@ def _frames_of(video: Any) -> Iterable[Frames]:
 
 def _sampling(config: EditConfig) -> dict[str, Any]:
     """Return the pipeline's sampling arguments, without those left at the model's default."""
-    names = ("num_inference_steps", "guidance_scale", "shift", "sigmas")
-    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-
-
-def step_callback(report: StepReport, *callbacks: StepCallback | None) -> StepCallback:
-    """Return a `callback_on_step_end` of a pipeline that reports each step and calls other callbacks."""
-
-    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        report(step + 1, pipe.num_timesteps)
-        for callback in callbacks:
-            if callback is not None:
-                tensors = {**tensors, **(callback(pipe, step, timestep, tensors) or {})}
-        return tensors
-
-    return on_step_end
+    names = ("num_inference_steps", "guidance_scale", "shift", "sigmas", "reference_image")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if isinstance(given.get("reference_image"), str | Path):
+        given["reference_image"] = read_image(given["reference_image"])
+    return given
 
 
 def _detail_cell(pipe: Any) -> int:

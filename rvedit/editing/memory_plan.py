@@ -59,6 +59,7 @@ class EditPlanOptions:
     guidance: float | None = None
     reconstruct: bool = True
     """Whether the source is reconstructed by the VAE, for detail transfer and `preserve`."""
+    reference_image: bool = False
 
     def __post_init__(self) -> None:
         check_placement(self.offload, self.quantization)
@@ -154,6 +155,8 @@ class Planner:
     def __call__(self, options: EditPlanOptions) -> EditPlan:
         """Return the plan with these options."""
         pipeline, clip = self.pipeline, self.clip
+        if options.reference_image and not pipeline.reads_reference_images:
+            raise UserError("`reference`: this model reads no reference image: omit it")
         windows = WindowPlan.of(pipeline)
         frames = min(windows.length, clip.num_frames + (1 - clip.num_frames) % 4)
         rows, columns = pipeline.model_size(clip.height, clip.width)
@@ -189,7 +192,7 @@ class Planner:
         """Return the stages except detail transfer, which depend only on dtype, tiling and guidance."""
         encoding, decoding = self._cached(_vae_stages, clip, options.vae_tiling)
         decoded_clips = 1 + options.reconstruct
-        steps = self._cached(_transformer_stages, clip, options.dtype, conditions)
+        steps = self._cached(_transformer_stages, clip, options.dtype, conditions, options.reference_image)
         return (encoding, *steps, replace(decoding, flops=decoding.flops * decoded_clips))
 
     def _cached(self, measure: Callable[..., Iterator[Stage]], *args: Any) -> tuple[Stage, ...]:
@@ -306,9 +309,12 @@ def _vae_stages(pipeline: RVEDiTPipeline, clip: ClipShape, tiling: bool) -> Iter
 
 
 def _transformer_stages(
-    pipeline: RVEDiTPipeline, clip: ClipShape, dtype: torch.dtype, conditions: int
+    pipeline: RVEDiTPipeline, clip: ClipShape, dtype: torch.dtype, conditions: int, has_reference: bool
 ) -> Iterator[Stage]:
-    """Yield the stages of the language models and of a denoising step of the transformer."""
+    """Yield the stages of the language models and of a denoising step of the transformer.
+
+    A reference image is counted with as many tokens as it may have.
+    """
     vae, transformer, connector = pipeline.vae, pipeline.transformer, pipeline.connector
 
     def empty(*shape: int, of: torch.dtype = dtype) -> Tensor:
@@ -324,7 +330,12 @@ def _transformer_stages(
     rows, columns = frame_processor.size(clip.height, clip.width)
     pairs = -(-min(clip.num_frames, frame_processor.max_frames) // vision.temporal_patch_size)
     tokens = pairs * (rows // frame_processor.grid) * (columns // frame_processor.grid)
-    length = tokens + PROMPT_TOKENS + connector.config.num_queries
+    num_queries, reference_tokens = connector.config.num_queries, 0
+    if has_reference:
+        num_queries = connector.config.num_reference_queries
+        reference_tokens = connector.config.max_reference_tokens
+    length = tokens + reference_tokens + PROMPT_TOKENS + num_queries
+    num_edit_tokens = reference_tokens + num_queries
     language = _cast(pipeline.mllm.model.language_model, dtype)
     states = empty(1, length, connector.config.llm_width)
     positions = torch.empty(3, 1, length, dtype=torch.long, device="meta")
@@ -343,17 +354,20 @@ def _transformer_stages(
         yield _stage("text tokens", ("text_encoder", *embedding), lambda: encoder(ids), conditions)
 
     model = _cast(transformer, dtype)
-    edit_tokens = empty(1, connector.config.num_queries, connector.config.width)
+    edit_tokens = empty(1, num_edit_tokens, connector.config.width)
+    reference = latents[:, :, :1].to(dtype) if has_reference else None
 
     def two_steps() -> None:
-        groups = [model.embed_tokens(edit_tokens, latents.to(dtype), text) for _ in range(conditions)]
+        groups = [
+            model.embed_tokens(edit_tokens, latents.to(dtype), text, reference) for _ in range(conditions)
+        ]
         contexts = [model.contexts(tokens, reuse=True) for tokens in groups]
         for _ in range(2):
             for tokens, context in zip(groups, contexts, strict=True):
                 model(latents.to(dtype), empty(1, of=torch.float32), tokens, context)
 
     shape = Shape(
-        dict(transformer.config), grid, connector.config.num_queries,
+        dict(transformer.config), (grid[0] + has_reference, *grid[1:]), num_edit_tokens,
         pipeline.config.max_text_length if text is not None else 0,
     )  # fmt: skip
     flops = conditions * forward_flops(shape, context_lengths(shape), reuse=True)

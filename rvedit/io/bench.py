@@ -30,8 +30,10 @@ OPENVE_CATEGORIES: Mapping[str, Category | None] = {
 _CATEGORIES = {**OPENVE_CATEGORIES, **{category.value: category for category in Category}}
 _REQUIRED_COLUMNS = ("edited_type", "prompt", "original_video")
 _EDITED_COLUMN = "edited_result_path"
-_OPTIONAL_COLUMNS = (_EDITED_COLUMN, "description")
-_OPTIONAL_TEXTS = ("id", "category", "edited_type", "target", "description", "edited")
+_OPTIONAL_COLUMNS = (_EDITED_COLUMN, "description", "ref_image")
+_OPTIONAL_TEXTS = (
+    "id", "category", "edited_type", "target", "description", "edited", "reference_image"
+)  # fmt: skip
 _BENCH_FOLDER = "OpenVE-Bench"
 _CLIP_SUFFIXES = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif", ".png", ".jpg", ".webp"}
 _ID_SUFFIX, _ANY_ID = re.compile(r"_id\d+_edited$"), "_id*_edited"
@@ -59,6 +61,8 @@ class BenchItem:
     """Caption of the target, if there is one."""
     edited: Path | None = None
     """Path of the edited clip, as the list spells it."""
+    reference_image: Path | None = None
+    """Picture of what the instruction refers to, if there is one."""
     list_folder: Path | None = None
     """Folder of the list, if the paths of the edits may be relative to it."""
 
@@ -106,6 +110,7 @@ def write_batch(folder: Path, items: Sequence[BenchItem]) -> None:
             "target": relative(item.target),
             "description": item.description,
             "edited": relative(item.edited),
+            "reference_image": relative(item.reference_image),
         }
         for item in items
     ]
@@ -200,6 +205,7 @@ def _read_csv(path: Path) -> list[BenchItem]:
                 source,
                 description=texts["description"] or None,
                 edited=Path(normalize(texts[_EDITED_COLUMN])) if texts[_EDITED_COLUMN] else None,
+                reference_image=_find_source(path.parent, texts["ref_image"]) if texts["ref_image"] else None,
                 list_folder=path.parent,
             )
         )
@@ -246,6 +252,7 @@ def _read_jsonl(path: Path) -> list[BenchItem]:
                 row.get("description"),
                 # The name alone: a path into another folder could be another editor's clip.
                 Path(Path(normalize(row["edited"])).name) if row.get("edited") else None,
+                _find_source(path.parent, row["reference_image"]) if row.get("reference_image") else None,
             )
         )
     return items
@@ -262,6 +269,7 @@ def _read_triplets(path: Path) -> list[BenchItem]:
             clip_path(path, triplet, "source"),
             clip_path(path, triplet, "target"),
             triplet.target_caption,
+            reference_image=clip_path(path, triplet, "reference_image") if triplet.reference_image else None,
         )
         for index, triplet in enumerate(read_manifest(path))
     ]

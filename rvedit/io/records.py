@@ -53,6 +53,8 @@ class Triplet:
     caption_model: str | None = None
     """Model that wrote the caption; None if it is the dataset's own."""
     caption_prompt: str | None = None
+    reference_image: str | None = None
+    """Picture of what the instruction refers to, if there is one; its path is relative to `root`."""
 
     @property
     def key(self) -> str:

@@ -5,6 +5,9 @@ embeddings are replaced by learned queries, which attend causally to the frames 
 K hidden states, projected to the transformer's width by a connector, are X_e. As in Kiwi-Edit these are the
 last K positions of the whole sequence. The template ends with two more tokens, so that the first two queries
 act only through attention.
+
+With a reference image the prompt goes on with a sentence about it and the image itself, and ends with queries
+of their own. X_e then starts with the hidden states of the image, projected by a connector of their own.
 """
 
 from __future__ import annotations
@@ -19,12 +22,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rvedit.compat import onload, smart_resize
-from rvedit.io.frames import Frames, pillow_resize, resize_frames
+from rvedit.compat import onload
+from rvedit.models.mllm_frames import MLLMFrameProcessor
 
 SYSTEM_PROMPT = (
     "You will be given an image and instruction. Please describe the content of the image in detail based on "
@@ -32,6 +34,8 @@ SYSTEM_PROMPT = (
 )
 VIDEO_TOKEN, IMAGE_TOKEN = "<|video_pad|>", "<|image_pad|>"
 QUERY_TOKEN = "<|object_ref_start|>"
+REFERENCE_SENTENCE = " Use the reference input from last frame."
+"""What Kiwi-Edit writes between an instruction and the reference image."""
 # CLIP's statistics of RGB in [0, 1], which Qwen2.5-VL's vision encoder was trained with.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,8 +55,9 @@ class EditTokenConnector(ModelMixin, ConfigMixin):
         num_image_queries: K for a single frame, which is then an image to the LLM; 0: it is a video too.
         min_pixels: minimum pixels of each frame of a video; 0: the pixels of one token.
         coarse_grid: first resize frames with Pillow to multiples of this many pixels, as Kiwi-Edit does; 0:
-        do
-            not.
+            do not.
+        num_reference_queries: K with a reference image; 0: the model reads none.
+        max_reference_tokens: maximum tokens of a reference image.
     """
 
     @register_to_config
@@ -68,69 +73,58 @@ class EditTokenConnector(ModelMixin, ConfigMixin):
         num_image_queries: int = 0,
         min_pixels: int = 0,
         coarse_grid: int = 0,
+        num_reference_queries: int = 0,
+        max_reference_tokens: int = 768,
     ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(num_queries, llm_width) * 0.02)
         if num_image_queries:
             self.image_queries = nn.Parameter(torch.randn(num_image_queries, llm_width) * 0.02)
-        last = nn.Linear(width, width)
-        if zero_init:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        self.connector = nn.Sequential(nn.Linear(llm_width, width), nn.GELU("tanh"), last)
+        self.connector = _projection(llm_width, width, zero_init)
+        if num_reference_queries:
+            self.reference_queries = nn.Parameter(torch.randn(num_reference_queries, llm_width) * 0.02)
+            self.reference_connector = _projection(llm_width, width, zero_init)
 
-    def forward(self, hidden_states: Float[Tensor, "b k m"]) -> Float[Tensor, "b k d"]:
-        """Return X_e from the hidden states at the query positions."""
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "b k m"],
+        reference_states: Float[Tensor, "b r m"] | None = None,
+    ) -> Float[Tensor, "b c d"]:
+        """Return X_e from the hidden states at the query positions, and at those of a reference image."""
         tokens: Tensor = self.connector(hidden_states)
-        return tokens
+        if reference_states is None:
+            return tokens
+        return torch.cat([self.reference_connector(reference_states), tokens], dim=1)
+
+
+def _projection(llm_width: int, width: int, zero_init: bool) -> nn.Sequential:
+    last = nn.Linear(width, width)
+    if zero_init:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(llm_width, width), nn.GELU("tanh"), last)
 
 
 @dataclass(frozen=True)
-class MLLMFrameProcessor:
-    """Samples and resizes the frames of a clip for the multimodal LLM."""
+class _Vision:
+    """The patches of a batch of clips or images of one shape, and the token that stands for each four."""
 
-    max_frames: int
-    grid: int
-    """Side of one token in pixels; heights and widths are multiples of it."""
-    max_pixels: int
-    """Maximum pixels of each frame."""
-    min_pixels: int = 0
-    coarse_grid: int = 0
-    """First resize with Pillow to multiples of this many pixels; 0: do not."""
-    whole_stills: bool = False
-    """Keep a single frame near its own size."""
+    token: str
+    patches: Float[Tensor, "p q"]
+    grid: Int[Tensor, "1 3"]
+    num_tokens: int
 
-    def sample(self, frames: Frames) -> Frames:
-        """Return at most `max_frames` frames, evenly spaced from the first to the last."""
-        if len(frames) <= self.max_frames:
-            return frames
-        return frames[np.round(np.linspace(0, len(frames) - 1, self.max_frames)).astype(int)]
+    @property
+    def prompt(self) -> str:
+        return f"<|vision_start|>{self.token * self.num_tokens}<|vision_end|>"
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) in pixels of the LLM's frames for a clip of this size."""
-        if self.coarse_grid:
-            height, width = self._coarse_size(height, width)
-        return smart_resize(height, width, self.grid, max(self.min_pixels, self.grid**2), self.max_pixels)
-
-    def __call__(self, clip: Frames) -> Frames:
-        """Return the frames for the LLM at their size."""
-        height, width = clip.shape[1:3]
-        if self.whole_stills and len(clip) == 1:
-            minimum, maximum = (tokens * self.grid**2 for tokens in _STILL_TOKENS)
-            size = smart_resize(height, width, self.grid, minimum, maximum)
-            return pillow_resize(clip, *size, Image.Resampling.BICUBIC)
-        size = self.size(height, width)
-        clip = self.sample(clip)
-        if self.coarse_grid:
-            clip = pillow_resize(clip, *self._coarse_size(height, width), Image.Resampling.BICUBIC)
-        return resize_frames(clip, *size)
-
-    def _coarse_size(self, height: int, width: int) -> tuple[int, int]:
-        return smart_resize(height, width, self.coarse_grid, 4 * self.coarse_grid**2, self.max_pixels)
-
-
-_STILL_TOKENS = (4, 16_384)
-"""Minimum and maximum tokens of an image in Qwen's tools."""
+    def inputs(self, batch_size: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the arguments of Qwen2.5-VL."""
+        names = ("pixel_values", "image_grid_thw")
+        if self.token == VIDEO_TOKEN:
+            names = ("pixel_values_videos", "video_grid_thw")
+        values = (self.patches, self.grid.expand(batch_size, 3))
+        return {name: value.to(device) for name, value in zip(names, values, strict=True)}
 
 
 class EditTokenEncoder:
@@ -162,78 +156,102 @@ class EditTokenEncoder:
             config.min_pixels,
             config.coarse_grid,
             whole_stills=config.num_image_queries > 0,
+            max_image_tokens=config.max_reference_tokens,
         )
 
     def __call__(
-        self, frames: Sequence[UInt8[np.ndarray, "n h w 3"]], instructions: Sequence[str]
-    ) -> Float[Tensor, "b k d"]:
-        """Return X_e of a batch of clips, from `frame_processor` and of one shape, and instructions."""
+        self,
+        frames: Sequence[UInt8[np.ndarray, "n h w 3"]],
+        instructions: Sequence[str],
+        reference_images: Sequence[UInt8[np.ndarray, "y x 3"]] = (),
+    ) -> Float[Tensor, "b c d"]:
+        """Return X_e of a batch of clips, instructions and, if the model reads them, reference images.
+
+        Clips and images come from `frame_processor`; the clips of a batch have one shape, and so have its
+        images. Without reference images X_e has K tokens, with them also one for each token of an image.
+        """
         device = self.device or self.connector.queries.device
         onload(self.mllm)
-        is_image = len(frames[0]) == 1 and self.connector.config.num_image_queries > 0
-        queries = self.connector.image_queries if is_image else self.connector.queries
-        patches, grid = self.patchify(np.stack(frames))
-        merge = self.mllm.config.vision_config.spatial_merge_size
-        vision_tokens = int(grid.prod()) // merge**2
-        prompts = [self.prompt(instruction, vision_tokens, is_image) for instruction in instructions]
+        connector = self.connector
+        has_reference = len(reference_images) > 0
+        is_image = connector.config.num_image_queries > 0 and len(frames[0]) == 1 and not has_reference
+        visions = [self._vision(np.stack(frames), IMAGE_TOKEN if is_image else VIDEO_TOKEN)]
+        queries = connector.image_queries if is_image else connector.queries
+        if has_reference:
+            visions.append(self._vision(np.stack(reference_images)[:, None], IMAGE_TOKEN))
+            queries = connector.reference_queries
+        prompts = [self.prompt(text, len(queries), [v.prompt for v in visions]) for text in instructions]
         # Pad on the left, so that the last K positions are the end of every prompt.
         inputs = self.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(device)
         input_ids = inputs.input_ids
         embeddings = self.mllm.get_input_embeddings()(input_ids)
-        is_query = input_ids == self.tokenizer.convert_tokens_to_ids(QUERY_TOKEN)
+        is_query = input_ids == self._token_id(QUERY_TOKEN)
         repeated = queries.to(embeddings.device, embeddings.dtype).repeat(len(prompts), 1)
         embeddings = embeddings.masked_scatter(is_query[..., None], repeated)
-        patches, grids = patches.to(device), grid.expand(len(prompts), 3).to(device)
-        vision: dict[str, Any]
-        if is_image:
-            is_vision = input_ids == self.mllm.config.image_token_id
-            vision = {"pixel_values": patches, "image_grid_thw": grids}
-        else:
-            is_vision = input_ids == self.mllm.config.video_token_id
-            vision = {"pixel_values_videos": patches, "video_grid_thw": grids}
+        places = [(input_ids == self._token_id(vision.token), vision.grid) for vision in visions]
         states = self.mllm.model(
             input_ids=input_ids,
             inputs_embeds=embeddings,
             attention_mask=inputs.attention_mask,
-            position_ids=self._position_ids(is_vision, inputs.attention_mask, grid),
+            position_ids=self._position_ids(places, inputs.attention_mask),
             use_cache=False,
-            **vision,
+            **{name: x for vision in visions for name, x in vision.inputs(len(prompts), device).items()},
         ).last_hidden_state
-        tokens: Tensor = self.connector(states[:, -len(queries) :])
+        of_images = None
+        if has_reference:
+            is_reference, _ = places[-1]
+            of_images = rearrange(states[is_reference], "(b r) m -> b r m", b=len(prompts))
+        tokens: Tensor = connector(states[:, -len(queries) :], of_images)
         return tokens
 
-    def prompt(self, instruction: str, vision_tokens: int, is_image: bool = False) -> str:
-        """Return Qwen's chat template with system prompt, clip, instruction and the K placeholders."""
-        config = self.connector.config
-        num_queries = config.num_image_queries if is_image else config.num_queries
-        vision = (IMAGE_TOKEN if is_image else VIDEO_TOKEN) * vision_tokens
+    def prompt(self, instruction: str, num_queries: int, visions: Sequence[str]) -> str:
+        """Return Qwen's chat template with system prompt, clip, instruction, reference image and queries.
+
+        `visions` are the tokens of the clip and, if there is one, of the reference image.
+        """
+        clip, *reference = visions
+        about_it = "".join(f"{REFERENCE_SENTENCE}{image}" for image in reference)
         return (
-            f"<|im_start|>system\n{config.system_prompt}<|im_end|>\n<|im_start|>user\n"
-            f"<|vision_start|>{vision}<|vision_end|>{_escape(instruction)}"
-            f"{QUERY_TOKEN * num_queries}<|im_end|>\n"
+            f"<|im_start|>system\n{self.connector.config.system_prompt}<|im_end|>\n<|im_start|>user\n"
+            f"{clip}{_escape(instruction)}{about_it}{QUERY_TOKEN * num_queries}<|im_end|>\n"
         )
 
+    def _token_id(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
+
+    def _vision(self, clips: UInt8[np.ndarray, "b n h w 3"], token: str) -> _Vision:
+        patches, grid = self.patchify(clips)
+        merge = self.mllm.config.vision_config.spatial_merge_size
+        return _Vision(token, patches, grid, int(grid.prod()) // merge**2)
+
     def _position_ids(
-        self, is_vision: Bool[Tensor, "b s"], attention_mask: Int[Tensor, "b s"], grid: Int[Tensor, "1 3"]
+        self,
+        visions: Sequence[tuple[Bool[Tensor, "b s"], Int[Tensor, "1 3"]]],
+        attention_mask: Int[Tensor, "b s"],
     ) -> Int[Tensor, "3 b s"]:
         """Return each token's position in time, rows and columns, in prompts padded on the left.
 
-        Text after the clip follows its largest position on any axis, as in Qwen2.5-VL's training and
-        transformers 4; transformers 5 leaves out time, which differs for clips of more frames than rows and
-        columns. A pair of frames is one second.
+        `visions` are the places of the clip and of the image, in this order, and their grids. Text after each
+        follows its largest position on any axis, as in Qwen2.5-VL's training and transformers 4; transformers
+        5 leaves out time, which differs for clips of more frames than rows and columns. A pair of frames is
+        one second.
         """
         config = self.mllm.config.vision_config
-        merged = grid[0] // torch.tensor([1, config.spatial_merge_size, config.spatial_merge_size])
-        axes = (torch.arange(length) for length in merged.tolist())
-        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
-        places[0] *= config.tokens_per_second
-        num_tokens, extent = places.shape[1], int(places.max()) + 1
         text = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        start = text[is_vision].view(len(text), num_tokens)[:, 0]
-        # Text after the clip has counted its tokens.
-        text = text + (text >= start[:, None] + num_tokens) * (extent - num_tokens)
+        found = []
+        for is_vision, grid in visions:
+            merged = grid[0] // torch.tensor([1, config.spatial_merge_size, config.spatial_merge_size])
+            axes = (torch.arange(length) for length in merged.tolist())
+            places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+            places[0] *= config.tokens_per_second
+            num_tokens, extent = places.shape[1], int(places.max()) + 1
+            start = text[is_vision].view(len(text), num_tokens)[:, 0]
+            # Text after the clip or image has counted its tokens.
+            text = text + (text >= start[:, None] + num_tokens) * (extent - num_tokens)
+            found.append((is_vision, (start[:, None] + places.to(start)[:, None]).flatten(1)))
         positions = text.repeat(3, 1, 1)
-        positions[:, is_vision] = (start[:, None] + places.to(start)[:, None]).flatten(1)
+        for is_vision, places in found:
+            positions[:, is_vision] = places
         return positions
 
     def patchify(self, clips: UInt8[np.ndarray, "b n h w 3"]) -> tuple[Float[Tensor, "p q"], Tensor]:

@@ -87,6 +87,9 @@ WAN22_5B_CONNECTOR: dict[str, Any] = {
     "zero_init": True,
 }
 
+NUM_REFERENCE_QUERIES = 768
+"""Queries for prompts with a reference image, in Kiwi-Edit's checkpoints."""
+
 
 def nano_mllm_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     """Return the config of a Qwen2.5-VL of about 2.6 M parameters with nano's vocabulary."""

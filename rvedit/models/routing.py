@@ -26,6 +26,8 @@ class TokenGroups:
     """X_l, the instruction encoded by the backbone's own text encoder."""
     source_tokens: Float[Tensor, "b s d"] | None = None
     """The embedded source latents, which are scaled by sigma_t and added to the noisy tokens."""
+    reference_tokens: Float[Tensor, "b r d"] | None = None
+    """The embedded latents of a reference image: one more frame of the noisy tokens."""
 
 
 def route(groups: TokenGroups, num_layers: int, routing_depth: int) -> Sequence[Float[Tensor, "b c d"]]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from rvedit.models.reference_images import ReferenceImages
 from rvedit.models.routing import TokenGroups
 from rvedit.models.text_tokens import encode_text
 
@@ -19,6 +20,7 @@ def encode_tokens(
     frames: Sequence[UInt8[np.ndarray, "n h w 3"]],
     prompts: Sequence[str],
     text_states: Float[Tensor, "b m e"] | None = None,
+    reference_images: ReferenceImages | None = None,
 ) -> TokenGroups:
     """Return X_e, X_v and X_l (Alg. 1, lines 3-4; Alg. 2, line 1) of clips and their instructions.
 
@@ -27,10 +29,14 @@ def encode_tokens(
     hidden states, are computed if absent.
     """
     transformer = models.transformer
-    edit_tokens = models.edit_token_encoder(frames, prompts)
+    reference_frames, reference_latents = (
+        (reference_images.frames, reference_images.latents) if reference_images else ((), None)
+    )
+    edit_tokens = models.edit_token_encoder(frames, prompts, reference_frames)
     if not transformer.reads_native_tokens:
-        return transformer.embed_tokens(edit_tokens, latents)
+        return transformer.embed_tokens(edit_tokens, latents, reference_latents=reference_latents)
     if text_states is None:
         limit = models.config.max_text_length
         text_states = encode_text(models.tokenizer, models.text_encoder, prompts, limit)
-    return transformer.embed_tokens(edit_tokens, latents, text_states.to(edit_tokens.device))
+    states = text_states.to(edit_tokens.device)
+    return transformer.embed_tokens(edit_tokens, latents, states, reference_latents)

@@ -39,6 +39,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             relative positions alone, so nano, trained from scratch, needs this for instructions such as "in
             the top left"; pretrained backbones do not use it.
         rounds_timesteps: round timesteps to bf16 before their embedding, as in Kiwi-Edit's training.
+        reads_reference_images: have an embedder for the latents of reference images.
+        reference_first: put the tokens of a reference image before the video's instead of after them.
     """
 
     @register_to_config
@@ -63,6 +65,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         routing_depth: int = 15,
         source_position: bool = False,
         rounds_timesteps: bool = False,
+        reads_reference_images: bool = False,
+        reference_first: bool = False,
     ) -> None:
         # `register_to_config` has stored the arguments in the config.
         wan_arguments = inspect.signature(WanTransformer3DModel).parameters
@@ -72,6 +76,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         patch = (p_t, p_h, p_w)
         self.source_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
         self.visual_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
+        if reads_reference_images:
+            self.reference_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
         for block in self.blocks:
             block.attn2.set_processor(RoutedCrossAttnProcessor())
 
@@ -85,14 +91,15 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         edit_tokens: Float[Tensor, "b k d"] | None = None,
         source_latents: Float[Tensor, "b c f h w"] | None = None,
         text_states: Float[Tensor, "b m e"] | None = None,
+        reference_latents: Float[Tensor, "b c 1 h w"] | None = None,
     ) -> TokenGroups:
         """Return X_e, X_v and X_l in the transformer's width; call it once per clip.
 
         `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` are
-        the text encoder's hidden states.
+        the text encoder's hidden states; `reference_latents` are those of a reference image.
         """
         onload(self)
-        visual = source = text = None
+        visual = source = text = reference = None
         if source_latents is not None:
             visual_volume = self.visual_embedder(source_latents)
             visual = flatten_tokens(visual_volume)
@@ -102,7 +109,9 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             source = source + position if self.config.source_position else source
         if text_states is not None:
             text = self.condition_embedder.text_embedder(text_states)
-        return TokenGroups(edit_tokens, visual, text, source)
+        if reference_latents is not None:
+            reference = flatten_tokens(self.reference_embedder(reference_latents))
+        return TokenGroups(edit_tokens, visual, text, source, reference)
 
     def contexts(self, groups: TokenGroups, reuse: bool = False) -> list[BlockContext]:
         """Return each block's context (Eq. 3). `reuse`: cache the projected keys and values over steps."""
@@ -129,7 +138,6 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             stop_at_trace: return after that cross-attention, without a sample.
         """
         contexts = contexts or self.contexts(groups)
-        rotary_emb = self.rope(hidden_states)
         volume = self.patch_embedding(hidden_states)
         grid = volume.shape[2:]
         tokens = flatten_tokens(volume)
@@ -137,19 +145,23 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             sigma = (timestep / 1000).to(tokens.dtype)[:, None, None]
             tokens = tokens + groups.source_tokens * sigma
         temb, timestep_proj = self._embed_time(timestep, tokens.dtype)
+        tokens, is_video, num_frames = self._with_reference(tokens, groups.reference_tokens, grid)
+        # The rotary embedding depends on the shape alone.
+        rotary_emb = self.rope(hidden_states[:, :, :1].expand(-1, -1, num_frames, -1, -1))
 
         trace = Trace()
         for depth, (block, context) in enumerate(zip(self.blocks, contexts, strict=True), start=1):
             if depth == trace_depth and stop_at_trace:
                 # A block sharded by FSDP2 has a `trace` method that gathers its weights first.
                 run = getattr(block, "trace", None) or partial(block_trace, block)
-                return RoutedOutput(None, run(tokens, context, timestep_proj, rotary_emb))
+                return RoutedOutput(None, run(tokens, context, timestep_proj, rotary_emb)[:, is_video])
             context.trace = trace if depth == trace_depth else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, context, timestep_proj, rotary_emb)
             else:
                 tokens = block(tokens, context, timestep_proj, rotary_emb)
 
+        tokens = tokens[:, is_video]
         shift, scale = (self.scale_shift_table + temb[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         p_t, p_h, p_w = self.config.patch_size
@@ -158,7 +170,20 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
             "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)",
             f=grid[0], h=grid[1], w=grid[2], pt=p_t, ph=p_h, pw=p_w,
         )  # fmt: skip
-        return RoutedOutput(sample, trace.value)
+        return RoutedOutput(sample, None if trace.value is None else trace.value[:, is_video])
+
+    def _with_reference(
+        self, tokens: Tensor, reference: Tensor | None, grid: Sequence[int]
+    ) -> tuple[Tensor, slice, int]:
+        """Return tokens with a reference image's, the video's place, and the number of latent frames."""
+        frames, rows, columns = grid
+        p_t = self.config.patch_size[0]
+        if reference is None:
+            return tokens, slice(None), frames * p_t
+        num_frames = (frames + reference.shape[1] // (rows * columns)) * p_t
+        if self.config.reference_first:
+            return torch.cat([reference, tokens], dim=1), slice(reference.shape[1], None), num_frames
+        return torch.cat([tokens, reference], dim=1), slice(tokens.shape[1]), num_frames
 
     def _embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the time embedding (b, d) and its six modulations (b, 6, d)."""

@@ -52,6 +52,8 @@ class Capabilities:
     """It reads a description of the result instead of the instruction."""
     mask: bool = False
     """It reads the mask; with every model, nothing changes outside it."""
+    reference_image: bool = False
+    """It reads a picture of what the instruction refers to."""
 
     def check(self, config: Any) -> None:
         """Raise UserError if `config` lacks a `description` or has a setting that the model ignores."""
@@ -61,6 +63,10 @@ class Capabilities:
             )
         if config.description and not self.description:
             raise UserError("`description`: this model reads the instruction only: omit it, or use vace")
+        if config.reference_image is not None and not self.reference_image:
+            raise UserError(
+                "`reference_image`: this model reads none: omit it, or use a model that was trained with them"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,9 @@ def baseline_spec(pipe: Any) -> BaselineSpec:
 
 def capabilities(pipe: Any) -> Capabilities:
     """Return the capabilities of a pipeline."""
-    return Capabilities() if isinstance(pipe, RVEDiTPipeline) else baseline_spec(pipe).capabilities
+    if isinstance(pipe, RVEDiTPipeline):
+        return Capabilities(reference_image=pipe.reads_reference_images)
+    return baseline_spec(pipe).capabilities
 
 
 def load_baseline(name: str, dtype: torch.dtype) -> Any:

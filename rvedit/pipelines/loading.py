@@ -18,7 +18,13 @@ from rvedit.pipelines.baselines import (
     load_baseline,
     load_baseline_folder,
 )
-from rvedit.pipelines.checkpoints import find_checkpoint, is_hub_id, load_checkpoint, pipeline_kind
+from rvedit.pipelines.checkpoints import (
+    find_checkpoint,
+    is_hub_id,
+    load_checkpoint,
+    pipeline_kind,
+    reads_reference_images,
+)
 from rvedit.pipelines.lora_files import find_lora
 from rvedit.pipelines.memory import Offload, Quantize
 from rvedit.pipelines.speed import Fast
@@ -99,8 +105,13 @@ def capabilities_of(model: str) -> Capabilities | None:
     """Return a model's capabilities without loading it; None for a hub id, where they are unknown."""
     if is_hub_id(model):
         return None
-    name = model if model in BASELINES else BASELINE_CLASSES.get(pipeline_kind(find_checkpoint(model)))
-    return BASELINES[name].capabilities if name else Capabilities()
+    if model in BASELINES:
+        return BASELINES[model].capabilities
+    path = find_checkpoint(model)
+    name = BASELINE_CLASSES.get(pipeline_kind(path))
+    if name:
+        return BASELINES[name].capabilities
+    return Capabilities(reference_image=reads_reference_images(path))
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:

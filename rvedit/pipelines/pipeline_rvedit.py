@@ -27,9 +27,11 @@ from rvedit.io.frames import Frames, as_frames, to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.models.cross_attention import BlockContext
 from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.models.reference_images import Picture, ReferenceImages, as_pictures, pad_image
 from rvedit.models.routing import TokenGroups
 from rvedit.models.token_groups import encode_tokens
 from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.pipelines.arguments import check_clips, check_sampling
 from rvedit.pipelines.model_card import Provenance
 from rvedit.pipelines.names import from_version_0_1
 from rvedit.pipelines.noise import mix_shared_noise
@@ -38,7 +40,6 @@ from rvedit.pipelines.sigmas import check_shift, check_sigmas
 from rvedit.pipelines.sizes import FrameSizes
 from rvedit.pipelines.step_cache import reset_step_cache
 
-OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """(pipeline, step, timestep, tensors) -> tensors to replace, as in diffusers."""
 
@@ -177,6 +178,11 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         return EditTokenEncoder(self.mllm, self.mllm_tokenizer, self.connector, self._execution_device)
 
     @property
+    def reads_reference_images(self) -> bool:
+        """Whether the model was trained with reference images."""
+        return bool(self.transformer.config.reads_reference_images)
+
+    @property
     def grid(self) -> int:
         """Pixels per transformer token along each side; height and width are multiples of it."""
         return int(self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1])
@@ -239,6 +245,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         shift: float | None = None,
         sigmas: Sequence[float] | None = None,
+        reference_image: Any = None,
     ) -> Any:
         """Edit a clip of at most `window_frames` frames (Eq. 1 by Algorithm 2).
 
@@ -260,6 +267,8 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             callback_on_step_end, callback_on_step_end_tensor_inputs: as in diffusers; may change `latents`.
             shift: shift of the timesteps; by default the scheduler's.
             sigmas: noise levels of the steps, used as they are instead of the number of steps and the shift.
+            reference_image: a picture of what the prompt refers to, for models that read one; or a list with
+                one for each clip. Their pictures must have one shape.
 
         Raises ValueError for invalid arguments, and for arguments that would have no effect.
         """
@@ -275,7 +284,8 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         negatives = negative_prompt or ""
         negatives = [negatives] * len(clips) if isinstance(negatives, str) else list(negatives)
         size = self.model_size(*clips.shape[2:4]) if height is None or width is None else (height, width)
-        self._check(clips, prompts, negatives, height, width, num_steps, guidance, output_type)
+        check_clips(clips, prompts, negatives, self.config.window_frames)
+        check_sampling(height, width, self.grid, num_steps, guidance, output_type)
         if negative_prompt is not None and guidance == 1.0:
             raise ValueError("`negative_prompt` has no effect with `guidance_scale` 1: omit it")
         if latents is not None and generator is not None:
@@ -284,6 +294,9 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {unknown.pop()}: only latents is available"
             )
+        pictures = None if reference_image is None else as_pictures(reference_image, len(clips))
+        if pictures and not self.reads_reference_images:
+            raise ValueError("`reference_image`: this model reads none: leave it out")
 
         device = self._execution_device
         shown_size = self.sizes.mllm_size(*clips.shape[2:4]) if self.config.round_up else size
@@ -302,10 +315,11 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
             )
         noise = latents = latents.to(device)
 
-        conditional = self._encode_tokens(source_latents, shown, prompts)
+        references = None if pictures is None else self._encode_pictures(pictures, *size)
+        conditional = self._encode_tokens(source_latents, shown, prompts, references)
         unconditional = None
         if guidance != 1.0:
-            unconditional = self._encode_tokens(source_latents, shown, negatives)
+            unconditional = self._encode_tokens(source_latents, shown, negatives, references)
         self.set_timesteps(num_steps, device, shift, sigmas)
         reset_step_cache(self.transformer, num_steps)
         with self.progress_bar(total=num_steps) as progress_bar:
@@ -332,36 +346,6 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=output) if return_dict else (output,)
 
-    def _check(
-        self,
-        clips: Frames,
-        prompts: list[str],
-        negatives: list[str],
-        height: int | None,
-        width: int | None,
-        num_steps: int,
-        guidance: float,
-        output_type: str,
-    ) -> None:
-        if clips.shape[1] > self.config.window_frames:
-            raise ValueError(
-                f"`video` has {clips.shape[1]} frames, more than a window of {self.config.window_frames}: "
-                "edit it with rvedit.edit_video"
-            )
-        for name, texts in (("prompt", prompts), ("negative_prompt", negatives)):
-            if len(texts) != len(clips):
-                raise ValueError(f"`{name}` has {len(texts)} texts for {len(clips)} clips: give one for each")
-        if (height is None) != (width is None):
-            raise ValueError("`height` and `width`: give both or neither")
-        if height is not None and width is not None and (height % self.grid or width % self.grid):
-            raise ValueError(f"`height` and `width` are {height} and {width}: give multiples of {self.grid}")
-        if num_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_steps}: give at least 1")
-        if guidance < 0:
-            raise ValueError(f"`guidance_scale` is {guidance}: give 0 or more; 1 disables guidance")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type}: choose one of {', '.join(OUTPUT_TYPES)}")
-
     def _draw_noise(
         self, shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None
     ) -> Float[Tensor, "b c f y x"]:
@@ -372,12 +356,25 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         shared = randn_tensor((*shape[:2], 1, *shape[3:]), generator, self._execution_device)
         return mix_shared_noise(noise, shared, ratio)
 
+    def _encode_pictures(self, pictures: Sequence[Picture], height: int, width: int) -> ReferenceImages:
+        """Return reference images in the two forms that the model gets them in."""
+        frame_processor = self.edit_token_encoder.frame_processor
+        latents = torch.cat([self.encode_video(pad_image(p, height, width)[None]) for p in pictures])
+        frames = [frame_processor.reference_image(picture) for picture in pictures]
+        return ReferenceImages(frames, latents.to(self.transformer.dtype))
+
     def _encode_tokens(
-        self, source_latents: Tensor, frames: Sequence[Frames], prompts: Sequence[str]
+        self,
+        source_latents: Tensor,
+        frames: Sequence[Frames],
+        prompts: Sequence[str],
+        references: ReferenceImages | None,
     ) -> tuple[TokenGroups, list[BlockContext] | None]:
         """Return X_e, X_v and X_l (Alg. 2, lines 1-2), and the blocks' contexts if they are reused."""
-        mllm_frames = [self.edit_token_encoder.frame_processor(clip) for clip in frames]
-        tokens = encode_tokens(self, source_latents.to(self.transformer.dtype), mllm_frames, prompts)
+        frame_processor = self.edit_token_encoder.frame_processor
+        mllm_frames = [frame_processor(clip, has_reference=references is not None) for clip in frames]
+        latents = source_latents.to(self.transformer.dtype)
+        tokens = encode_tokens(self, latents, mllm_frames, prompts, reference_images=references)
         contexts = self.transformer.contexts(tokens, reuse=True) if self.reuse_key_values else None
         return tokens, contexts
 

@@ -23,7 +23,7 @@ from rvedit.io.frames import Frames, to_model_range
 from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
 from rvedit.io.manifest import read_manifest
 from rvedit.io.records import ClipShape, Triplet
-from rvedit.models.edit_tokens import MLLMFrameProcessor
+from rvedit.models.mllm_frames import MLLMFrameProcessor
 from rvedit.models.text_tokens import pad_text_states
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.degrade import degrade

@@ -7,7 +7,7 @@ source's times, color tags and audio. Nothing here holds a whole clip in memory 
 from rvedit.io.video.clip import Frame, TimedFrame, VideoInfo, evenly_spaced, side_by_side
 from rvedit.io.video.images import IMAGE_SUFFIXES, STILL_SUFFIXES
 from rvedit.io.video.losses import holds_sound, losses
-from rvedit.io.video.reader import VideoReader, probe
+from rvedit.io.video.reader import VideoReader, probe, read_image
 from rvedit.io.video.report import clip_report, report_lines
 from rvedit.io.video.times import FileFrames, frame_times
 from rvedit.io.video.writer import (
@@ -39,6 +39,7 @@ __all__ = [
     "holds_sound",
     "losses",
     "probe",
+    "read_image",
     "report_lines",
     "side_by_side",
     "write_clip",

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from rvedit.io.errors import UserError
-from rvedit.io.video.clip import Lost, TimedFrame, TruncatedError, VideoInfo
+from rvedit.io.video.clip import Frame, Lost, TimedFrame, TruncatedError, VideoInfo
 from rvedit.io.video.containers import decode_container, probe_container
 from rvedit.io.video.images import IMAGE_SUFFIXES, decode_images, probe_images
 
@@ -34,6 +34,14 @@ def probe(path: str | Path) -> VideoInfo:
             f"{path}: cannot be read ({error.strerror}); check the name and its permissions"
         ) from error
     return probe_container(path)
+
+
+def read_image(path: str | Path) -> Frame:
+    """Return the one frame of an image. Raises UserError for anything else."""
+    with VideoReader(path) as reader:
+        if reader.info.num_frames != 1:
+            raise UserError(f"{path}: has {reader.info.num_frames} frames; give an image")
+        return next(iter(reader)).frame
 
 
 class VideoReader:

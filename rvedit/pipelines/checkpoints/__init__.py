@@ -7,7 +7,7 @@ Kiwi-Edit as published or as written by its trainer.
 from rvedit.pipelines.checkpoints.files import check_components, pipeline_kind, with_weights
 from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, build_from_scratch, load_module, with_vae
-from rvedit.pipelines.checkpoints.reading import load_checkpoint
+from rvedit.pipelines.checkpoints.reading import load_checkpoint, reads_reference_images
 from rvedit.pipelines.checkpoints.wan import add_text_encoder
 from rvedit.pipelines.checkpoints.words import use_word_vectors
 
@@ -21,6 +21,7 @@ __all__ = [
     "load_checkpoint",
     "load_module",
     "pipeline_kind",
+    "reads_reference_images",
     "use_word_vectors",
     "with_vae",
     "with_weights",

@@ -3,8 +3,8 @@
 Published folders hold `transformer`, `vae`, `mllm_encoder`, `source_embedder` and `processor`. The trainer
 writes one file: weights or LoRA weights of the transformer, LoRA weights of the multimodal LLM, queries and
 connector (spelled `connetor`); the other modules come from `base_wan` and `base_mllm`. In its first stage, on
-images, it writes no source embedder and no queries for clips. Weights for reference images are ignored, since
-RVEDiT reads instructions only.
+images, it writes no source embedder and no queries for clips. A checkpoint trained with reference images has
+an embedder, queries and a connector for them as well.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ PUBLISHED_SIGMA_MIN = 0.003 / 1.002
 def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     """Load a published checkpoint, such as kiwi-edit-5b-instruct-only-diffusers."""
     config = read_config(folder / "transformer" / "config.json")
-    source = folder / "source_embedder"
+    source, reference = folder / "source_embedder", folder / "ref_embedder"
+    has_references = reads_reference_images(folder)
     transformer = wan.routed_transformer(
         config,
         read_weights(weight_files(folder / "transformer")),
         dtype,
         folder / "transformer",
-        _source_embedder(read_weights(weight_files(source)), source),
+        _embedder(read_weights(weight_files(source)), source),
+        _embedder(read_weights(weight_files(reference)), reference) if has_references else None,
+        has_references and read_config(reference / "config.json").get("ref_pad_first", False),
     )
     encoder = folder / "mllm_encoder"
     qwen = encoder / "qwen_config.json"
@@ -66,7 +69,9 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     encoder_config = read_config(encoder / "config.json")
     return RVEDiTPipeline(
         transformer=transformer,
-        connector=_connector(read_weights(weight_files(encoder)), dtype, encoder, encoder_config),
+        connector=_connector(
+            read_weights(weight_files(encoder)), dtype, encoder, encoder_config, has_references
+        ),
         mllm=load_module("mllm", encoder, dtype, config=AutoConfig.from_pretrained(qwen)),
         text_encoder=None,
         vae=_vae(folder / "vae"),
@@ -76,6 +81,14 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         sigma_min=PUBLISHED_SIGMA_MIN,
         **SETTINGS,
     )
+
+
+def reads_reference_images(path: Path) -> bool:
+    """Return whether a published folder, or a file of the trainer, was trained with reference images."""
+    if path.is_dir():
+        return (path / "ref_embedder" / "diffusion_pytorch_model.safetensors").is_file()
+    with safe_open(path, "pt") as content:
+        return any("ref_vae_condition." in key for key in content.keys())  # noqa: SIM118
 
 
 def is_trained_file(file: Path) -> bool:
@@ -107,9 +120,10 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         with convert_key_errors(file, "connector"):
             llm_width = connector_state["connector.0.weight"].shape[1]
         connector_state["video_queries"] = _untrained_queries(llm_width)
+    reference = parts["ref_vae_condition"]
     return RVEDiTPipeline(
-        transformer=_trained_transformer(parts["dit"], parts["vae_condition"], base, dtype, file),
-        connector=_connector(connector_state, dtype, file, {}),
+        transformer=_trained_transformer(parts["dit"], parts["vae_condition"], reference, base, dtype, file),
+        connector=_connector(connector_state, dtype, file, {}, bool(reference)),
         **qwen,
         **wan.load_vae_and_scheduler(base),
         text_encoder=None,  # no block attends to X_l
@@ -125,7 +139,12 @@ def _untrained_queries(llm_width: int) -> Tensor:
 
 
 def _trained_transformer(
-    state: dict[str, Tensor], source: Mapping[str, Tensor], base: Path, dtype: torch.dtype, file: Path
+    state: dict[str, Tensor],
+    source: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    base: Path,
+    dtype: torch.dtype,
+    file: Path,
 ) -> RoutedWanTransformer3DModel:
     """Return the base's transformer, updated with the file's weights and merged LoRA weights."""
     lora = {key: tensor for key, tensor in state.items() if ".lora_" in key}
@@ -139,7 +158,9 @@ def _trained_transformer(
     config = read_config(base / "transformer" / "config.json")
     if not source:
         source = {part: torch.zeros_like(weights[f"patch_embedding.{part}"]) for part in ("weight", "bias")}
-    return wan.routed_transformer(config, weights, dtype, file, _source_embedder(source, file))
+    # The trainer does not record the order of tokens; by default the reference image is last.
+    embedder = _embedder(reference, file) if reference else None
+    return wan.routed_transformer(config, weights, dtype, file, _embedder(source, file), embedder)
 
 
 def _update_mllm(mllm: Any, state: Mapping[str, Tensor], file: Path) -> None:
@@ -176,18 +197,24 @@ def _lora_deltas(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def _connector(
-    state: Mapping[str, Tensor], dtype: torch.dtype, path: Path, encoder_config: Mapping[str, Any]
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    path: Path,
+    encoder_config: Mapping[str, Any],
+    has_references: bool,
 ) -> EditTokenConnector:
-    """Return the connector with the queries for clips and images, without those for reference images."""
-    weights = {
-        key.replace("video_queries", "queries"): tensor
-        for key, tensor in state.items()
-        if not key.startswith("ref_")
-    }
+    """Return the connector with the queries for clips and images and, if it was trained, for references."""
+    names = {"video_queries": "queries", "ref_queries": "reference_queries"}
+    weights = {}
+    for key, tensor in state.items():
+        if has_references or not key.startswith("ref_"):
+            weights[names.get(key, key.replace("ref_connector.", "reference_connector."))] = tensor
     with convert_key_errors(path, "connector"):
         config = {
             "num_queries": weights["queries"].shape[0],
             "num_image_queries": weights["image_queries"].shape[0],
+            "num_reference_queries": weights["reference_queries"].shape[0] if has_references else 0,
+            "max_reference_tokens": encoder_config.get("max_object_token", 768),
             "llm_width": weights["connector.0.weight"].shape[1],
             "width": weights["connector.2.weight"].shape[0],
             **FRAME_SETTINGS,
@@ -197,11 +224,12 @@ def _connector(
         return build(EditTokenConnector, config, weights, dtype)
 
 
-def _source_embedder(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _embedder(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the weight and bias of the embedder of the source, or of reference images."""
     weights = {key.rpartition(".")[2]: tensor for key, tensor in state.items()}
     if set(weights) != {"weight", "bias"} or len(state) != 2:
         keys = ", ".join(state) or "none"
-        raise UserError(f"{path}: the checkpoint's keys do not fit source_embedder: {keys}")
+        raise UserError(f"{path}: the checkpoint's keys do not fit an embedder: {keys}")
     return weights
 
 

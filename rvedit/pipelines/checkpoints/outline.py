@@ -13,6 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from rvedit import NANO
 from rvedit.io.errors import UserError
 from rvedit.models.model_spec import ModelSpec, model_spec
+from rvedit.models.presets import NUM_REFERENCE_QUERIES
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
 from rvedit.pipelines.checkpoints.files import read_config, read_tokenizer, weight_files
 from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
@@ -55,7 +56,7 @@ def outline(model: str) -> RVEDiTPipeline:
         is_kiwi = "kiwi-edit-5b" in name
         if not is_kiwi and "wan2.2-ti2v-5b" not in name:
             raise UserError(f"`model` {model}: its size is unknown: download it and give its folder")
-        modules = _published(model_spec("wan2.2-5b").transformer, is_kiwi)
+        modules = _published(model_spec("wan2.2-5b").transformer, is_kiwi, is_kiwi and "reference" in name)
     else:
         path = find_checkpoint(model)
         kind = checkpoint_kind(path)
@@ -67,7 +68,8 @@ def outline(model: str) -> RVEDiTPipeline:
             with torch.device("meta"):
                 modules = {n: None if n in absent else _module(n, path) for n in MODULE_CLASSES}
         else:
-            modules = _published(_transformer_config(path, kind), is_kiwi)
+            has_references = is_kiwi and kiwi_edit.reads_reference_images(path)
+            modules = _published(_transformer_config(path, kind), is_kiwi, has_references)
     settings |= kiwi_edit.SETTINGS if is_kiwi else {}
     if not modules["transformer"].reads_native_tokens:
         modules["text_encoder"] = None
@@ -83,7 +85,7 @@ def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
     return wan.original_config([path] if kind == "wan file" else weight_files(path), path)
 
 
-def _published(transformer: Mapping[str, Any], is_kiwi: bool) -> dict[str, Any]:
+def _published(transformer: Mapping[str, Any], is_kiwi: bool, has_references: bool) -> dict[str, Any]:
     """Return the 5B's modules with this transformer. Raises UserError if it was trained on another VAE."""
     spec = model_spec("wan2.2-5b")
     config = {key: value for key, value in transformer.items() if not key.startswith("_")}
@@ -93,8 +95,12 @@ def _published(transformer: Mapping[str, Any], is_kiwi: bool) -> dict[str, Any]:
         )
     layers = config["num_layers"]
     config["routing_depth"] = layers if is_kiwi else layers // 2
+    config["reads_reference_images"] = has_references
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    return meta_modules(replace(spec, transformer=config, connector={**spec.connector, "width": width}))
+    connector = {**spec.connector, "width": width}
+    if has_references:
+        connector["num_reference_queries"] = NUM_REFERENCE_QUERIES
+    return meta_modules(replace(spec, transformer=config, connector=connector))
 
 
 def _module(name: str, path: Path) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from rvedit.io.errors import UserError
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
-from rvedit.pipelines.checkpoints.files import pipeline_kind
+from rvedit.pipelines.checkpoints.files import pipeline_kind, read_config
 from rvedit.pipelines.checkpoints.folder import load_own
 from rvedit.pipelines.model_card import KIWI, QWEN, WAN, Provenance
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
@@ -43,6 +43,15 @@ def load_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> RVEDiTPip
     if kind != "own":
         pipeline.provenance = Provenance(base=(KIWI, WAN, QWEN) if kind.startswith("kiwi") else (WAN, QWEN))
     return pipeline
+
+
+def reads_reference_images(path: Path) -> bool:
+    """Return whether a checkpoint was trained with reference images, from its config alone."""
+    kind = checkpoint_kind(path)
+    if kind == "own":
+        config = read_config(path / "transformer" / "config.json")
+        return bool(config.get("reads_reference_images"))
+    return kind.startswith("kiwi") and kiwi_edit.reads_reference_images(path)
 
 
 def checkpoint_kind(path: Path) -> Kind:

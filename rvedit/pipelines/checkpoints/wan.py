@@ -110,12 +110,14 @@ def routed_transformer(
     dtype: torch.dtype,
     path: Path,
     source_embedder: Mapping[str, Tensor] | None = None,
+    reference_embedder: Mapping[str, Tensor] | None = None,
+    reference_first: bool = False,
 ) -> RoutedWanTransformer3DModel:
     """Return a routed transformer with Wan's weights.
 
     The visual embedder starts as a copy of Wan's patch embedding. With Kiwi-Edit's `source_embedder`, all
     blocks attend to X_e and timesteps are rounded; without, half of them do, and the source embedder starts
-    at zero, so that the noisy tokens are Wan's.
+    at zero, so that the noisy tokens are Wan's. `reference_embedder` is that of reference images.
     """
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     for part in ("weight", "bias"):
@@ -124,9 +126,13 @@ def routed_transformer(
             raise UserError(f"{path}: not the weights of a Wan transformer: patch_embedding is missing")
         source = source_embedder[part] if source_embedder else torch.zeros_like(patch)
         state |= {f"visual_embedder.{part}": patch.clone(), f"source_embedder.{part}": source}
+        if reference_embedder:
+            state[f"reference_embedder.{part}"] = reference_embedder[part]
     with convert_key_errors(path, "transformer"):
         config["routing_depth"] = config["num_layers"] // (1 if source_embedder else 2)
         config["rounds_timesteps"] = source_embedder is not None
+        config["reads_reference_images"] = reference_embedder is not None
+        config["reference_first"] = reference_first
         return build(RoutedWanTransformer3DModel, config, state, dtype)
 
 
