@@ -20,9 +20,9 @@ from nano_quality import held_out
 
 from rvedit.io.frames import to_model_range
 from rvedit.pipelines.loading import load_pipeline
-from rvedit.training.data import BranchSample, Sample, collate
 from rvedit.training.editor import EditorObjective
 from rvedit.training.recipe import ModelRecipe, Recipe
+from rvedit.training.samples import BranchSample, Sample, collate
 from rvedit.training.step import TripletBatch, losses_at, sample_noise_and_timesteps, with_latents
 from rvedit.training.trainable import choose_trained
 
@@ -38,7 +38,7 @@ def as_batch(pipeline: Any, number: int, triplet: Any, source: Any, target: Any)
         BranchSample(to_model_range(clip), None, frame_processor(clip), text)
         for clip, text in ((source, triplet.instruction), (target, triplet.target_caption))
     )
-    batch = collate([Sample(number, *samples, unreadable={})], pipeline.config.max_text_length)
+    batch = collate([Sample(number, *samples, unreadable={}, picture=None)], pipeline.config.max_text_length)
     return with_latents(pipeline, batch.to(pipeline.device))
 
 

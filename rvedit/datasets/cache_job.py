@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rvedit.io.clips import fitting_bucket, read_pair
+from rvedit.io.clips import fitting_bucket, read_pair, read_reference_image
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, to_model_range
 from rvedit.io.latent_cache import (
@@ -24,6 +24,7 @@ from rvedit.io.latent_cache import (
 from rvedit.io.manifest import Failure, read_manifest, write_failures
 from rvedit.io.records import ClipShape, Triplet
 from rvedit.models.autoencoder import encode
+from rvedit.models.reference_images import Picture, shrink_to_fit
 from rvedit.models.text_tokens import encode_text, trim_padding
 from rvedit.pipelines.checkpoints import add_text_encoder, find_checkpoint, load_checkpoint
 from rvedit.pipelines.clip_shapes import check_shapes
@@ -96,6 +97,7 @@ def _cache_latents(
     yield progress()
     for start in range(0, len(pending), SHARD):
         shard: dict[str, tuple[CachedClip, CachedClip]] = {}
+        pictures: dict[str, Picture] = {}
         for row, triplet in pending[start : start + SHARD]:
             bucket = fitting_bucket(config.shapes, triplet)
             try:
@@ -103,7 +105,11 @@ def _cache_latents(
                     raise UserError(
                         f"the clip has {triplet.num_frames} frames, too few for {', '.join(shapes)}"
                     )
-                pair = read_pair(config.manifest, triplet, config.shapes[bucket])
+                shape = config.shapes[bucket]
+                pair = read_pair(config.manifest, triplet, shape)
+                if triplet.reference_image:
+                    picture = read_reference_image(config.manifest, triplet)
+                    pictures[triplet.key] = shrink_to_fit(picture, shape.height, shape.width)
             except UserError as error:
                 manifest = str(config.manifest)
                 failures.append(
@@ -115,7 +121,7 @@ def _cache_latents(
             shard[triplet.key] = (source, target)
             yield progress(len(shard))
         if shard:
-            cache.add(shard)
+            cache.add(shard, pictures)
     yield progress()
     write_failures(config.folder / SETTINGS, failures)
 

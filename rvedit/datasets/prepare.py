@@ -16,6 +16,7 @@ from typing import Any
 from rvedit.datasets.mix import rank, stratum_of
 from rvedit.datasets.probe import LEVELS, Level, Measurement, judge_pair, probe_job
 from rvedit.datasets.ray_jobs import run_on_ray
+from rvedit.datasets.reference_images import EXTRACTED, extract_pictures, why_unreadable
 from rvedit.datasets.sources import SOURCES, BadRow, Row, Source
 from rvedit.datasets.sources.base import row_id
 from rvedit.datasets.sources.finder import ClipFile, Finder, find_archives, stat_clip
@@ -23,6 +24,7 @@ from rvedit.io.errors import UserError
 from rvedit.io.journal import EntryLog
 from rvedit.io.manifest import (
     Failure,
+    clip_path,
     failures_path,
     prepare_folder,
     read_manifest,
@@ -93,6 +95,8 @@ class Survey:
     archives: list[str] = field(default_factory=list)
     """Archives in folders with missing clips, with the command to extract each."""
     measurements: dict[str, Measurement] = field(default_factory=dict)
+    embedded: set[str] = field(default_factory=set)
+    """Ids of the rows that hold their reference images themselves."""
 
     @property
     def clip_bytes(self) -> int:
@@ -152,13 +156,15 @@ def survey_dataset(config: DatasetConfig) -> Survey:
         if first != (row.file, row.number):
             _add_failure(survey, row, "repeated row", f"the same as {first[0]}, row {first[1]}", identity)
             continue
-        paths = {side: finder.find(path, bases) for side, path in row.clips.items()}
+        paths = {name: finder.find(path, bases) for name, path in row.files.items()}
         if problem := _problem(paths):
             _add_failure(survey, row, *problem, identity)
-            missing += [(row.clips[side], bases) for side, found in paths.items() if not found]
+            missing += [(row.files[name], bases) for name, found in paths.items() if not found]
             continue
-        source, target = (found[0] for found in paths.values())
-        survey.candidates.append(_candidate(config, row, identity, source, target, folders))
+        found = {name: places[0] for name, places in paths.items()}
+        survey.candidates.append(_candidate(config, row, identity, found, folders))
+        if row.has_embedded_image and not row.reference_image:
+            survey.embedded.add(identity)
     survey.archives = find_archives(missing, config.source.extract_to)
     _check_candidates(survey)
     _apply_limit(survey)
@@ -167,12 +173,12 @@ def survey_dataset(config: DatasetConfig) -> Survey:
 
 
 def _problem(paths: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
-    """Return the reason and details if a side has no path or several, else None."""
-    for side, found in paths.items():
+    """Return the reason and details if a file has no path or several, else None."""
+    for name, found in paths.items():
         if not found:
-            return f"missing {side}", "not in the folders given"
+            return f"missing {name}", "not in the folders given"
         if len(found) > 1:
-            return f"ambiguous {side}", f"both {found[0]} and {found[1]}"
+            return f"ambiguous {name}", f"both {found[0]} and {found[1]}"
     return None
 
 
@@ -206,16 +212,17 @@ def _add_failure(
 
 
 def _candidate(
-    config: DatasetConfig, row: Row, identity: str, source: str, target: str, folders: Sequence[Path]
+    config: DatasetConfig, row: Row, identity: str, found: Mapping[str, str], folders: Sequence[Path]
 ) -> Triplet:
+    target, picture = found["target"], found.get("reference image")
     inside = [folder for folder in folders if target.startswith(f"{folder}{os.sep}")]
     root = max(inside, key=lambda folder: len(str(folder)), default=Path(target).parent)
     return Triplet(
         id=identity,
         dataset=config.dataset,
         root=relative_root(root, config.out),
-        source=os.path.relpath(source, root).replace(os.sep, "/"),
-        target=os.path.relpath(target, root).replace(os.sep, "/"),
+        source=_relative(found["source"], root),
+        target=_relative(target, root),
         instruction=row.instruction.strip(),
         category=row.category,
         dataset_category=row.dataset_category,
@@ -224,7 +231,12 @@ def _candidate(
         width=0,
         height=0,
         licence=config.source.licence,
+        reference_image=_relative(picture, root) if picture else None,
     )
+
+
+def _relative(path: str | Path, root: Path) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _check_candidates(survey: Survey) -> None:
@@ -332,6 +344,8 @@ def write_dataset(survey: Survey) -> Report:
         file, number = survey.origins[triplet.id]
         fields = (triplet.id, triplet.dataset_category, triplet.source, triplet.target)
         failures.append(Failure(config.dataset, *pair, str(file), number, *fields))
+    usable, unreadable = _with_pictures(survey, usable)
+    failures += unreadable
     write_failures(config.manifest, failures)
     reasons = Counter(failure.reason for failure in failures)
     if not usable:
@@ -340,6 +354,34 @@ def write_dataset(survey: Survey) -> Report:
     write_manifest(config.manifest, usable)
     rows = category_counts(survey, probed=survey.candidates, usable=usable)
     return Report(config.manifest, len(usable), rows, dict(reasons.most_common()), survey.archives)
+
+
+def _with_pictures(survey: Survey, usable: list[Triplet]) -> tuple[list[Triplet], list[Failure]]:
+    """Extract embedded reference images; return the triplets whose images can be read, and the others."""
+    config, kept, failures = survey.config, [], []
+    column = config.source.embedded_column or ""
+    embedded = {t.id: survey.origins[t.id] for t in usable if t.id in survey.embedded}
+    extracted = extract_pictures(embedded, column, config.out / EXTRACTED)
+    for triplet in usable:
+        reason = None
+        if triplet.id in embedded:
+            picture = extracted[triplet.id]
+            if isinstance(picture, Path):
+                root = (config.out / triplet.root).absolute()
+                triplet = dataclasses.replace(triplet, reference_image=_relative(picture.absolute(), root))
+            else:
+                reason = picture
+        elif triplet.reference_image:
+            reason = why_unreadable(clip_path(config.manifest, triplet, "reference_image"))
+        if reason is None:
+            kept.append(triplet)
+            continue
+        file, number = survey.origins[triplet.id]
+        fields = (triplet.id, triplet.dataset_category, triplet.source, triplet.target)
+        failures.append(
+            Failure(config.dataset, "unreadable reference image", reason, str(file), number, *fields)
+        )
+    return kept, failures
 
 
 def category_counts(survey: Survey, **triplets: list[Triplet]) -> list[dict[str, Any]]:

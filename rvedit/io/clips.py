@@ -14,7 +14,7 @@ from rvedit.io.errors import UserError, reason_of
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import clip_path
 from rvedit.io.records import ClipShape, Triplet
-from rvedit.io.video import Frame, VideoReader
+from rvedit.io.video import Frame, VideoReader, read_image
 
 
 class UnreadableClip(UserError):
@@ -52,6 +52,15 @@ def read_pair(manifest: Path, triplet: Triplet, shape: ClipShape) -> list[Frames
             )
         clips.append(np.concatenate(frames))
     return clips
+
+
+def read_reference_image(manifest: Path, triplet: Triplet) -> Frame:
+    """Return a triplet's reference image. Raises UnreadableClip."""
+    path = clip_path(manifest, triplet, "reference_image")
+    try:
+        return read_image(path)
+    except UserError as error:
+        raise UnreadableClip(str(error), path) from None
 
 
 def _crop_to_cover(frame: Frame, shape: ClipShape) -> Frames:

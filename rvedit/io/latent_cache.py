@@ -1,7 +1,8 @@
 """Cache of VAE latents and text encoder states, so that training does not encode them in every epoch.
 
 A folder of safetensors shards, each with a JSON list of its keys; listed keys are not encoded again. The
-frames for the multimodal LLM are stored with the latents, so that training does not need the clips. Text
+frames for the multimodal LLM, and reference images, are stored with the latents, so that training does not
+need the files. Text
 states are keyed by a hash of the text, so that a changed caption is encoded again. A JSON file records the
 settings; a cache made with another VAE, text encoder, size or length is refused.
 """
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import TypeAdapter
@@ -31,6 +33,8 @@ from rvedit.io.temporary import atomic_path
 SETTINGS = "cache.json"
 TEXT_SETTINGS = "texts.json"
 _CLIP_TENSORS = ("source/latents", "source/seen", "target/latents", "target/seen")
+_PICTURE = "reference_image"
+Picture = UInt8[np.ndarray, "_ _ 3"]
 Settings = TypeVar("Settings", "CacheSettings", "TextSettings")
 
 
@@ -144,12 +148,22 @@ class LatentCache(_Cache):
         a, b, c, d = self.read_tensors(key, _CLIP_TENSORS)
         return CachedClip(a, b.numpy()), CachedClip(c, d.numpy())
 
-    def add(self, clips: Mapping[str, tuple[CachedClip, CachedClip]]) -> None:
-        """Write a shard of triplets, by key."""
+    def read_picture(self, key: str) -> Picture:
+        """Return the reference image of a triplet that has one."""
+        return self.read_tensors(key, [_PICTURE])[0].numpy()
+
+    def add(
+        self,
+        clips: Mapping[str, tuple[CachedClip, CachedClip]],
+        pictures: Mapping[str, Picture] | None = None,
+    ) -> None:
+        """Write a shard of triplets, and the reference images of those that have one, by key."""
         entries = {}
         for key, pair in clips.items():
             tensors = [x for clip in pair for x in (clip.latents, torch.from_numpy(clip.mllm_frames))]
             entries[key] = dict(zip(_CLIP_TENSORS, tensors, strict=True))
+        for key, picture in (pictures or {}).items():
+            entries[key][_PICTURE] = torch.from_numpy(picture)
         self.write_shard(entries)
 
 

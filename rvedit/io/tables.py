@@ -10,7 +10,7 @@ import codecs
 import csv
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,24 @@ def _parquet_items(file: Path, columns: Sequence[str]) -> Iterable[dict[str, Any
     if missing := [name for name in columns if name not in table.schema_arrow.names]:
         raise WrongColumns(f"{file}: has no column {missing[0]}: needs {', '.join(columns)}")
     return (item for batch in table.iter_batches(columns=list(columns)) for item in batch.to_pylist())
+
+
+def has_column(file: Path, column: str) -> bool:
+    """Return whether a parquet file has a column; False for other files."""
+    from pyarrow import parquet
+
+    return file.suffix.lower() == ".parquet" and column in parquet.ParquetFile(file).schema_arrow.names
+
+
+def read_bytes(file: Path, column: str, rows: Container[int]) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the numbers of these rows of a parquet file, from 1, and their values in a column of bytes."""
+    from pyarrow import parquet
+
+    batches = parquet.ParquetFile(file).iter_batches(batch_size=64, columns=[column])
+    values = (item[column] for batch in batches for item in batch.to_pylist())
+    for number, value in enumerate(values, start=1):
+        if number in rows:
+            yield number, value if isinstance(value, bytes) and value else None
 
 
 def text_lines(file: Path) -> Iterator[str]:

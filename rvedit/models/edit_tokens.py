@@ -82,8 +82,15 @@ class EditTokenConnector(ModelMixin, ConfigMixin):
             self.image_queries = nn.Parameter(torch.randn(num_image_queries, llm_width) * 0.02)
         self.connector = _projection(llm_width, width, zero_init)
         if num_reference_queries:
-            self.reference_queries = nn.Parameter(torch.randn(num_reference_queries, llm_width) * 0.02)
-            self.reference_connector = _projection(llm_width, width, zero_init)
+            self.add_reference_queries(num_reference_queries, zero_init)
+
+    def add_reference_queries(self, count: int, zero_init: bool) -> None:
+        """Add queries for prompts with a reference image, and the projection of the image's states."""
+        llm_width, width, like = self.config.llm_width, self.config.width, self.queries
+        queries = torch.randn(count, llm_width) * 0.02
+        self.reference_queries = nn.Parameter(queries.to(like.device, like.dtype))
+        self.reference_connector = _projection(llm_width, width, zero_init).to(like.device, like.dtype)
+        self.register_to_config(num_reference_queries=count)
 
     def forward(
         self,

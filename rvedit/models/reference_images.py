@@ -44,6 +44,13 @@ def as_pictures(images: Any, count: int) -> list[Picture]:
     return pictures
 
 
+def shrink_to_fit(image: Picture, height: int, width: int) -> Picture:
+    """Return an image that is at most as high and wide as this, without enlarging it."""
+    small = Image.fromarray(image)
+    small.thumbnail((width, height), Image.Resampling.BICUBIC)
+    return np.array(small)
+
+
 def pad_image(image: Picture, height: int, width: int, scale: float = 1.0) -> Picture:
     """Return an image that fits `scale` of a height and width, centered on white."""
     padded = ImageOps.pad(Image.fromarray(image), (width, height), color="white")

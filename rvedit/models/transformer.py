@@ -77,9 +77,17 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         self.source_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
         self.visual_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
         if reads_reference_images:
-            self.reference_embedder = nn.Conv3d(in_channels, width, kernel_size=patch, stride=patch)
+            self.add_reference_embedder()
         for block in self.blocks:
             block.attn2.set_processor(RoutedCrossAttnProcessor())
+
+    def add_reference_embedder(self) -> None:
+        """Add the embedder of reference images, with random weights."""
+        patch = self.patch_embedding
+        self.reference_embedder = nn.Conv3d(
+            patch.in_channels, patch.out_channels, patch.kernel_size, patch.stride
+        ).to(patch.weight.device, patch.weight.dtype)
+        self.register_to_config(reads_reference_images=True)
 
     @property
     def reads_native_tokens(self) -> bool:

@@ -252,6 +252,20 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "make the whole clip {style}",
         "turn this into {a_style} clip",
     ),
+    "swap for picture": (
+        "replace the {old} with this",
+        "swap the {old} for this one",
+        "turn the {old} into this one",
+        "put this where the {old} is",
+        "change the {old} to what the picture shows",
+    ),
+    "add picture": (
+        "add this in the {place}",
+        "put this in the {place}",
+        "insert this one at the {place}",
+        "let this appear in the {place}",
+        "place what the picture shows in the {place} corner",
+    ),
     "style": (
         "make it {style}",
         "give the video {a_style} look",

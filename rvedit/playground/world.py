@@ -40,6 +40,8 @@ class PlaygroundTriplet:
     target: Scene
     instruction: str
     category: Category
+    picture: Scene | None = None
+    """The new thing in another place, if the instruction calls it "this"."""
 
     @property
     def target_caption(self) -> str:
@@ -55,6 +57,7 @@ def sample_triplet(
     new_things: Mapping[Noun, float] | None = None,
     realism: float = 0.0,
     synonyms: float = 0.0,
+    has_picture: bool = False,
 ) -> PlaygroundTriplet:
     """Return triplet `index` of a split; equal arguments give equal triplets.
 
@@ -66,6 +69,8 @@ def sample_triplet(
 
     `realism` is 0 for flat drawings, up to 1 for pictures with the statistics of photographs. Above 0, styles
     are all of `grammar.STYLES` instead of `grammar.CLASSIC_STYLES`; scenes and other edits stay the same.
+
+    With `has_picture` the edit is a swap or an addition of what a picture shows.
     """
     if not 0 <= realism <= 1:
         raise UserError(f"realism is {realism}: give a number from 0 to 1")
@@ -73,12 +78,15 @@ def sample_triplet(
         raise UserError(f"split is {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     pairs_held_out = split == "test_pair"
+    if has_picture:
+        operations = {name: (operations or {}).get(name, 1.0) for name in ("swap", "add")}
     operation = _sample_operation(rng, pairs_held_out, operations)
     source = _sample_scene(rng, max_things=3 if operation != "add" else 2)
     category, edit = _OPERATIONS[operation]
     target, values = edit(rng, source, _NewThings(pairs_held_out, new_things or {}))
     number = -1 if split == "test_phrasing" else int(rng.integers(len(grammar.PHRASINGS[operation]) - 1))
-    template = grammar.PHRASINGS[operation][number]
+    phrasing = {"swap": "swap for picture", "add": "add picture"}[operation] if has_picture else operation
+    template = grammar.PHRASINGS[phrasing][number]
     if realism:
         # Its own generator, so that all other draws are those at realism 0.
         rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
@@ -98,7 +106,16 @@ def sample_triplet(
         target=target,
         instruction=instruction,
         category=category,
+        picture=_picture_of(source, target) if has_picture else None,
     )
+
+
+def _picture_of(source: Scene, target: Scene) -> Scene:
+    """Return a scene with the target's new thing alone, large, in another place."""
+    (new,) = (thing for thing in target.things if thing not in source.things)
+    others = [name for name in grammar.BACKGROUNDS if name != target.background]
+    background = others[len(new.name) % len(others)]
+    return replace(target, background=background, things=(Thing(new.noun, new.color, radius=0.4),))
 
 
 def render(scene: Scene, num_frames: int, height: int, width: int, first_frame: int = 0) -> Frames:

@@ -18,6 +18,16 @@ def is_still(data: DataRecipe, step: int) -> bool:
     return np.random.default_rng([data.seed, step, 1]).random() < data.still_share
 
 
+def has_pictures(data: DataRecipe, step: int) -> bool:
+    """Return whether a step's batch of the playground has reference images."""
+    return np.random.default_rng([data.seed, step, 5]).random() < data.reference_share
+
+
+def drops_pictures(data: DataRecipe, step: int) -> bool:
+    """Return whether a step's batch is trained without the reference images that it has."""
+    return np.random.default_rng([data.seed, step, 6]).random() < data.reference_dropout
+
+
 class BucketSchedule:
     """The bucket of each step's batch, drawn with probabilities proportional to `weights`."""
 

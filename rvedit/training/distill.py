@@ -25,7 +25,7 @@ from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorObjective, EditorTask
 from rvedit.training.memory import BF16, FP32
 from rvedit.training.recipe import Recipe
-from rvedit.training.step import Loss, TripletBatch, clean_latents, sample_noise_and_timesteps
+from rvedit.training.step import Loss, TripletBatch, sample_noise_and_timesteps, with_latents
 
 TAUGHT = "transformer"
 """The module that the student trains; the others are the teacher's."""
@@ -84,7 +84,10 @@ class DistillObjective(EditorObjective):
     def forward(self, batch: TripletBatch, step: int, only: Loss | None = None) -> dict[str, Tensor]:
         """Return the loss of a minibatch; there is only one."""
         recipe, models, teacher = self.recipe, self.pipeline, self.teacher
-        source, target = (clean_latents(models, inputs) for inputs in (batch.editing, batch.reference))
+        batch = with_latents(models, batch)
+        source, target = batch.editing.latents, batch.reference.latents
+        assert source is not None
+        assert target is not None
         device = target.device
         numbers = batch.numbers or range(len(target))
         uniform, noise, _ = sample_noise_and_timesteps(
@@ -98,9 +101,13 @@ class DistillObjective(EditorObjective):
             if text_states is None:
                 texts, limit = batch.editing.texts, models.config.max_text_length
                 text_states = encode_text(models.tokenizer, models.text_encoder, texts, limit).to(device)
-        tokens = encode_tokens(models, source, batch.editing.frames, batch.editing.texts, text_states)
+        frames, texts, references = batch.editing.frames, batch.editing.texts, batch.references
+        tokens = encode_tokens(models, source, frames, texts, text_states, references)
+        of_references = references.latents.to(teacher.dtype) if references else None
         with torch.no_grad():
-            given = teacher.embed_tokens(tokens.edit_tokens, source.to(teacher.dtype), text_states)
+            given = teacher.embed_tokens(
+                tokens.edit_tokens, source.to(teacher.dtype), text_states, of_references
+            )
         loss = consistency_loss(
             lambda x, t: models.transformer(x, 1000 * t, tokens).sample,
             lambda x, t: teacher(x.to(teacher.dtype), 1000 * t, given).sample,

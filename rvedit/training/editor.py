@@ -22,6 +22,7 @@ from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import (
     MODULE_CLASSES,
+    add_reference_modules,
     add_text_encoder,
     build_from_scratch,
     find_checkpoint,
@@ -35,10 +36,11 @@ from rvedit.pipelines.model_card import PLAYGROUND, WORD_SOURCES, Provenance
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.world import sample_triplet
 from rvedit.training.costs import EditorCosts
-from rvedit.training.data import collate, editor_samples
+from rvedit.training.data import editor_samples
 from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes, full_state_dict
 from rvedit.training.recipe import Recipe
+from rvedit.training.samples import collate
 from rvedit.training.step import Loss, TripletBatch, training_losses, with_latents
 from rvedit.training.trainable import choose_trained
 from rvedit.training.validation import validation_clips, write_validation
@@ -71,8 +73,10 @@ class EditorObjective(nn.Module):
 
     @property
     def has_idle_parts(self) -> bool:
-        """Return whether some steps leave parameters unused: stills and clips have separate queries."""
-        return bool(self.pipeline.connector.config.num_image_queries)
+        """Return whether some steps leave parameters unused: stills, clips and clips with reference images
+        have queries of their own."""
+        config = self.pipeline.connector.config
+        return bool(config.num_image_queries or config.num_reference_queries)
 
     def forward(self, batch: TripletBatch, step: int, only: Loss | None = None) -> dict[str, Tensor]:
         """Return the losses of a minibatch, or only one of them."""
@@ -210,6 +214,9 @@ def _initial_pipeline(recipe: Recipe) -> RVEDiTPipeline:
         add_text_encoder(pipeline)
     if model.word_vectors:
         use_word_vectors(pipeline)
+    if model.reference_images and not pipeline.reads_reference_images:
+        torch.manual_seed(recipe.seed)
+        add_reference_modules(pipeline)
     return pipeline
 
 

@@ -50,10 +50,12 @@ class ModelRecipe(Section):
     word_vectors: bool = Field(
         False, description="nano: 10,000 whole words; new ones learn from word vectors, and all are frozen"
     )
+    reference_images: bool = Field(
+        False, description="read pictures of what instructions refer to; new modules start without effect"
+    )
     frozen: tuple[str, ...] = Field(
         (), description="prefixes of the names of parameters that are not trained"
     )
-
     lora_rank: int = Field(
         0, ge=0, description="LoRA rank for the MLLM's language tower; 0: train its full weights"
     )
@@ -99,16 +101,19 @@ class DataRecipe(Section):
         {}, description="weights of the objects that the playground's edits add, as {corgi: 8}; others: 1"
     )
     realism: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="highest realism of playground clips; each sample's is drawn uniformly from 0 to this",
+        0.0, ge=0, le=1, description="highest realism of playground clips, each drawn uniformly from 0 to it"
     )
     degrade: float = Field(
         0.0, ge=0, le=1, description="highest strength of noise and compression of playground sources"
     )
     synonyms: float = Field(
         0.0, ge=0, le=1, description="probability that a word of the playground's instructions is a synonym"
+    )
+    reference_share: float = Field(
+        0.0, ge=0, le=1, description="share of the playground's batches that have reference images"
+    )
+    reference_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of batches with reference images that are trained without them"
     )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that have only first frames")
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels; null: none")

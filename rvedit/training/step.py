@@ -14,6 +14,7 @@ from torch import Tensor
 from rvedit.losses.alignment import alignment_loss
 from rvedit.losses.flow_matching import flow_matching_loss, interpolate, shift_time
 from rvedit.models.autoencoder import encode
+from rvedit.models.reference_images import ReferenceImages
 from rvedit.models.routing import TokenGroups
 from rvedit.models.token_groups import encode_tokens
 from rvedit.pipelines.noise import mix_shared_noise
@@ -47,6 +48,20 @@ class BranchInputs:
 
 
 @dataclass(frozen=True)
+class PictureInputs:
+    """The reference images of a minibatch, which both branches get."""
+
+    pixels: Float[Tensor, "b 3 1 h w"]
+    """At the clips' size, in [-1, 1]."""
+    frames: Sequence[UInt8[np.ndarray, "y x 3"]]
+    """For the multimodal LLM."""
+
+    def to(self, device: torch.device) -> PictureInputs:
+        """Return the pictures with their pixels on a device."""
+        return replace(self, pixels=self.pixels.to(device))
+
+
+@dataclass(frozen=True)
 class TripletBatch:
     """A minibatch of (v, l, v*, l*)."""
 
@@ -58,10 +73,16 @@ class TripletBatch:
     """Each sample's number in the run, the seed of its timestep and noise; empty: 0, 1, ..."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Reasons why clips of this batch could not be read, by path; others took their place."""
+    pictures: PictureInputs | None = None
+    references: ReferenceImages | None = None
+    """The encoded pictures, after `with_latents`."""
 
     def to(self, device: torch.device) -> TripletBatch:
         """Return the batch with its tensors on a device."""
-        return replace(self, editing=self.editing.to(device), reference=self.reference.to(device))
+        pictures = self.pictures and self.pictures.to(device)
+        return replace(
+            self, editing=self.editing.to(device), reference=self.reference.to(device), pictures=pictures
+        )
 
 
 def sample_trace_block(seed: int, step: int, num_layers: int) -> int:
@@ -149,7 +170,7 @@ def losses_at(
     output = transformer(
         noisy,
         1000 * t,
-        _encode_tokens(models, source, batch.editing),
+        _encode_tokens(models, source, batch.editing, batch.references),
         trace_depth=depth,
         stop_at_trace=only == "loss_align",
     )
@@ -160,7 +181,7 @@ def losses_at(
         with torch.no_grad():
             if reference_noise is not None:
                 noisy = interpolate(target, reference_noise, t)
-            reference = _encode_tokens(models, target, batch.reference)
+            reference = _encode_tokens(models, target, batch.reference, batch.references)
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
         losses["loss_align"] = alignment_loss(output.trace, anchor, temperature)
@@ -174,7 +195,10 @@ def with_latents(models: RVEDiTPipeline, batch: TripletBatch) -> TripletBatch:
         for inputs in (batch.editing, batch.reference)
     )
     editing, reference = branches
-    return replace(batch, editing=editing, reference=reference)
+    references, pictures = batch.references, batch.pictures
+    if pictures is not None:
+        references = ReferenceImages(pictures.frames, _encode_clips(models, pictures.pixels))
+    return replace(batch, editing=editing, reference=reference, pictures=None, references=references)
 
 
 @torch.no_grad()
@@ -183,9 +207,16 @@ def clean_latents(models: RVEDiTPipeline, inputs: BranchInputs) -> Tensor:
     if inputs.latents is not None:
         return inputs.latents
     assert inputs.clips is not None
-    with torch.autocast(inputs.clips.device.type, enabled=False):
-        return encode(models.vae, inputs.clips)
+    return _encode_clips(models, inputs.clips)
 
 
-def _encode_tokens(models: RVEDiTPipeline, latents: Tensor, inputs: BranchInputs) -> TokenGroups:
-    return encode_tokens(models, latents, inputs.frames, inputs.texts, inputs.text_states)
+@torch.no_grad()
+def _encode_clips(models: RVEDiTPipeline, clips: Tensor) -> Tensor:
+    with torch.autocast(clips.device.type, enabled=False):
+        return encode(models.vae, clips)
+
+
+def _encode_tokens(
+    models: RVEDiTPipeline, latents: Tensor, inputs: BranchInputs, references: ReferenceImages | None
+) -> TokenGroups:
+    return encode_tokens(models, latents, inputs.frames, inputs.texts, inputs.text_states, references)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rvedit.io.records import Category
-from rvedit.io.tables import BadRow, WrongColumns, normalize, read_table
+from rvedit.io.tables import BadRow, WrongColumns, has_column, normalize, read_table
 
 Columns = Mapping[str, tuple[str, str, str]]
 """Names of the columns of source, target and instruction, by the suffix of the metadata file."""
@@ -33,11 +33,16 @@ class Row:
     """The dataset's own name of the category."""
     category: Category | None
     """The paper's category; None for edits that its benchmark does not have."""
+    reference_image: str | None = None
+    """Path of a picture of what the instruction refers to."""
+    has_embedded_image: bool = False
+    """Whether the row holds that picture itself, in a column of bytes."""
 
     @property
-    def clips(self) -> dict[str, str]:
-        """Return the paths of source and target."""
-        return {"source": self.source, "target": self.target}
+    def files(self) -> dict[str, str]:
+        """Return the paths of source and target, and of the reference image if there is one."""
+        paths = {"source": self.source, "target": self.target}
+        return {**paths, "reference image": self.reference_image} if self.reference_image else paths
 
 
 class Source:
@@ -50,6 +55,10 @@ class Source:
     patterns: ClassVar[tuple[str, ...]]
     """Glob patterns of its metadata files."""
     columns: ClassVar[Columns]
+    reference_column: ClassVar[str | None] = None
+    """Column with the paths of reference images, which a file need not have."""
+    embedded_column: ClassVar[str | None] = None
+    """Column of parquet files with reference images as bytes, which a file need not have."""
     categories: ClassVar[Categories]
     """Its known categories."""
     extract_to: ClassVar[str] = "."
@@ -73,14 +82,21 @@ class Source:
         """Return the rows of a metadata file, or None if it has another format."""
         columns = self.columns[file.suffix.lower()]
         try:
-            rows = read_table(file, columns)
+            rows = read_table(file, columns, [self.reference_column] if self.reference_column else [])
         except WrongColumns:
             return None
-        return (row if isinstance(row, BadRow) else self._parse(file, *row, columns) for row in rows)
+        is_embedded = self.embedded_column is not None and has_column(file, self.embedded_column)
+        return (
+            row if isinstance(row, BadRow) else self._parse(file, *row, columns, is_embedded) for row in rows
+        )
 
-    def _parse(self, file: Path, number: int, texts: Mapping[str, str], columns: Sequence[str]) -> Row:
+    def _parse(
+        self, file: Path, number: int, texts: Mapping[str, str], columns: Sequence[str], is_embedded: bool
+    ) -> Row:
         source, target, instruction = (texts[name] for name in columns)
-        return Row(file, number, source, target, instruction, *self.categorize(file, target, instruction))
+        category = self.categorize(file, target, instruction)
+        picture = texts.get(self.reference_column or "") or None
+        return Row(file, number, source, target, instruction, *category, picture, is_embedded)
 
 
 _CATEGORY_OF_VERB = {

@@ -22,11 +22,14 @@ class Kiwi(Source):
 
     The dataset's category is the other dataset's, if the edited clip's folders or the metadata file's name
     have one (style, local_change, ...), else the metadata file's name (refvie for the chunks of refvie_477k);
-    then the instruction's first verb gives the paper's category. Reference images are not read.
+    then the instruction's first verb gives the paper's category. Reference images are files
+    of CSVs, and bytes in parquet files.
     """
 
     name = "kiwi"
     licence = "of the clips' own sets: CC BY-NC 4.0 or CC BY-NC-SA 4.0"
+    reference_column = "ref_image"
+    embedded_column = "ref_image_bytes"
     expected = "CSV files with the columns src_video,tgt_video,prompt, or refvie_477k/chunk_*.parquet"
     patterns = ("*.csv", "*/*.csv", "refvie*/*.parquet", "*.parquet")
     columns: ClassVar[Columns] = {".csv": _COLUMNS, ".parquet": _COLUMNS}

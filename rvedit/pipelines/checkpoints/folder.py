@@ -119,6 +119,24 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **o
     return module.eval()
 
 
+def add_reference_modules(pipeline: RVEDiTPipeline) -> None:
+    """Give a pipeline modules for reference images.
+
+    The queries start as copies of those for clips. The tokens of an image start at zero, so that at first it
+    acts on the queries alone.
+    """
+    transformer, connector = pipeline.transformer, pipeline.connector
+    transformer.add_reference_embedder()
+    num_queries = 3 * connector.config.num_queries // 2  # as in Kiwi-Edit
+    connector.add_reference_queries(num_queries, zero_init=True)
+    connector.register_to_config(max_reference_tokens=num_queries)
+    with torch.no_grad():
+        repeated = torch.arange(num_queries) % len(connector.queries)
+        connector.reference_queries.copy_(connector.queries[repeated])
+        for parameter in transformer.reference_embedder.parameters():
+            parameter.zero_()
+
+
 def with_vae(pipeline: RVEDiTPipeline, vae: AutoencoderKLWan) -> RVEDiTPipeline:
     """Give a pipeline another VAE; the transformer keeps the weights whose shapes do not depend on it."""
     old = pipeline.transformer
