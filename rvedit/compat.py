@@ -6,6 +6,8 @@ in pyproject.toml.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +100,41 @@ def convert_wan_keys(state: dict[str, Any]) -> dict[str, Any]:
 
     converted: dict[str, Any] = convert_wan_transformer_to_diffusers(state)
     return converted
+
+
+def read_gguf(path: Path) -> dict[str, Any]:
+    """Return a GGUF file's tensors; those in few bits are diffusers' `GGUFParameter` (diffusers)."""
+    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+
+    return dict(load_gguf_checkpoint(str(path)))
+
+
+def gguf_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a GGUF file's tensors; no tensor is read (gguf)."""
+    from gguf import GGUFReader
+
+    return {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in GGUFReader(path).tensors}
+
+
+def is_gguf_quantized(tensor: Tensor) -> bool:
+    """Return whether a tensor is from a GGUF file, in few bits (diffusers)."""
+    return hasattr(tensor, "quant_type")
+
+
+def dequantize_gguf(tensor: Tensor) -> Tensor:
+    """Return a GGUF file's tensor in fp32 (diffusers)."""
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+    values: Tensor = dequantize_gguf_tensor(tensor)
+    return values.float()
+
+
+def with_gguf_layers(module: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Replace a module's linear layers, in place, whose weights are from a GGUF file (diffusers)."""
+    if any(map(is_gguf_quantized, tensors.values())):
+        from diffusers.quantizers.gguf.utils import _replace_with_gguf_linear
+
+        _replace_with_gguf_linear(module, dtype, tensors)
 
 
 def smart_resize(height: int, width: int, grid: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

@@ -38,6 +38,7 @@ def edit(
     as_json: console.Json = False,
     model: options.Model = None,
     lora: options.Lora = None,
+    transformer: options.Transformer = None,
     preserve: options.Preserve = False,
     detail: options.Detail = "auto",
     description: options.Description = None,
@@ -116,7 +117,8 @@ def edit(
         if model is None and not as_json:
             console.say(NANO_NOTE)
         speed: dict[str, Any] = {"fast": fast, "compile": compiled, "attention": attention}
-        pipe = load_pipeline(model_name, device=device, dtype=dtype, lora=lora or (), **placement, **speed)
+        weights: dict[str, Any] = {"lora": lora or (), "transformer": transformer}
+        pipe = load_pipeline(model_name, device=device, dtype=dtype, **weights, **placement, **speed)
         pipe.set_progress_bar_config(disable=True)  # the command has its own
         return pipe
 
@@ -147,7 +149,13 @@ def edit(
         if reference:
             raise UserError("--reference: with --batch give pictures in the list, in the column ref_image")
         _check_settings(model, config, is_batch=True)
-        loading = {"dtype": dtype, "quantize": quantization, "fast": fast, "lora": lora or None}
+        loading = {
+            "dtype": dtype,
+            "quantize": quantization,
+            "fast": fast,
+            "lora": lora or None,
+            "transformer": str(transformer) if transformer else None,
+        }
         batch_config = BatchConfig(
             batch, out_dir, model_name, read_shard(shard), limit, overwrite, together, loading
         )
@@ -162,6 +170,7 @@ def edit(
         "guidance": guidance,
         "reconstruct": config.needs_reconstruction,
         "reference_image": bool(reference),
+        "transformer": transformer,
         **placement,
     }
     # Files are checked before torch is imported, settings before a model is loaded.
@@ -281,6 +290,7 @@ def edit(
         "seconds": round(report.seconds, 3),
         "model": model_name,
         "lora": lora or [],
+        "transformer": transformer,
         "reference": reference or [],
         "instructions": prompts,
         "edited_frames": [part.first, part.stop] if part else [0, report.num_frames],

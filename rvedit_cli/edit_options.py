@@ -73,6 +73,13 @@ Lora = Annotated[
         metavar="FILE|HUB_ID[:WEIGHT]",
     ),
 ]
+Transformer = Annotated[
+    Path | None,
+    _model(
+        "Weights of the transformer, instead of those in the model's folder, such as a GGUF file.",
+        metavar="SAFETENSORS|GGUF",
+    ),
+]
 Preserve = Annotated[bool, _model("Keep the source's pixels where the edit changes nothing.", "--preserve")]
 Detail = Annotated[str, _model(_DETAIL_HELP, metavar=_DETAIL)]
 Description = Annotated[

@@ -143,7 +143,7 @@ def test_a_reference_image_is_refused_where_it_has_no_effect(pipeline):
     clip, picture = random_clip(5, 256, 256), random_clip(1, 64, 64)[0]
     with pytest.raises(ValueError, match="`reference_image`: this model reads none"):
         pipeline(clip, INSTRUCTION, reference_image=picture)
-    with pytest.raises(ValueError, match="`reference_image` has 2 pictures, not one for each of 1 clips"):
+    with pytest.raises(ValueError, match="`reference_image` has 2 pictures for 1 clips: give one for each"):
         pipeline(clip, INSTRUCTION, reference_image=[picture, picture])
 
 

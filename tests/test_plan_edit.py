@@ -22,6 +22,7 @@ from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
 from rvedit.models.presets import WAN22_5B_TRANSFORMER
 from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.checkpoints.files import read_shapes
 from rvedit.pipelines.checkpoints.outline import outline
 from rvedit.pipelines.checkpoints.wan import original_config
 from rvedit_cli.main import app
@@ -181,7 +182,7 @@ def test_a_file_is_planned_by_its_shapes(tmp_path):
     model = foreign.make_wan_transformer()
     state = foreign.to_original_transformer(model.state_dict())
     save_file(state, tmp_path / "wan.safetensors")
-    config = original_config([tmp_path / "wan.safetensors"], tmp_path)
+    config = original_config(read_shapes([tmp_path / "wan.safetensors"]), tmp_path)
     assert config.items() <= {**model.config, "patch_size": (1, 2, 2)}.items()
     with pytest.raises(UserError, match="latents of 4 channels"):
         outline(str(tmp_path / "wan.safetensors"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from rvedit.models.flops import Shape, context_lengths, forward_flops
 from rvedit.pipelines.baselines import BASELINES
 from rvedit.pipelines.checkpoints import MODULE_CLASSES
 from rvedit.pipelines.checkpoints.outline import SUPPORTED, outline
+from rvedit.pipelines.checkpoints.small_files import is_small_file
 from rvedit.pipelines.memory import (
     BITS,
     Offload,
@@ -60,6 +62,8 @@ class EditPlanOptions:
     reconstruct: bool = True
     """Whether the source is reconstructed by the VAE, for detail transfer and `preserve`."""
     reference_image: bool = False
+    transformer: Path | None = None
+    """File with the transformer's weights, instead of the model's own."""
 
     def __post_init__(self) -> None:
         check_placement(self.offload, self.quantization)
@@ -149,12 +153,14 @@ class Planner:
         self.clip = clip
         if model in BASELINES:
             raise UserError(f"`plan` with `model` {model}: {SUPPORTED}")
-        self.pipeline = outline(model)
+        self.pipeline, self.model = outline(model), model
         self._stage_cache: dict[tuple[Any, ...], tuple[Stage, ...]] = {}
 
     def __call__(self, options: EditPlanOptions) -> EditPlan:
         """Return the plan with these options."""
         pipeline, clip = self.pipeline, self.clip
+        file = options.transformer or Path(self.model).expanduser()
+        options = replace(options, transformer=file if is_small_file(file) else None)
         if options.reference_image and not pipeline.reads_reference_images:
             raise UserError("`reference`: this model reads no reference image: omit it")
         windows = WindowPlan.of(pipeline)
@@ -267,6 +273,10 @@ def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditPlanOptions)
     total = sum(parameter.numel() for parameter in module.parameters())
     if name == "vae":
         return 4 * total
+    if name == "transformer" and options.transformer is not None:  # in few bits
+        # One matrix at a time is converted to the dtype.
+        matrix = max(parameter.numel() for parameter in module.blocks.parameters())
+        return options.transformer.stat().st_size + matrix * options.dtype.itemsize
     quantized = 0.0
     if options.quantization:
         stack = transformer_stacks(pipeline).get(name, nn.Module())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rvedit.compat import convert_wan_keys
 from rvedit.io.errors import UserError
+from rvedit.models.quantized_linear import is_quantized, shape_of
 from rvedit.pipelines.checkpoints.files import check_file, read_config, read_weights
 from rvedit.pipelines.lora_files import Lora
 
@@ -96,11 +97,13 @@ def _parameter(layer: str, part: str, parameters: Mapping[str, Tensor]) -> str:
 def _fits(part: str, tensor: Tensor, parameter: Tensor | None) -> bool:
     if parameter is None:
         return False
+    shape = shape_of(parameter)
     if part == "lora_A":
-        return tensor.shape[1:] == parameter.shape[1:] and parameter.dim() > 1
+        return tensor.shape[1:] == shape[1:] and len(shape) > 1
     if part == "lora_B":
-        return tensor.dim() == parameter.dim() and tensor.shape[0] == parameter.shape[0]
-    return part == "alpha" or tensor.shape == parameter.shape
+        return tensor.dim() == len(shape) and tensor.shape[0] == shape[0]
+    # A difference of weights cannot be added to weights in few bits.
+    return part == "alpha" or (tensor.shape == shape and not is_quantized(parameter))
 
 
 def _diffusers_name(layer: str, parameters: Mapping[str, Tensor]) -> str:

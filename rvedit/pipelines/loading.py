@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rvedit.pipelines.baselines import (
 )
 from rvedit.pipelines.checkpoints import (
     find_checkpoint,
+    find_transformer_file,
     is_hub_id,
     load_checkpoint,
     pipeline_kind,
@@ -44,6 +46,7 @@ def load_pipeline(
     compile: bool = False,
     attention: str | None = None,
     lora: Sequence[str] = (),
+    transformer: Path | str | None = None,
 ) -> Any:
     """Load a pipeline for `edit_video` and place it on a device.
 
@@ -59,6 +62,8 @@ def load_pipeline(
         fast: step cache (`first-block`, `magcache`, `taylorseer`).
         compile: compile the transformer's blocks.
         attention: attention backend, by its name in diffusers.
+        transformer: file with the weights of a folder's transformer, instead of its own: safetensors, also in
+            fp8, or GGUF.
         lora: LoRA weights, each a file, folder or hub id, and `:WEIGHT` if the weight is not 1.
 
     Raises UserError for invalid arguments, before weights are read wherever possible.
@@ -70,19 +75,24 @@ def load_pipeline(
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
     loras = [find_lora(text) for text in lora]
+    file = None if transformer is None else find_transformer_file(transformer)
     path = None if model in BASELINES else find_checkpoint(model)
     baseline = model if path is None else BASELINE_CLASSES.get(pipeline_kind(path))
     speed.check_fast(fast, baseline)
+    if file is not None and (path is None or baseline):
+        raise UserError("`transformer`: is for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit: leave it out")
     if path is None:
         pipe = load_baseline(model, torch_dtype)
     elif baseline:
         pipe = load_baseline_folder(path, baseline, torch_dtype)
     else:
-        pipe = load_checkpoint(path, torch_dtype)
+        pipe = load_checkpoint(path, torch_dtype, file)
         if not pipe.transformer.reads_native_tokens:  # saves 11 GB for the 5B model
             pipe.register_modules(text_encoder=None, tokenizer=None)
     use_fast_convolutions(pipe.vae)
     add_loras(pipe.transformer, loras)
+    if quantization and memory.is_quantized(pipe.transformer):
+        raise UserError("`quantization`: the transformer's file is in few bits already: leave one out")
     if quantization and loras:  # which would be stored in few bits as well
         pipe.transformer.fuse_lora()
         pipe.transformer.unload_lora()

@@ -12,6 +12,7 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
 from rvedit.io.errors import UserError, check_choice
+from rvedit.models import quantized_linear
 
 Offload = Literal["auto", "none", "model", "group"]
 Quantize = Literal["int8", "fp8", "nf4"]
@@ -50,6 +51,11 @@ def transformer_stacks(pipeline: Any) -> dict[str, nn.Module]:
     if getattr(pipeline, "text_encoder", None) is not None:
         stacks["text_encoder"] = pipeline.text_encoder.encoder.block
     return stacks
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Return whether some weights of a module are in few bits."""
+    return any(map(quantized_linear.is_quantized, module.parameters()))
 
 
 def quantized_layers(stack: nn.Module, kind: Quantize) -> list[nn.Linear]:

@@ -5,7 +5,7 @@ Kiwi-Edit as published or as written by its trainer.
 """
 
 from rvedit.pipelines.checkpoints.files import check_components, pipeline_kind, with_weights
-from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
+from rvedit.pipelines.checkpoints.find import find_checkpoint, find_transformer_file, is_hub_id
 from rvedit.pipelines.checkpoints.folder import (
     MODULE_CLASSES,
     add_reference_modules,
@@ -24,6 +24,7 @@ __all__ = [
     "build_from_scratch",
     "check_components",
     "find_checkpoint",
+    "find_transformer_file",
     "is_hub_id",
     "load_checkpoint",
     "load_module",

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from rvedit.io.errors import UserError
+from rvedit.models.quantized_linear import is_quantized, load_quantized, shape_of, use_quantized_layers
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -139,12 +140,13 @@ def abbreviate(items: list[str]) -> str:
 
 
 def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """Return a diffusers model that uses the tensors of `state`, cast to `dtype`.
+    """Return a diffusers model that uses the tensors of `state`, cast to `dtype` unless they are quantized.
 
     `_keep_in_fp32_modules` of the class stay in fp32. Raises KeyError with the keys that do not fit.
     """
     with init_empty_weights():
         module = cls.from_config(dict(config))
+        use_quantized_layers(module, state, dtype)
     fp32_modules = cls._keep_in_fp32_modules or ()
     expected = module.state_dict()
     problems = [f"missing {key}" for key in expected if key not in state]
@@ -152,15 +154,17 @@ def build(cls: Any, config: Mapping[str, Any], state: Mapping[str, Tensor], dtyp
     problems += [
         f"mismatched {key}"
         for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
+        if key in state and shape_of(state[key]) != tensor.shape
     ]
     if problems:
         raise KeyError(abbreviate(problems))
     cast = {
-        key: tensor.to(torch.float32 if any(name in key for name in fp32_modules) else dtype)
+        key: tensor
+        if is_quantized(tensor)
+        else tensor.to(torch.float32 if any(name in key for name in fp32_modules) else dtype)
         for key, tensor in state.items()
     }
-    module.load_state_dict(cast, assign=True)
+    load_quantized(module, cast)
     return module.eval()
 
 

@@ -19,7 +19,8 @@ _IGNORED_FILES = ("*.pth", "*.pt", "*.bin", "*.ckpt", "*.gguf", "*.mp4", "*.gif"
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form `owner/name` of a hub id and is not a local path."""
     has_form = name.count("/") == 1 and not name.startswith(("/", ".", "~", "runs/"))
-    return has_form and Path(name).suffix != ".safetensors" and not Path(name).exists()
+    is_file = Path(name).suffix.lower() in (".safetensors", ".gguf")
+    return has_form and not is_file and not Path(name).exists()
 
 
 def find_checkpoint(name: str, parameter: str = "`model`") -> Path:
@@ -39,6 +40,16 @@ def find_checkpoint(name: str, parameter: str = "`model`") -> Path:
     if not is_hub_id(name):
         raise UserError(f"{parameter} {name}: no such folder: give nano, a local path or a hub id owner/name")
     return download(name, parameter, ignore_patterns=list(_IGNORED_FILES))
+
+
+def find_transformer_file(name: Path | str) -> Path:
+    """Return the path of a file with a transformer's weights. Raises UserError if it has another form."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() not in (".safetensors", ".gguf"):
+        raise UserError(f"`transformer` {name}: give a .safetensors or .gguf file")
+    if not path.is_file():
+        raise UserError(f"`transformer` {name}: no such file: download it first")
+    return path
 
 
 def download(name: str, parameter: str, **patterns: Any) -> Path:

@@ -17,11 +17,14 @@ from rvedit.models.nano_tokenizer import train_tokenizer
 from rvedit.models.transformer import RoutedWanTransformer3DModel
 from rvedit.pipelines.checkpoints.files import (
     abbreviate,
+    build,
     check_folder,
+    convert_key_errors,
     read_config,
     read_tokenizer,
     weight_files,
 )
+from rvedit.pipelines.checkpoints.small_files import add_embedders, read_transformer_file
 from rvedit.pipelines.model_card import Provenance
 from rvedit.pipelines.names import from_version_0_1
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
@@ -61,8 +64,11 @@ def build_from_scratch(
     )
 
 
-def load_own(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """Load a folder of RVEDiT. Raises UserError for missing parts and for keys that do not fit."""
+def load_own(folder: Path, dtype: torch.dtype, transformer: Path | None = None) -> RVEDiTPipeline:
+    """Load a folder of RVEDiT. Raises UserError for missing parts and for keys that do not fit.
+
+    `transformer` is a file with the transformer's weights instead of the folder's.
+    """
     index = read_index(folder)
     absent = absent_parts(index)
     dtypes = dict.fromkeys(MODULE_CLASSES, dtype) | {"vae": torch.float32}  # less would round the latents
@@ -71,11 +77,25 @@ def load_own(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         "mllm_tokenizer": read_tokenizer(folder / "mllm_tokenizer"),
         "tokenizer": None if "tokenizer" in absent else read_tokenizer(folder / "tokenizer"),
     }
-    parts |= {n: None if n in absent else load_module(n, folder / n, dtypes[n]) for n in MODULE_CLASSES}
+    if transformer is not None:
+        parts["transformer"] = _transformer_from(transformer, folder, dtype)
+    parts |= {
+        name: None if name in absent else load_module(name, folder / name, dtypes[name])
+        for name in MODULE_CLASSES
+        if name not in parts
+    }
     parts |= {name: index[name] for name in RVEDiTPipeline.setting_names() if name in index}
     pipeline = RVEDiTPipeline(**parts)
     pipeline.provenance = Provenance.read(folder)
     return pipeline
+
+
+def _transformer_from(file: Path, folder: Path, dtype: torch.dtype) -> RoutedWanTransformer3DModel:
+    state = read_transformer_file(file)
+    add_embedders(state, folder)
+    config = read_config(folder / "transformer" / "config.json")
+    with convert_key_errors(file, "transformer"):
+        return build(RoutedWanTransformer3DModel, config, state, dtype)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from rvedit.pipelines.checkpoints.files import (
 )
 from rvedit.pipelines.checkpoints.find import base_wan
 from rvedit.pipelines.checkpoints.folder import load_module
+from rvedit.pipelines.checkpoints.small_files import transformer_weights
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 FRAME_SETTINGS = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
@@ -47,16 +48,19 @@ PUBLISHED_SIGMA_MIN = 0.003 / 1.002
 """Kiwi-Edit's own pipeline for published folders ends here; its pipeline for files of the trainer, at 0."""
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """Load a published checkpoint, such as kiwi-edit-5b-instruct-only-diffusers."""
+def load_folder(folder: Path, dtype: torch.dtype, transformer: Path | None = None) -> RVEDiTPipeline:
+    """Load a published checkpoint, such as kiwi-edit-5b-instruct-only-diffusers.
+
+    `transformer` is a file with the transformer's weights instead of the folder's.
+    """
     config = read_config(folder / "transformer" / "config.json")
     source, reference = folder / "source_embedder", folder / "ref_embedder"
     has_references = reads_reference_images(folder)
-    transformer = wan.routed_transformer(
+    routed = wan.routed_transformer(
         config,
-        read_weights(weight_files(folder / "transformer")),
+        transformer_weights(folder, transformer),
         dtype,
-        folder / "transformer",
+        transformer or folder / "transformer",
         _embedder(read_weights(weight_files(source)), source),
         _embedder(read_weights(weight_files(reference)), reference) if has_references else None,
         has_references and read_config(reference / "config.json").get("ref_pad_first", False),
@@ -68,7 +72,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
     read_config(qwen)  # raises a clear error if the file is missing or damaged
     encoder_config = read_config(encoder / "config.json")
     return RVEDiTPipeline(
-        transformer=transformer,
+        transformer=routed,
         connector=_connector(
             read_weights(weight_files(encoder)), dtype, encoder, encoder_config, has_references
         ),

@@ -15,10 +15,11 @@ from rvedit.io.errors import UserError
 from rvedit.models.model_spec import ModelSpec, model_spec
 from rvedit.models.presets import NUM_REFERENCE_QUERIES
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
-from rvedit.pipelines.checkpoints.files import read_config, read_tokenizer, weight_files
+from rvedit.pipelines.checkpoints.files import read_config, read_shapes, read_tokenizer, weight_files
 from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, absent_parts, read_index
 from rvedit.pipelines.checkpoints.reading import Kind, checkpoint_kind
+from rvedit.pipelines.checkpoints.small_files import transformer_shapes
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 SUPPORTED = "plans support RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit"
@@ -82,7 +83,8 @@ def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
         return model_spec("wan2.2-5b").transformer  # the file has LoRA weights for it
     if kind in ("kiwi", "wan"):
         return wan.transformer_config(path)
-    return wan.original_config([path] if kind == "wan file" else weight_files(path), path)
+    shapes = transformer_shapes(path) if kind == "wan file" else read_shapes(weight_files(path))
+    return wan.original_config(shapes, path)
 
 
 def _published(transformer: Mapping[str, Any], is_kiwi: bool, has_references: bool) -> dict[str, Any]:

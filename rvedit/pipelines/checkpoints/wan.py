@@ -7,7 +7,7 @@ other modules then come from `base_wan`. The multimodal LLM, which Wan lacks, co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from rvedit.compat import convert_wan_keys
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
 from rvedit.models.presets import WAN22_5B_CONNECTOR
@@ -24,23 +23,30 @@ from rvedit.pipelines.checkpoints.files import (
     build,
     convert_key_errors,
     read_config,
-    read_shapes,
     read_tokenizer,
     read_weights,
     weight_files,
 )
 from rvedit.pipelines.checkpoints.find import base_mllm, base_wan
 from rvedit.pipelines.checkpoints.folder import load_module
+from rvedit.pipelines.checkpoints.small_files import (
+    read_transformer_file,
+    to_diffusers_keys,
+    transformer_weights,
+)
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 SHIFT = 5.0
 _HEAD_DIM = 128  # of all Wan models; the shapes of the weights do not determine it
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """Load a folder of diffusers' format, such as `Wan2.2-TI2V-5B-Diffusers`."""
+def load_folder(folder: Path, dtype: torch.dtype, transformer: Path | None = None) -> RVEDiTPipeline:
+    """Load a folder of diffusers' format, such as `Wan2.2-TI2V-5B-Diffusers`.
+
+    `transformer` is a file with the transformer's weights instead of the folder's.
+    """
     config = transformer_config(folder)
-    state = read_weights(weight_files(folder / "transformer"))
+    state = transformer_weights(folder, transformer)
     return _build_pipeline(routed_transformer(config, state, dtype, folder / "transformer"), folder, dtype)
 
 
@@ -69,8 +75,8 @@ def load_original(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 
 
 def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """Load a single file of the transformer, with Wan's own key names or diffusers'."""
-    return _load_transformer(read_weights([file]), dtype, file)
+    """Load a single file of the transformer, with Wan's own key names or diffusers', also in few bits."""
+    return _load_transformer(read_transformer_file(file), dtype, file)
 
 
 def _load_transformer(state: dict[str, Tensor], dtype: torch.dtype, path: Path) -> RVEDiTPipeline:
@@ -89,19 +95,13 @@ def original_transformer(
     state: dict[str, Tensor], dtype: torch.dtype, path: Path
 ) -> RoutedWanTransformer3DModel:
     """Return the transformer of a state with Wan's own key names."""
-    state = _to_diffusers_keys(state)
+    state = to_diffusers_keys(state)
     return routed_transformer(_infer_config(state, path), state, dtype, path)
 
 
-def original_config(files: Iterable[Path], path: Path) -> dict[str, Any]:
-    """Return the config of a transformer with Wan's own key names, from the headers of its files."""
-    return _infer_config(_to_diffusers_keys(read_shapes(files)), path)
-
-
-def _to_diffusers_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if any("condition_embedder" in key for key in state):
-        return state  # has them already
-    return convert_wan_keys(dict(state))
+def original_config(shapes: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Return the config of a transformer with Wan's own key names, from tensors on the meta device."""
+    return _infer_config(to_diffusers_keys(shapes), path)
 
 
 def routed_transformer(
