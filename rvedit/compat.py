@@ -102,6 +102,14 @@ def convert_wan_keys(state: dict[str, Any]) -> dict[str, Any]:
     return converted
 
 
+def convert_wan_vae_keys(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the original weights of Wan2.1's VAE under diffusers' names (diffusers)."""
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    converted: dict[str, Any] = convert_wan_vae_to_diffusers(dict(state))
+    return converted
+
+
 def read_gguf(path: Path) -> dict[str, Any]:
     """Return a GGUF file's tensors; those in few bits are diffusers' `GGUFParameter` (diffusers)."""
     from diffusers.models.model_loading_utils import load_gguf_checkpoint

@@ -91,6 +91,31 @@ def to_original_vae(state: dict[str, torch.Tensor], num_res_blocks: int = 1) -> 
     return renamed
 
 
+def to_original_vae21(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same for Wan2.1's VAE, whose blocks are one list: three residual blocks a level in the decoder."""
+    renamed = {}
+    residual = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
+    residual["conv_shortcut"] = "shortcut"
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] in ("quant_conv", "post_quant_conv"):
+            parts[0] = "conv1" if parts[0] == "quant_conv" else "conv2"
+        elif parts[1] in ("conv_in", "conv_out", "norm_out"):
+            parts[1] = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}[parts[1]]
+        elif parts[1] == "mid_block":
+            place = "middle.1" if parts[2] == "attentions" else f"middle.{2 * int(parts[3])}"
+            parts = [parts[0], place, residual.get(parts[4], parts[4]), *parts[5:]]
+        elif parts[1] == "down_blocks":
+            parts = [parts[0], "downsamples", parts[2], residual.get(parts[3], parts[3]), *parts[4:]]
+        elif parts[3] == "resnets":
+            number = 4 * int(parts[2]) + int(parts[4])
+            parts = [parts[0], "upsamples", str(number), residual[parts[5]], *parts[6:]]
+        else:
+            parts = [parts[0], "upsamples", str(4 * int(parts[2]) + 3), *parts[5:]]
+        renamed[".".join(parts)] = tensor.clone()
+    return renamed
+
+
 def to_original_transformer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Diffusers' names -> Wan's own."""
     table = [

@@ -13,6 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from rvedit import NANO
 from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
+from rvedit.models.vision_prompt import patchify
 from rvedit.pipelines.checkpoints import load_checkpoint
 
 K = 6
@@ -30,6 +31,10 @@ def library_patches(frame: np.ndarray, limit: int = 32 * 32) -> tuple[torch.Tens
 
 
 @torch.no_grad()
+def patchify_with(encoder: EditTokenEncoder, clips: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return patchify(clips, encoder.mllm.config)
+
+
 def prompt(encoder: EditTokenEncoder, instruction: str, vision_tokens: int = 8) -> str:
     clip = f"<|vision_start|>{'<|video_pad|>' * vision_tokens}<|vision_end|>"
     return encoder.prompt(instruction, encoder.connector.config.num_queries, [clip])
@@ -44,7 +49,7 @@ def test_a_still_clip_is_cut_as_the_library_cuts_an_image(
     tiny_encoder: EditTokenEncoder, height: int, width: int
 ) -> None:
     frame = random_clip(1, height, width)[0]
-    patches, grid = tiny_encoder.patchify(tiny_encoder.frame_processor(np.stack([frame, frame]))[None])
+    patches, grid = patchify_with(tiny_encoder, tiny_encoder.frame_processor(np.stack([frame, frame]))[None])
     expected, expected_grid = library_patches(frame)
     assert grid.tolist() == [expected_grid]
     assert_close(patches, expected.flatten(1), rtol=0, atol=1e-5)
@@ -52,7 +57,7 @@ def test_a_still_clip_is_cut_as_the_library_cuts_an_image(
 
 def test_moving_clips_are_cut_pair_by_pair_and_clip_by_clip(tiny_encoder: EditTokenEncoder) -> None:
     clips = np.stack([random_clip(4, seed=1), random_clip(4, seed=2)])
-    patches, grid = tiny_encoder.patchify(clips)
+    patches, grid = patchify_with(tiny_encoder, clips)
     assert grid.tolist() == [[2, 4, 4]]
     by_pair = patches.view(2, 2, 16, 3, 2, 8, 8)
     for clip in range(2):
@@ -65,8 +70,8 @@ def test_moving_clips_are_cut_pair_by_pair_and_clip_by_clip(tiny_encoder: EditTo
 def test_an_odd_frame_is_repeated(tiny_encoder: EditTokenEncoder, count: int) -> None:
     clip = random_clip(count)
     completed = np.concatenate([clip, clip[-1:]])
-    patches, grid = tiny_encoder.patchify(clip[None])
-    expected, expected_grid = tiny_encoder.patchify(completed[None])
+    patches, grid = patchify_with(tiny_encoder, clip[None])
+    expected, expected_grid = patchify_with(tiny_encoder, completed[None])
     assert torch.equal(patches, expected)
     assert torch.equal(grid, expected_grid)
 
@@ -77,7 +82,7 @@ def test_other_sizes_are_resized_as_the_library_does(
 ) -> None:
     frame = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
     frame = (127 + 120 * np.sin(frame / 9)).astype(np.uint8)
-    patches, grid = tiny_encoder.patchify(tiny_encoder.frame_processor(np.stack([frame, frame]))[None])
+    patches, grid = patchify_with(tiny_encoder, tiny_encoder.frame_processor(np.stack([frame, frame]))[None])
     expected, expected_grid = library_patches(frame)
     assert grid.tolist() == [expected_grid]
     # Pillow's bicubic filter works in integers: one of 256 levels, about 0.015 after normalisation.
@@ -158,7 +163,7 @@ def test_nanos_positions_are_those_it_was_trained_with(num_frames: int, height: 
     frames = encoder.frame_processor(random_clip(num_frames, height, width))
     instructions = ["remove the ball", "replace the dog with a corgi"]
     encoder([frames, frames], instructions)
-    _, grid = encoder.patchify(frames[None])
+    _, grid = patchify_with(encoder, frames[None])
     prompts = [prompt(encoder, text, int(grid.prod()) // 4) for text in instructions]
     inputs = encoder.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
     expected, _ = encoder.mllm.model.get_rope_index(

@@ -173,9 +173,19 @@ def test_a_folders_own_config_counts_and_not_its_name(tmp_path):
     with pytest.raises(UserError, match="a Wan model with two transformers"):
         outline(str(folder))
     other = tmp_path / "wan2.1"
-    save_wan(other, {**WAN22_5B_TRANSFORMER, "in_channels": 16, "out_channels": 16})
-    with pytest.raises(UserError, match="latents of 16 channels, not 48"):
+    save_wan(other, {**WAN22_5B_TRANSFORMER, "in_channels": 12, "out_channels": 12})
+    with pytest.raises(UserError, match="latents of 12 channels: plans support"):
         outline(str(other))
+
+
+def test_the_14b_is_planned():
+    plan = plan_edit(ClipShape(81, 480, 832), "linyq/kiwi-edit-14b-instruct-only", EditPlanOptions())
+    assert 28e9 < plan.weights["transformer"] < 30e9
+    assert 0.4e9 < plan.weights["vae"] < 0.6e9
+    half = plan_edit(ClipShape(81, 480, 832), KIWI, EditPlanOptions())
+    assert plan.as_json()["step_flops"] > 8 * half.as_json()["step_flops"], (
+        "2.8 x the weights, 4 x the tokens"
+    )
 
 
 def test_a_file_is_planned_by_its_shapes(tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import foreign
+import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -17,13 +19,15 @@ from torch.testing import assert_close
 from rvedit.editing.config import EditConfig
 from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
-from rvedit.models.autoencoder import encode
+from rvedit.models.autoencoder import decode, encode
 from rvedit.models.presets import WAN22_5B_TRANSFORMER
-from rvedit.models.presets_5b import WAN22_VAE
+from rvedit.models.presets_5b import WAN21_VAE, WAN22_VAE
 from rvedit.models.routing import TokenGroups
 from rvedit.models.token_groups import encode_tokens
 from rvedit.models.transformer import RoutedWanTransformer3DModel
-from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.checkpoints import find, load_checkpoint
+from rvedit.pipelines.checkpoints.find import WAN as WAN_IDS
+from rvedit.pipelines.checkpoints.find import base_wan
 from rvedit.pipelines.checkpoints.wan import original_transformer, original_vae
 from rvedit.training.recipe import load_recipe
 from rvedit.training.run import train
@@ -104,6 +108,55 @@ def test_the_published_names_are_all_known():
     assert {key: loaded.config[key] for key in WAN22_VAE} == WAN22_VAE
 
 
+@torch.no_grad()
+def test_the_vae_of_the_14b_is_read():
+    """Its own key names, in small, and its size on the meta device."""
+    torch.manual_seed(2)
+    sizes = {"base_dim": 4, "z_dim": 4, "latents_mean": foreign.MEAN, "latents_std": foreign.STD}
+    vae = AutoencoderKLWan(**{**WAN21_VAE, **sizes}).eval()
+    config = {
+        "dim": 4, "z_dim": 4, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+        "temperal_downsample": [False, True, True], "latents_mean": foreign.MEAN, "latents_std": foreign.STD,
+    }  # fmt: skip
+    loaded = original_vae(config, foreign.to_original_vae21(vae.state_dict()), Path("vae"))
+    clip = to_model_range(random_clip(5, 32, 32))[None]
+    assert torch.equal(encode(loaded, clip), encode(vae, clip))
+    latents = encode(vae, clip)
+    assert latents.shape == (1, 4, 2, 4, 4)
+    assert torch.equal(decode(loaded, latents), decode(vae, latents))
+    assert {key: AutoencoderKLWan().config[key] for key in WAN21_VAE} == WAN21_VAE
+
+
+def test_the_14b_edits(tiny_tokenizer, tmp_path, monkeypatch):
+    """Wan2.1 in small: another VAE, 1/8 the side, and latents of which it tells the backbone."""
+    foreign.save_companions(tmp_path, tiny_tokenizer)
+    sizes = {"base_dim": 4, "z_dim": 16, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
+    AutoencoderKLWan(**{**WAN21_VAE, **sizes}).save_pretrained(tmp_path / "wan" / "vae")
+    shutil.rmtree(tmp_path / "wan" / "transformer")
+    foreign.make_wan_transformer(channels=16).save_pretrained(tmp_path / "wan" / "transformer")
+    monkeypatch.setenv("RVEDIT_WAN", str(tmp_path / "wan"))
+    monkeypatch.setenv("RVEDIT_MLLM", str(tmp_path / "qwen"))
+    pipeline = load_checkpoint(tmp_path / "wan")
+    assert pipeline.grid == 16
+    clip = random_clip(5, 256, 256)
+    edited = edit(pipeline, clip, INSTRUCTION, EditConfig(2))
+    assert edited.shape == clip.shape
+    state = foreign.to_original_transformer(foreign.make_wan_transformer(channels=16).state_dict())
+    save_file(state, tmp_path / "wan2.1.safetensors")
+    again = edit(load_checkpoint(tmp_path / "wan2.1.safetensors"), clip, INSTRUCTION, EditConfig(2))
+    assert np.array_equal(edited, again)
+
+
+def test_the_backbone_of_a_hub_id_has_the_latents(monkeypatch):
+    monkeypatch.delenv("RVEDIT_WAN", raising=False)
+    asked = []
+    monkeypatch.setattr(find, "download", lambda name, *rest, **patterns: asked.append(name))
+    for given in ((48,), (16,), ()):
+        base_wan(*given)
+    assert asked == [WAN_IDS[48], WAN_IDS[16], WAN_IDS[48]]
+    assert "14B" in WAN_IDS[16]
+
+
 def test_an_edit_from_a_fresh_start_runs(companions):
     clip = random_clip(5, 256, 256)
     edited = edit(load_checkpoint(companions[0]), clip, INSTRUCTION, EditConfig(2))
@@ -124,7 +177,7 @@ def test_weights_that_are_none_of_wan_are_refused(companions, tmp_path):
     config = companions[0] / "transformer" / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps({**values, "in_channels": 36}))
-    with pytest.raises(UserError, match=r"with 36 input and 4 output channels: give Wan2\.2-TI2V-5B"):
+    with pytest.raises(UserError, match=r"with 36 input and 4 output channels: give Wan2\.2-TI2V-5B or Wan2"):
         load_checkpoint(companions[0])
 
 

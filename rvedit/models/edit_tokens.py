@@ -1,10 +1,10 @@
 """Editing tokens X_e (section 4.2): outputs of a multimodal LLM for (clip, instruction) at K query positions.
 
-This is Kiwi-Edit's design on transformers' Qwen2.5-VL. The prompt ends with K placeholder tokens whose
-embeddings are replaced by learned queries, which attend causally to the frames and the instruction. The last
-K hidden states, projected to the transformer's width by a connector, are X_e. As in Kiwi-Edit these are the
-last K positions of the whole sequence. The template ends with two more tokens, so that the first two queries
-act only through attention.
+This is Kiwi-Edit's design on transformers' Qwen2.5-VL or Qwen3-VL. The prompt ends with K placeholder tokens
+whose embeddings are replaced by learned queries, which attend causally to the frames and the instruction. The
+last K hidden states, projected to the transformer's width by a connector, are X_e. As in Kiwi-Edit these are
+the last K positions of the whole sequence. The template ends with two more tokens, so that the first two
+queries act only through attention.
 
 With a reference image the prompt goes on with a sentence about it and the image itself, and ends with queries
 of their own. X_e then starts with the hidden states of the image, projected by a connector of their own.
@@ -13,7 +13,6 @@ of their own. X_e then starts with the hidden states of the image, projected by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,24 +20,21 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from rvedit.compat import onload
 from rvedit.models.mllm_frames import MLLMFrameProcessor
+from rvedit.models.vision_prompt import IMAGE_TOKEN, QWEN3, VIDEO_TOKEN, Vision, position_ids
 
 SYSTEM_PROMPT = (
     "You will be given an image and instruction. Please describe the content of the image in detail based on "
     "instruction in your own words."
 )
-VIDEO_TOKEN, IMAGE_TOKEN = "<|video_pad|>", "<|image_pad|>"
 QUERY_TOKEN = "<|object_ref_start|>"
 REFERENCE_SENTENCE = " Use the reference input from last frame."
 """What Kiwi-Edit writes between an instruction and the reference image."""
-# CLIP's statistics of RGB in [0, 1], which Qwen2.5-VL's vision encoder was trained with.
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class EditTokenConnector(ModelMixin, ConfigMixin):
@@ -112,28 +108,6 @@ def _projection(llm_width: int, width: int, zero_init: bool) -> nn.Sequential:
     return nn.Sequential(nn.Linear(llm_width, width), nn.GELU("tanh"), last)
 
 
-@dataclass(frozen=True)
-class _Vision:
-    """The patches of a batch of clips or images of one shape, and the token that stands for each four."""
-
-    token: str
-    patches: Float[Tensor, "p q"]
-    grid: Int[Tensor, "1 3"]
-    num_tokens: int
-
-    @property
-    def prompt(self) -> str:
-        return f"<|vision_start|>{self.token * self.num_tokens}<|vision_end|>"
-
-    def inputs(self, batch_size: int, device: torch.device) -> dict[str, Tensor]:
-        """Return the arguments of Qwen2.5-VL."""
-        names = ("pixel_values", "image_grid_thw")
-        if self.token == VIDEO_TOKEN:
-            names = ("pixel_values_videos", "video_grid_thw")
-        values = (self.patches, self.grid.expand(batch_size, 3))
-        return {name: value.to(device) for name, value in zip(names, values, strict=True)}
-
-
 class EditTokenEncoder:
     """g_phi(v, l) of Alg. 1: maps (frames, instruction) to X_e. It has no weights of its own.
 
@@ -142,7 +116,7 @@ class EditTokenEncoder:
 
     def __init__(
         self,
-        mllm: Qwen2_5_VLForConditionalGeneration,
+        mllm: Qwen2_5_VLForConditionalGeneration | Qwen3VLForConditionalGeneration,
         tokenizer: Any,
         connector: EditTokenConnector,
         device: torch.device | None = None,
@@ -182,31 +156,33 @@ class EditTokenEncoder:
         connector = self.connector
         has_reference = len(reference_images) > 0
         is_image = connector.config.num_image_queries > 0 and len(frames[0]) == 1 and not has_reference
-        visions = [self._vision(np.stack(frames), IMAGE_TOKEN if is_image else VIDEO_TOKEN)]
+        config = self.mllm.config
+        visions = [Vision.of(np.stack(frames), IMAGE_TOKEN if is_image else VIDEO_TOKEN, config)]
         queries = connector.image_queries if is_image else connector.queries
         if has_reference:
-            visions.append(self._vision(np.stack(reference_images)[:, None], IMAGE_TOKEN))
+            visions.append(Vision.of(np.stack(reference_images)[:, None], IMAGE_TOKEN, config))
             queries = connector.reference_queries
         prompts = [self.prompt(text, len(queries), [v.prompt for v in visions]) for text in instructions]
         # Pad on the left, so that the last K positions are the end of every prompt.
         inputs = self.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(device)
         input_ids = inputs.input_ids
         embeddings = self.mllm.get_input_embeddings()(input_ids)
-        is_query = input_ids == self._token_id(QUERY_TOKEN)
+        is_query = input_ids == self.tokenizer.convert_tokens_to_ids(QUERY_TOKEN)
         repeated = queries.to(embeddings.device, embeddings.dtype).repeat(len(prompts), 1)
         embeddings = embeddings.masked_scatter(is_query[..., None], repeated)
-        places = [(input_ids == self._token_id(vision.token), vision.grid) for vision in visions]
+        # Qwen3-VL finds the placeholders by their embeddings, and refuses their ids beside them.
+        ids = {} if config.model_type == QWEN3 else {"input_ids": input_ids}
         states = self.mllm.model(
-            input_ids=input_ids,
+            **ids,
             inputs_embeds=embeddings,
             attention_mask=inputs.attention_mask,
-            position_ids=self._position_ids(places, inputs.attention_mask),
+            position_ids=position_ids(visions, input_ids, inputs.attention_mask),
             use_cache=False,
             **{name: x for vision in visions for name, x in vision.inputs(len(prompts), device).items()},
         ).last_hidden_state
         of_images = None
         if has_reference:
-            is_reference, _ = places[-1]
+            is_reference = input_ids == visions[-1].token_id
             of_images = rearrange(states[is_reference], "(b r) m -> b r m", b=len(prompts))
         tokens: Tensor = connector(states[:, -len(queries) :], of_images)
         return tokens
@@ -222,67 +198,6 @@ class EditTokenEncoder:
             f"<|im_start|>system\n{self.connector.config.system_prompt}<|im_end|>\n<|im_start|>user\n"
             f"{clip}{_escape(instruction)}{about_it}{QUERY_TOKEN * num_queries}<|im_end|>\n"
         )
-
-    def _token_id(self, token: str) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(token))
-
-    def _vision(self, clips: UInt8[np.ndarray, "b n h w 3"], token: str) -> _Vision:
-        patches, grid = self.patchify(clips)
-        merge = self.mllm.config.vision_config.spatial_merge_size
-        return _Vision(token, patches, grid, int(grid.prod()) // merge**2)
-
-    def _position_ids(
-        self,
-        visions: Sequence[tuple[Bool[Tensor, "b s"], Int[Tensor, "1 3"]]],
-        attention_mask: Int[Tensor, "b s"],
-    ) -> Int[Tensor, "3 b s"]:
-        """Return each token's position in time, rows and columns, in prompts padded on the left.
-
-        `visions` are the places of the clip and of the image, in this order, and their grids. Text after each
-        follows its largest position on any axis, as in Qwen2.5-VL's training and transformers 4; transformers
-        5 leaves out time, which differs for clips of more frames than rows and columns. A pair of frames is
-        one second.
-        """
-        config = self.mllm.config.vision_config
-        text = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        found = []
-        for is_vision, grid in visions:
-            merged = grid[0] // torch.tensor([1, config.spatial_merge_size, config.spatial_merge_size])
-            axes = (torch.arange(length) for length in merged.tolist())
-            places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
-            places[0] *= config.tokens_per_second
-            num_tokens, extent = places.shape[1], int(places.max()) + 1
-            start = text[is_vision].view(len(text), num_tokens)[:, 0]
-            # Text after the clip or image has counted its tokens.
-            text = text + (text >= start[:, None] + num_tokens) * (extent - num_tokens)
-            found.append((is_vision, (start[:, None] + places.to(start)[:, None]).flatten(1)))
-        positions = text.repeat(3, 1, 1)
-        for is_vision, places in found:
-            positions[:, is_vision] = places
-        return positions
-
-    def patchify(self, clips: UInt8[np.ndarray, "b n h w 3"]) -> tuple[Float[Tensor, "p q"], Tensor]:
-        """Return normalized patches, and the grid (t, h, w) of a clip, as Qwen2.5-VL's processor does.
-
-        The library's video processor needs torchvision; this is the same computation without it. The frames
-        come from `frame_processor`.
-        """
-        vision = self.mllm.config.vision_config
-        patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        _, count, height, width, _ = clips.shape
-        if height % (patch * merge) or width % (patch * merge):
-            raise ValueError(f"{height} x {width} is no multiple of {patch * merge}: use `frame_processor`")
-        pixels = rearrange(torch.from_numpy(clips), "b n h w c -> b n c h w").float()
-        mean, std = (torch.tensor(x)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
-        pixels = (pixels / 255 - mean) / std
-        if missing := -count % temporal:
-            pixels = torch.cat([pixels, pixels[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-        patches = rearrange(
-            pixels,
-            "b (t pt) c (h mh ph) (w mw pw) -> (b t h w mh mw) (c pt ph pw)",
-            pt=temporal, mh=merge, mw=merge, ph=patch, pw=patch,
-        )  # fmt: skip
-        return patches, torch.tensor([[pixels.shape[1] // temporal, height // patch, width // patch]])
 
 
 def _escape(instruction: str) -> str:

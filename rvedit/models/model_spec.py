@@ -67,15 +67,25 @@ register_preset(
         from_scratch=True,
     )
 )
-register_preset(
-    ModelSpec(
-        "wan2.2-5b",
-        presets.WAN22_5B_TRANSFORMER,
-        presets.WAN22_5B_CONNECTOR,
-        presets_5b.WAN22_VAE,
-        lambda tokenizer: presets_5b.qwen25_vl_3b_config(),
-        lambda tokenizer: presets_5b.umt5_xxl_config(),
-        {"max_text_length": presets_5b.MAX_TEXT_LENGTH},
-        from_scratch=False,
+for name, transformer, connector, vae in (
+    ("wan2.2-5b", presets.WAN22_5B_TRANSFORMER, presets.WAN22_5B_CONNECTOR, presets_5b.WAN22_VAE),
+    ("wan2.1-14b", presets.WAN21_14B_TRANSFORMER, presets.WAN21_14B_CONNECTOR, presets_5b.WAN21_VAE),
+):
+    register_preset(
+        ModelSpec(
+            name,
+            transformer,
+            connector,
+            vae,
+            lambda tokenizer: presets_5b.qwen25_vl_3b_config(),
+            lambda tokenizer: presets_5b.umt5_xxl_config(),
+            {"max_text_length": presets_5b.MAX_TEXT_LENGTH},
+            from_scratch=False,
+        )
     )
-)
+
+
+def published_spec(latent_channels: int) -> ModelSpec | None:
+    """Return the published preset with latents of so many channels."""
+    published = (spec for spec in PRESETS.values() if not spec.from_scratch)
+    return next((spec for spec in published if spec.vae["z_dim"] == latent_channels), None)

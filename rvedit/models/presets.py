@@ -78,6 +78,17 @@ WAN22_5B_TRANSFORMER: dict[str, Any] = {
     "source_position": False,
 }
 
+# Wan-AI/Wan2.1-T2V-14B, the other backbone of Kiwi-Edit.
+WAN21_14B_TRANSFORMER: dict[str, Any] = {
+    **WAN22_5B_TRANSFORMER,
+    "num_attention_heads": 40,
+    "in_channels": 16,
+    "out_channels": 16,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "routing_depth": 20,
+}
+
 WAN22_5B_CONNECTOR: dict[str, Any] = {
     "num_queries": 512,
     "llm_width": 2048,
@@ -86,6 +97,8 @@ WAN22_5B_CONNECTOR: dict[str, Any] = {
     "max_pixels": 262_144,
     "zero_init": True,
 }
+
+WAN21_14B_CONNECTOR: dict[str, Any] = {**WAN22_5B_CONNECTOR, "width": 5120}
 
 NUM_REFERENCE_QUERIES = 768
 """Queries for prompts with a reference image, in Kiwi-Edit's checkpoints."""

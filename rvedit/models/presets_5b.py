@@ -1,4 +1,4 @@
-"""Published configs of Wan2.2-TI2V-5B's other modules, for memory plans (checkpoints have their own)."""
+"""Published configs of the other modules of Wan2.2-TI2V-5B and Wan2.1-T2V-14B, for plans of memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,20 @@ WAN22_VAE: dict[str, Any] = {
     "scale_factor_spatial": 16,
 }
 
+# Wan-AI/Wan2.1-T2V-14B-Diffusers, vae/, likewise.
+WAN21_VAE: dict[str, Any] = {
+    "base_dim": 96,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 8,
+}
+
 MAX_TEXT_LENGTH = 512
-"""Text tokens that Wan2.2 was trained with."""
+"""Text tokens that Wan was trained with."""
 
 
 def qwen25_vl_3b_config() -> Qwen2_5_VLConfig:

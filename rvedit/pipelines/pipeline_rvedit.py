@@ -21,7 +21,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from jaxtyping import Float
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+    UMT5EncoderModel,
+)
 
 from rvedit.io.frames import Frames, as_frames, to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
@@ -72,7 +76,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         self,
         transformer: RoutedWanTransformer3DModel,
         connector: EditTokenConnector,
-        mllm: Qwen2_5_VLForConditionalGeneration,
+        mllm: Qwen2_5_VLForConditionalGeneration | Qwen3VLForConditionalGeneration,
         text_encoder: UMT5EncoderModel | None,
         vae: AutoencoderKLWan,
         tokenizer: Any,

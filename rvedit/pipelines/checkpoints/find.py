@@ -9,8 +9,9 @@ from typing import Any
 from rvedit import NANO
 from rvedit.io.errors import UserError
 
-WAN, MLLM = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Qwen/Qwen2.5-VL-3B-Instruct"
-"""Hub ids of the base models, for modules that a checkpoint lacks."""
+WAN = {48: "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 16: "Wan-AI/Wan2.1-T2V-14B-Diffusers"}
+"""Hub ids of the backbones, by the channels of their latents, for modules that a checkpoint lacks."""
+MLLM = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 _IGNORED_FILES = ("*.pth", "*.pt", "*.bin", "*.ckpt", "*.gguf", "*.mp4", "*.gif", "*.png", "*.jpg")
 """Not downloaded from the hub: weights are read from safetensors only."""
@@ -67,9 +68,12 @@ def download(name: str, parameter: str, **patterns: Any) -> Path:
         ) from None
 
 
-def base_wan() -> Path:
-    """Return the folder of Wan2.2-TI2V-5B, for modules that a checkpoint lacks: RVEDIT_WAN or the hub's."""
-    return find_checkpoint(os.environ.get("RVEDIT_WAN") or WAN, "RVEDIT_WAN")
+def base_wan(latent_channels: int = 48) -> Path:
+    """Return the folder of the backbone, for modules that a checkpoint lacks: RVEDIT_WAN or the hub's.
+
+    The number of latent channels tells Wan2.2-TI2V-5B, 48, from Wan2.1-T2V-14B, 16.
+    """
+    return find_checkpoint(os.environ.get("RVEDIT_WAN") or WAN.get(latent_channels, WAN[48]), "RVEDIT_WAN")
 
 
 def base_mllm() -> Path:

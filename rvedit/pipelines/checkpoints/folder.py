@@ -8,13 +8,19 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+    UMT5EncoderModel,
+)
 
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
 from rvedit.models.model_spec import ModelSpec
 from rvedit.models.nano_tokenizer import train_tokenizer
 from rvedit.models.transformer import RoutedWanTransformer3DModel
+from rvedit.models.vision_prompt import QWEN3
 from rvedit.pipelines.checkpoints.files import (
     abbreviate,
     build,
@@ -37,6 +43,12 @@ MODULE_CLASSES: dict[str, Any] = {
     "text_encoder": UMT5EncoderModel,
     "vae": AutoencoderKLWan,
 }
+
+
+def module_class(name: str, config: Mapping[str, Any]) -> Any:
+    """Return the class of a module with a config; the multimodal LLM may be Qwen3-VL too."""
+    is_qwen3 = name == "mllm" and config.get("model_type") == QWEN3
+    return Qwen3VLForConditionalGeneration if is_qwen3 else MODULE_CLASSES[name]
 
 
 def build_from_scratch(
@@ -119,7 +131,9 @@ def _read_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
 def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """Load one module. Raises UserError with the keys that do not fit."""
     check_folder(folder)
-    cls = MODULE_CLASSES[name]
+    given = options.get("config")
+    config = given.to_dict() if given is not None else read_config(folder / "config.json")
+    cls = module_class(name, config)
     is_transformers = issubclass(cls, PreTrainedModel)
     weight_files(folder, "model" if is_transformers else "diffusion_pytorch_model")
     # transformers reports the keys of wrong shape only with this option; diffusers always reports them.

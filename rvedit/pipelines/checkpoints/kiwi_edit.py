@@ -23,7 +23,8 @@ from transformers import AutoConfig
 from rvedit.compat import convert_wan_keys
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
-from rvedit.models.presets import WAN22_5B_CONNECTOR
+from rvedit.models.model_spec import published_spec
+from rvedit.models.presets import WAN21_14B_CONNECTOR, WAN22_5B_CONNECTOR
 from rvedit.models.transformer import RoutedWanTransformer3DModel
 from rvedit.pipelines.checkpoints import wan
 from rvedit.pipelines.checkpoints.files import (
@@ -31,6 +32,7 @@ from rvedit.pipelines.checkpoints.files import (
     check_file,
     convert_key_errors,
     read_config,
+    read_shapes,
     read_tokenizer,
     read_weights,
     weight_files,
@@ -102,15 +104,29 @@ def is_trained_file(file: Path) -> bool:
         return any("_queries.q" in key for key in content.keys())  # noqa: SIM118
 
 
-def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """Load a file of the trainer, combined with Wan2.2-TI2V-5B and Qwen2.5-VL-3B."""
+def file_transformer_config(file: Path) -> Mapping[str, Any]:
+    """Return the config of the published backbone that a file of the trainer belongs to."""
+    parts = _parts(read_shapes([file]))
+    spec = published_spec(_latent_channels(parts))
+    assert spec is not None
+    return spec.transformer
+
+
+def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return a file's tensors by module: the multimodal LLM, the embedders, and the transformer."""
     names = ("mllm", "vae_condition", "ref_vae_condition", "dit")
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    for key, tensor in read_weights([file]).items():
+    for key, tensor in state.items():
         key = key.removeprefix("pipe.").removeprefix("dit.")
         part, _, name = key.partition(".")
         parts[part if part in parts else "dit"][name if part in parts else key] = tensor
-    base = base_wan()
+    return parts
+
+
+def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
+    """Load a file of the trainer, combined with the backbone and the multimodal LLM."""
+    parts = _parts(read_weights([file]))
+    base = base_wan(_latent_channels(parts))
     qwen = wan.load_mllm(dtype)
     mllm_state = {key: tensor for key, tensor in parts["mllm"].items() if key.startswith("model.")}
     _update_mllm(qwen["mllm"], mllm_state, file)
@@ -134,6 +150,15 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
         tokenizer=None,
         **SETTINGS,
     )
+
+
+def _latent_channels(parts: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Return the channels of the latents, which tell the backbone; files without any are of the 5B or 14B."""
+    for part in ("vae_condition", "dit"):
+        if (weight := parts[part].get("patch_embedding.weight")) is not None:
+            return int(weight.shape[1])
+    widths = {len(tensor) for key, tensor in parts["mllm"].items() if key.endswith(".2.bias")}
+    return 16 if WAN21_14B_CONNECTOR["width"] in widths else 48
 
 
 def _untrained_queries(llm_width: int) -> Tensor:

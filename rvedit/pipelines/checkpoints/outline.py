@@ -12,17 +12,22 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from rvedit import NANO
 from rvedit.io.errors import UserError
-from rvedit.models.model_spec import ModelSpec, model_spec
+from rvedit.models.model_spec import ModelSpec, model_spec, published_spec
 from rvedit.models.presets import NUM_REFERENCE_QUERIES
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
 from rvedit.pipelines.checkpoints.files import read_config, read_shapes, read_tokenizer, weight_files
 from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
-from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, absent_parts, read_index
+from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, absent_parts, module_class, read_index
 from rvedit.pipelines.checkpoints.reading import Kind, checkpoint_kind
 from rvedit.pipelines.checkpoints.small_files import transformer_shapes
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-SUPPORTED = "plans support RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit"
+SUPPORTED = "plans support RVEDiT, Wan2.2-TI2V-5B, Wan2.1-T2V-14B and Kiwi-Edit"
+_SIZES = {
+    "wan2.2-5b": ("kiwi-edit-5b", "wan2.2-ti2v-5b"),
+    "wan2.1-14b": ("kiwi-edit-14b", "wan2.1-t2v-14b"),
+}
+"""Presets, and the parts of hub ids that tell them."""
 
 
 def meta_modules(
@@ -54,10 +59,11 @@ def outline(model: str) -> RVEDiTPipeline:
     settings: dict[str, Any] = {}
     if is_hub_id(model):
         name = model.rpartition("/")[2].lower()
-        is_kiwi = "kiwi-edit-5b" in name
-        if not is_kiwi and "wan2.2-ti2v-5b" not in name:
+        is_kiwi = "kiwi-edit-" in name
+        size = next((size for size, names in _SIZES.items() if any(part in name for part in names)), None)
+        if size is None:
             raise UserError(f"`model` {model}: its size is unknown: download it and give its folder")
-        modules = _published(model_spec("wan2.2-5b").transformer, is_kiwi, is_kiwi and "reference" in name)
+        modules = _published(model_spec(size).transformer, is_kiwi, is_kiwi and "reference" in name)
     else:
         path = find_checkpoint(model)
         kind = checkpoint_kind(path)
@@ -80,7 +86,7 @@ def outline(model: str) -> RVEDiTPipeline:
 
 def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
     if kind == "kiwi file":
-        return model_spec("wan2.2-5b").transformer  # the file has LoRA weights for it
+        return kiwi_edit.file_transformer_config(path)
     if kind in ("kiwi", "wan"):
         return wan.transformer_config(path)
     shapes = transformer_shapes(path) if kind == "wan file" else read_shapes(weight_files(path))
@@ -89,12 +95,10 @@ def _transformer_config(path: Path, kind: Kind) -> Mapping[str, Any]:
 
 def _published(transformer: Mapping[str, Any], is_kiwi: bool, has_references: bool) -> dict[str, Any]:
     """Return the 5B's modules with this transformer. Raises UserError if it was trained on another VAE."""
-    spec = model_spec("wan2.2-5b")
     config = {key: value for key, value in transformer.items() if not key.startswith("_")}
-    if config["in_channels"] != spec.vae["z_dim"]:
-        raise UserError(
-            f"`plan`: latents of {config['in_channels']} channels, not {spec.vae['z_dim']}: {SUPPORTED}"
-        )
+    spec = published_spec(config["in_channels"])
+    if spec is None:
+        raise UserError(f"`plan`: latents of {config['in_channels']} channels: {SUPPORTED}")
     layers = config["num_layers"]
     config["routing_depth"] = layers if is_kiwi else layers // 2
     config["reads_reference_images"] = has_references
@@ -107,7 +111,7 @@ def _published(transformer: Mapping[str, Any], is_kiwi: bool, has_references: bo
 
 def _module(name: str, path: Path) -> Any:
     config = read_config(path / name / "config.json")
-    cls = MODULE_CLASSES[name]
+    cls = module_class(name, config)
     if hasattr(cls, "from_config"):
         return cls.from_config(config)
     return cls(cls.config_class.from_dict(config))

@@ -1,4 +1,6 @@
-"""Loading of Wan2.2-TI2V-5B as an `RVEDiTPipeline`; new modules start at zero or as copies of Wan's.
+"""Loading of Wan2.2-TI2V-5B or Wan2.1-T2V-14B as an `RVEDiTPipeline`.
+
+New modules start at zero, or as copies of Wan's.
 
 Formats: diffusers' folder; Wan's own folder or a single file, of which only the transformer is read: the
 other modules then come from `base_wan`. The multimodal LLM, which Wan lacks, comes from `base_mllm`.
@@ -15,6 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from rvedit.compat import convert_wan_vae_keys
 from rvedit.io.errors import UserError
 from rvedit.models.edit_tokens import EditTokenConnector
 from rvedit.models.presets import WAN22_5B_CONNECTOR
@@ -54,11 +57,11 @@ def transformer_config(folder: Path) -> dict[str, Any]:
     """Return the transformer's config of a diffusers folder. Raises UserError for unsupported Wan models."""
     config = read_config(folder / "transformer" / "config.json")
     if (folder / "transformer_2").is_dir():
-        raise UserError(f"{folder}: a Wan model with two transformers: give Wan2.2-TI2V-5B")
+        raise UserError(f"{folder}: a Wan model with two transformers: give Wan2.2-TI2V-5B or Wan2.1-T2V-14B")
     if config.get("in_channels") != config.get("out_channels") or config.get("image_dim"):
         raise UserError(
             f"{folder}: a Wan model with {config.get('in_channels')} input and {config.get('out_channels')} "
-            "output channels: give Wan2.2-TI2V-5B"
+            "output channels: give Wan2.2-TI2V-5B or Wan2.1-T2V-14B"
         )
     return config
 
@@ -81,14 +84,19 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 
 def _load_transformer(state: dict[str, Tensor], dtype: torch.dtype, path: Path) -> RVEDiTPipeline:
     transformer = original_transformer(state, dtype, path)
-    base = base_wan()
-    channels = read_config(base / "vae" / "config.json").get("z_dim")
-    if transformer.config.in_channels != channels:
-        raise UserError(
-            f"{path}: needs latents with {transformer.config.in_channels} channels, but those of the VAE in "
-            f"{base} have {channels}: give Wan2.2-TI2V-5B"
-        )
+    base = base_wan(transformer.config.in_channels)
+    check_channels(transformer.config.in_channels, base, path)
     return _build_pipeline(transformer, base, dtype)
+
+
+def check_channels(channels: int, base: Path, path: Path) -> None:
+    """Raise UserError if a transformer needs latents with other channels than those of a folder's VAE."""
+    given = read_config(base / "vae" / "config.json").get("z_dim")
+    if channels != given:
+        raise UserError(
+            f"{path}: needs latents with {channels} channels, but those of the VAE in {base} have {given}: "
+            "set RVEDIT_WAN to the backbone that the weights were trained on"
+        )
 
 
 def original_transformer(
@@ -156,8 +164,8 @@ def _infer_config(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the weights of a Wan transformer: {error.args[0]} is missing") from None
 
 
-# Regular expressions for the original VAE's keys, and diffusers' names. In a residual block, 0 and 3 are
-# norms, 2 and 6 convolutions.
+# Regular expressions for the keys of Wan2.2's original VAE, and diffusers' names. In a residual block, 0 and
+# 3 are norms, 2 and 6 convolutions.
 _VAE_NAMES = (
     (r"^conv1\.", "quant_conv."),
     (r"^conv2\.", "post_quant_conv."),
@@ -184,7 +192,11 @@ _VAE_SETTINGS = (
 
 
 def original_vae(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> AutoencoderKLWan:
-    """Return Wan2.2's VAE, in fp32, from a state with its original key names."""
+    """Return Wan2.2's or Wan2.1's VAE, in fp32, from a state with its original key names."""
+    with convert_key_errors(path, "vae"):
+        if not any(".downsamples.0.downsamples." in key for key in state):
+            settings = {**{name: config[name] for name in _VAE_SETTINGS}, "base_dim": config["dim"]}
+            return build(AutoencoderKLWan, settings, convert_wan_vae_keys(state), torch.float32)
     renamed = {}
     for key, tensor in state.items():
         for old, new in _VAE_NAMES:
@@ -208,7 +220,8 @@ def original_vae(config: Mapping[str, Any], state: Mapping[str, Tensor], path: P
 def add_text_encoder(pipeline: RVEDiTPipeline) -> None:
     """Add the text encoder of `base_wan` to a pipeline without one, for blocks that attend to X_l."""
     if pipeline.text_encoder is None:
-        pipeline.register_modules(**_load_text_encoder(base_wan(), pipeline.connector.dtype))
+        base = base_wan(pipeline.transformer.config.in_channels)
+        pipeline.register_modules(**_load_text_encoder(base, pipeline.connector.dtype))
 
 
 def _load_text_encoder(wan: Path, dtype: torch.dtype) -> dict[str, Any]:
