@@ -113,7 +113,7 @@ class StubPipeline(nn.Module):
         self.text_encoder = _Table(torch.randn(1, tokens, shape.config["text_dim"], **like))
         self.edit_tokens = nn.Parameter(torch.randn(1, shape.edit_tokens, shape.width, **like))
 
-    def edit_token_encoder(self, frames: Any, texts: Any) -> Tensor:
+    def edit_token_encoder(self, frames: Any, texts: Any, reference_images: Any = ()) -> Tensor:
         """Return X_e, which needs a gradient like the connector's output."""
         return self.edit_tokens
 

@@ -20,12 +20,32 @@ TIMESTEPS = torch.tensor([400.0, 700.0])
 
 def routed(depth: int) -> tuple[RoutedWanTransformer3DModel, TokenGroups]:
     torch.manual_seed(0)
-    model = make_transformer(num_layers=LAYERS, routing_depth=depth)
+    model = make_transformer(num_layers=LAYERS, routing_depth=0)
     with torch.no_grad():
         groups = model.embed_tokens(
             torch.randn(2, 5, WIDTH), torch.randn(LATENTS.shape), torch.randn(2, 7, TEXT_WIDTH)
         )
+    model.register_to_config(routing_depth=depth)
     return model, groups
+
+
+@torch.no_grad()
+def test_x_v_is_not_computed_if_no_block_reads_it() -> None:
+    for depth in ROUTING_DEPTHS:
+        model = make_transformer(num_layers=LAYERS, routing_depth=depth)
+        groups = model.embed_tokens(torch.randn(2, 5, WIDTH), torch.randn(LATENTS.shape))
+        assert (groups.visual_tokens is None) == (depth == LAYERS)
+        assert groups.source_tokens is not None
+
+
+@torch.no_grad()
+def test_keys_and_values_are_kept_where_it_pays() -> None:
+    for depth, num_edit_tokens, pays in ((0, 2, True), (LAYERS, 2, False), (LAYERS, 3, True)):
+        model = make_transformer(num_layers=LAYERS, routing_depth=depth)
+        text = torch.randn(2, 7, TEXT_WIDTH)
+        groups = model.embed_tokens(torch.randn(2, num_edit_tokens, WIDTH), torch.randn(LATENTS.shape), text)
+        assert groups.source_tokens.shape[1] == 24
+        assert model.reuse_pays(groups) == pays
 
 
 @torch.no_grad()

@@ -371,7 +371,7 @@ def _transformer_stages(
         groups = [
             model.embed_tokens(edit_tokens, latents.to(dtype), text, reference) for _ in range(conditions)
         ]
-        contexts = [model.contexts(tokens, reuse=True) for tokens in groups]
+        contexts = [model.contexts(tokens, model.reuse_pays(tokens)) for tokens in groups]
         for _ in range(2):
             for tokens, context in zip(groups, contexts, strict=True):
                 model(latents.to(dtype), empty(1, of=torch.float32), tokens, context)

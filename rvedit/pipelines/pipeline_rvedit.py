@@ -70,7 +70,7 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     reuse_key_values = True
-    """Compute the cross-attention's keys and values once per call instead of once per step."""
+    """Compute the cross-attention's keys and values once per call, not once per step, where that pays."""
 
     def __init__(
         self,
@@ -379,8 +379,8 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
         mllm_frames = [frame_processor(clip, has_reference=references is not None) for clip in frames]
         latents = source_latents.to(self.transformer.dtype)
         tokens = encode_tokens(self, latents, mllm_frames, prompts, reference_images=references)
-        contexts = self.transformer.contexts(tokens, reuse=True) if self.reuse_key_values else None
-        return tokens, contexts
+        reuse = self.reuse_key_values and self.transformer.reuse_pays(tokens)
+        return tokens, self.transformer.contexts(tokens, reuse=True) if reuse else None
 
     def _velocity(
         self,
