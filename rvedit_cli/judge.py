@@ -32,7 +32,7 @@ _BENCH_HELP = (
 )
 _PROTOCOL_HELP = (
     "paper: Appendix D.3, scores from 1 to 100 for five frames of each clip. openve: scores from 1 to 5 for "
-    "whole clips."
+    "whole clips. refvie: the same for edits with a reference image."
 )
 _PROBE_HELP = (
     "Test the judge instead of the edits. identity: the source as the edit. swap: source and edit exchanged "
@@ -63,9 +63,10 @@ def judge(
         list[str] | None,
         _scoring("Judge to ask. Default: qwen. Repeatable.", "--judge", metavar="qwen|gemini|reference"),
     ] = None,
-    protocol: Annotated[str, _scoring(_PROTOCOL_HELP, metavar="paper|openve")] = "paper",
+    protocol: Annotated[str, _scoring(_PROTOCOL_HELP, metavar="paper|openve|refvie")] = "paper",
     rubrics: Annotated[
-        Path | None, _scoring("With --protocol openve: folder of its rubrics, such as local_change.txt.")
+        Path | None,
+        _scoring("With --protocol openve or refvie: folder of its rubrics, such as local_change.txt."),
     ] = None,
     rubric_in: Annotated[str, _scoring("Message that holds the rubric.", metavar="system|user")] = "system",
     repeats: Annotated[int, _scoring("Number of verdicts to average for each item.", min=1)] = 1,
@@ -102,10 +103,10 @@ def judge(
         return
     if edits is None:
         raise UserError("give the folder of edited clips, or two judged folders with --compare A B")
-    check_choice("--protocol", protocol, ("paper", "openve"))
-    if (protocol == "openve") != (rubrics is not None):
+    check_choice("--protocol", protocol, ("paper", "openve", "refvie"))
+    if (protocol != "paper") != (rubrics is not None):
         raise UserError(
-            "--protocol openve and --rubrics DIR go together: rvedit does not include OpenVE's rubrics"
+            "--protocol openve or refvie and --rubrics DIR go together: rvedit does not include their rubrics"
         )
     names = list(dict.fromkeys(judges or ["qwen"]))
     _check_model_options(names, model, base_url, local, device)
@@ -116,12 +117,15 @@ def judge(
     out = out or edits / ("judge" if probe == "none" else f"judge_{probe}")
     config = job.JudgeConfig(edits, out, bench, tuple(category or ()), limit, repeats)
     from rvedit.evaluation.frames import FrameStore
-    from rvedit.evaluation.protocols import OpenVEProtocol, PaperProtocol
+    from rvedit.evaluation.protocols import OpenVEProtocol, PaperProtocol, RefVIEProtocol
     from rvedit.io.chat import Journal
 
     journal = Journal(out / "journal.jsonl")
     frames = FrameStore(out / "frames", journal)
-    judge_protocol = OpenVEProtocol(rubrics, journal, frames) if rubrics else PaperProtocol(frames)
+    judge_protocol: JudgeProtocol = PaperProtocol(frames)
+    if rubrics:
+        kind = RefVIEProtocol if protocol == "refvie" else OpenVEProtocol
+        judge_protocol = kind(rubrics, journal, frames)
     for name in config.categories:
         if name not in judge_protocol.rubrics:
             known = ", ".join(judge_protocol.rubrics)

@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import io
 import json
 import os
 import random
@@ -16,9 +17,11 @@ from multiprocessing import active_children
 
 import numpy as np
 import pytest
+import yaml
 from chat_server import ChatServer
 from clips import write_clip
 from gemini_server import KEY, GeminiServer, pictures
+from PIL import Image
 from processes import Command
 from typer.testing import CliRunner
 
@@ -732,6 +735,67 @@ def test_openves_protocol_is_another(small, tmp_path):
         run(small, server, tmp_path / "paper")
     with pytest.raises(UserError, match="judged by the protocol"):
         compare_folders(tmp_path / "paper", tmp_path / "openve")
+
+
+REFVIE = {
+    "subject": ("Identity Consistency & Compliance", "Temporal Consistency & Texture Fidelity",
+                "Physical Integration & Tracking"),
+    "background": ("Reference Fidelity & Preservation", "Matting Quality & Temporal Stability",
+                   "Visual Harmony & Perspective"),
+}  # fmt: skip
+
+
+def make_refvie(folder):
+    """Two edits with pictures, named as Kiwi-Edit names them, and the rubrics of a user."""
+    rows = []
+    for name in ("videos", "edits", "rubrics"):
+        (folder / name).mkdir()
+    for index, kind in enumerate(REFVIE):
+        noise(folder / "videos" / f"{index}.mp4", index)
+        Image.fromarray(np.full((24, 32, 3), 60 * index, np.uint8)).save(folder / f"picture{index}.png")
+        instruction = f"put this {kind} in the clip"
+        noise(folder / "edits" / f"{index}_{instruction[:10]}_{index}.mp4", 10 + index)
+        rows.append({"src_video": f"videos/{index}.mp4", "instruction": instruction,
+                     "ref_img": f"picture{index}.png", "edit_type": kind})  # fmt: skip
+    (folder / "refvie_bench.yaml").write_text(yaml.safe_dump(rows))
+    for kind, labels in REFVIE.items():
+        text = "\n".join([f"Grade the {kind}.", *labels, "**editing instruction is : {prompt}**"])
+        (folder / "rubrics" / f"{kind}.txt").write_text(text)
+
+
+def test_refvies_protocol_shows_the_reference_image(tmp_path):
+    make_refvie(tmp_path)
+    bench, out = tmp_path / "refvie_bench.yaml", tmp_path / "out"
+    arguments = ["judge", tmp_path / "edits", "--bench", bench, "--out", out]
+    arguments += ["--protocol", "refvie", "--rubrics", tmp_path / "rubrics"]
+
+    def grade(asked):
+        kind = asked.body["messages"][0]["content"].split("the ")[1].split(".")[0]
+        return "Brief reasoning: fine.\n" + "\n".join(
+            f"{label}: {score}" for label, score in zip(REFVIE[kind], (5, 4, 3), strict=True)
+        )
+
+    with serve(say=grade) as server:
+        result = CliRunner().invoke(app, list(map(str, [*arguments, "--base-url", server.url])))
+        assert result.exit_code == 0, (result.output, result.exception)
+        again = CliRunner().invoke(app, list(map(str, [*arguments, "--base-url", server.url])))
+        assert again.exit_code == 0
+        assert len(server.asked) == 2, "asked again"
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert [(row["protocol"], row["category"]) for row in rows] == [("refvie", kind) for kind in REFVIE]
+    assert all(list(row["scores"].values()) == [5, 4, 3] for row in rows)
+    for asked in server.asked:
+        system, user = asked.body["messages"]
+        assert "**editing instruction is : put this " in system["content"]
+        assert [part["type"] for part in user["content"]] == ["image_url", "video_url", "video_url"]
+        data = base64.b64decode(user["content"][0]["image_url"]["url"].split(",", 1)[1])
+        shade = np.asarray(Image.open(io.BytesIO(data))).mean()
+        assert abs(shade - 60 * ("background" in system["content"])) < 3, "the picture of the other item"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["axis_labels"]["ic"] == f"{REFVIE['subject'][0]} or {REFVIE['background'][0]}"
+    (tmp_path / "rubrics" / "subject.txt").write_text("Grade {prompt} from 1 to 5.")
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert "does not ask for 'Identity Consistency & Compliance': add it" in str(result.exception)
 
 
 def test_an_edit_of_another_length_is_judged_and_noted(small, tmp_path):

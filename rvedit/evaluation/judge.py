@@ -342,6 +342,7 @@ def summary_of(report: JudgeReport) -> dict[str, Any]:
     return {
         "protocol": report.judge_set.protocol.name,
         "scale": report.judge_set.protocol.scale,
+        "axis_labels": report.judge_set.protocol.axis_labels,
         "probe": report.verdicts[0].probe,
         "judges": judges,
         "mean_over_judges": asdict(report.mean) if report.mean else None,

@@ -165,10 +165,12 @@ class ChatJudge(Judge):
     def cached_verdict(self, case: Case) -> Verdict | None:
         """See `Judge`."""
         source, edited = (self.protocol.cached(clip) for clip in self.clips(case))
-        if source is None or edited is None:
+        picture = self.protocol.reference_image(case.item)
+        reference = self.protocol.frames.cached(picture) if picture else []
+        if source is None or edited is None or reference is None:
             return None
-        request = self._request(case, source, edited)
-        if answer := lookup(self._journal, request, self._scores):
+        request = self._request(case, source, edited, reference)
+        if answer := lookup(self._journal, request, partial(self._scores, case.category)):
             return self._scored(case, request, answer)
         failure = None if self._settings.retry_dropped else self._journal.get(f"dropped:{request.key}")
         if failure is None:
@@ -202,11 +204,13 @@ class ChatJudge(Judge):
             source, edited = await asyncio.gather(
                 *(asyncio.to_thread(self.protocol.read, clip) for clip in self.clips(case))
             )
+            picture = self.protocol.reference_image(case.item)
+            reference = await asyncio.to_thread(self.protocol.frames.read, picture) if picture else []
         except Exception as error:  # a clip that fails must not stop the others
             return self.verdict(case, dropped=reason_of(error))
-        request = self._request(case, source, edited)
+        request = self._request(case, source, edited, reference)
         try:
-            answer = await self._client.ask(request, self._scores)
+            answer = await self._client.ask(request, partial(self._scores, case.category))
         except UnreadableError as error:
             # The protocol allows three tries for an item in all, not in each run: it stays dropped.
             failure = {"reason": str(error), "reply": asdict(error.reply)}
@@ -226,18 +230,18 @@ class ChatJudge(Judge):
         if self._chat is not None:
             await self._chat.close()
 
-    def _request(self, case: Case, source: Media, edited: Media) -> ChatRequest:
+    def _request(self, case: Case, source: Media, edited: Media, reference: Media = ()) -> ChatRequest:
         rubric = with_instruction(self.protocol.rubrics[case.category], case.item.instruction)
-        parts = self.protocol.parts(source, edited)
+        parts = self.protocol.parts(source, edited, reference)
         return judge_request(self.model, rubric, parts, self._settings, case.repeat)
 
-    def _scores(self, reply: ChatReply) -> Scores:
+    def _scores(self, category: str, reply: ChatReply) -> Scores:
         check_not_withheld(reply)
         if is_cut_off(reply):
             raise BadReplyError("cut off by the token limit: raise --max-tokens")
         text = answer_text(reply)
         try:
-            return read_scores(text, *self.protocol.scale)
+            return read_scores(text, *self.protocol.scale, self.protocol.labels(category))
         except BadReplyError as error:
             where = "" if reply.text.strip() else " in reasoning_content, and the reply is empty"
             raise BadReplyError(f"{error}{where}") from None

@@ -1,20 +1,22 @@
-"""The two protocols for judging with a multimodal model; their scores are never averaged together.
+"""The protocols for judging with a multimodal model; their scores are never averaged together.
 
 `paper` (Appendix D.3): scores of 1 to 100, five frames each of source and edit, the paper's rubrics.
 `openve` (OpenVE-Bench): scores of 1 to 5, both clips as video files, the benchmark's own categories. Its
 rubrics are not distributed with this package: the user names a folder that has them.
+`refvie` (RefVIE-Bench): the same for edits with a reference image, which the judge sees first.
 """
 
 from __future__ import annotations
 
 import mimetypes
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rvedit.evaluation.frames import FrameStore
 from rvedit.evaluation.request import CLOSING, EDITED_HEADER, FRAMES, SOURCE_HEADER, Parts
 from rvedit.evaluation.rubrics import EDIT_PROMPT, rubric
+from rvedit.evaluation.scores import AXES, AXIS_LABELS
 from rvedit.io.bench import BenchItem
 from rvedit.io.chat import Journal, Jpeg, Video, file_key
 from rvedit.io.errors import UserError
@@ -22,6 +24,19 @@ from rvedit.io.records import Category
 
 Media = Sequence[Jpeg | Video]
 PAPER = "paper"
+REFVIE_LABELS = {
+    "subject": {
+        "ic": "Identity Consistency & Compliance",
+        "cf": "Temporal Consistency & Texture Fidelity",
+        "vq": "Physical Integration & Tracking",
+    },
+    "background": {
+        "ic": "Reference Fidelity & Preservation",
+        "cf": "Matting Quality & Temporal Stability",
+        "vq": "Visual Harmony & Perspective",
+    },
+}
+"""RefVIE-Bench's labels by category and axis."""
 
 
 class JudgeProtocol(ABC):
@@ -46,8 +61,21 @@ class JudgeProtocol(ABC):
         """Return the category that an item is judged by; None if it has no rubric."""
 
     @abstractmethod
-    def parts(self, source: Media, edited: Media) -> Parts:
+    def parts(self, source: Media, edited: Media, reference: Media = ()) -> Parts:
         """Return the user message."""
+
+    def reference_image(self, item: BenchItem) -> Path | None:
+        """Return the picture that the judge sees beside the clips."""
+        return None
+
+    def labels(self, category: str) -> Mapping[str, str]:
+        """Return the axes' labels in the replies."""
+        return AXIS_LABELS
+
+    @property
+    def axis_labels(self) -> Mapping[str, str]:
+        """Return the axes' labels in reports."""
+        return AXIS_LABELS
 
     def cached(self, clip: Path) -> Media | None:
         """Return a clip's media as digests without data, or None if it is new or has changed."""
@@ -71,7 +99,7 @@ class PaperProtocol(JudgeProtocol):
         """See `JudgeProtocol`."""
         return item.category.value if item.category else None
 
-    def parts(self, source: Media, edited: Media) -> Parts:
+    def parts(self, source: Media, edited: Media, reference: Media = ()) -> Parts:
         """See `JudgeProtocol`."""
         return (SOURCE_HEADER, *source, EDITED_HEADER, *edited, CLOSING)
 
@@ -89,24 +117,16 @@ class OpenVEProtocol(JudgeProtocol):
     num_frames = 0
 
     def __init__(self, rubrics: Path, journal: Journal, frames: FrameStore) -> None:
-        if not rubrics.is_dir():
-            raise UserError(f"`rubrics` {rubrics}: no such folder")
-        texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(rubrics.glob("*.txt"))}
-        if not texts:
-            raise UserError(f"`rubrics` {rubrics}: has no rubric such as local_change.txt")
-        wrong = [name for name, text in texts.items() if EDIT_PROMPT not in text]
-        if wrong:
-            raise UserError(f"{rubrics / wrong[0]}.txt: has no {EDIT_PROMPT} for the instruction: add it")
-        super().__init__(frames, texts)
+        super().__init__(frames, _read_rubrics(rubrics, "local_change"))
         self._journal = journal
 
     def category_of(self, item: BenchItem) -> str | None:
         """See `JudgeProtocol`."""
         return item.dataset_category if item.dataset_category in self.rubrics else None
 
-    def parts(self, source: Media, edited: Media) -> Parts:
+    def parts(self, source: Media, edited: Media, reference: Media = ()) -> Parts:
         """See `JudgeProtocol`."""
-        return (*source, *edited)
+        return (*reference, *source, *edited)
 
     def cached(self, clip: Path) -> Media | None:
         """See `JudgeProtocol`."""
@@ -121,6 +141,56 @@ class OpenVEProtocol(JudgeProtocol):
         if key := file_key("video", clip):
             self._journal.put(key, video.sha256)
         return [video]
+
+
+class RefVIEProtocol(OpenVEProtocol):
+    """RefVIE-Bench's protocol, for edits with a reference image.
+
+    Args: see `OpenVEProtocol`; the rubrics are subject.txt and background.txt.
+    """
+
+    name = "refvie"
+
+    def __init__(self, rubrics: Path, journal: Journal, frames: FrameStore) -> None:
+        JudgeProtocol.__init__(self, frames, _read_rubrics(rubrics, "subject"))
+        self._journal = journal
+        for name, text in self.rubrics.items():
+            if name not in REFVIE_LABELS:
+                raise UserError(f"{rubrics / name}.txt: name it {' or '.join(REFVIE_LABELS)}.txt")
+            if missing := [label for label in REFVIE_LABELS[name].values() if label not in text]:
+                raise UserError(f"{rubrics / name}.txt: does not ask for {missing[0]!r}: add it")
+
+    def category_of(self, item: BenchItem) -> str | None:
+        """See `JudgeProtocol`; items without a reference image have no rubric."""
+        return super().category_of(item) if item.reference_image else None
+
+    def reference_image(self, item: BenchItem) -> Path | None:
+        """See `JudgeProtocol`."""
+        return item.reference_image
+
+    def labels(self, category: str) -> Mapping[str, str]:
+        """See `JudgeProtocol`."""
+        return REFVIE_LABELS[category]
+
+    @property
+    def axis_labels(self) -> Mapping[str, str]:
+        """See `JudgeProtocol`."""
+        return {axis: " or ".join(labels[axis] for labels in REFVIE_LABELS.values()) for axis in AXES}
+
+
+def _read_rubrics(folder: Path, example: str) -> dict[str, str]:
+    """Return the rubrics of a folder by name, with `{edit_prompt}`, or `{prompt}`, for the instruction."""
+    if not folder.is_dir():
+        raise UserError(f"`rubrics` {folder}: no such folder")
+    texts = {
+        path.stem: path.read_text(encoding="utf-8").replace("{prompt}", EDIT_PROMPT)
+        for path in sorted(folder.glob("*.txt"))
+    }
+    if not texts:
+        raise UserError(f"`rubrics` {folder}: has no rubric such as {example}.txt")
+    if wrong := [name for name, text in texts.items() if EDIT_PROMPT not in text]:
+        raise UserError(f"{folder / wrong[0]}.txt: has no {EDIT_PROMPT} for the instruction: add it")
+    return texts
 
 
 def _mime(clip: Path) -> str:

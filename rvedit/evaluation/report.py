@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from rvedit.evaluation.scores import AXIS_LABELS
 from rvedit.evaluation.verdict import Verdict
 from rvedit.io.pages import jpeg_url, write_page
 from rvedit.io.pool import run_in_pool
@@ -39,7 +38,7 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
         item["verdicts"].append({**shown, "scores": scores and scores.values, "mean": scores and scores.mean})
     data = {
         "summary": summary,
-        "axes": AXIS_LABELS,
+        "axes": summary["axis_labels"],
         "items": list(items.values()),
         "pictures": _thumbnails(frames, verdicts),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 
 from rvedit.io.chat.messages import BadReplyError
 from rvedit.io.chat.text import plain_text
@@ -58,26 +60,22 @@ _GAP = (
 _NO_LIST_ITEM = r"(?!\d[.)\]][^\S\n]*[^\w\n]{0,3}(?:instruction|consistency|visual)\s)"
 _NUMBER = r"(?P<sign>[-−+]?)(?P<number>\d+(?:\.\d+)?|\.\d+)"
 _AMP = r"(?:&|and|\+)?"
-_LABELS = {
-    "ic": r"instruction\s*compliance",
-    "cf": rf"consistency\s*{_AMP}\s*detail\s*fidelity",
-    "vq": rf"visual\s*quality\s*{_AMP}\s*stability",
-}
 _ABBREVIATION = r"(?:\s*\((?:IC|CF|VQ)\))?"
-_ANYWHERE = {
-    axis: re.compile(
-        label + _ABBREVIATION + _GAP + _NO_LIST_ITEM + _NUMBER + r"(?=(?P<rest>.*))", re.IGNORECASE
+
+
+@cache
+def _patterns(label: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return the patterns of a label and its number at the start of a line, and anywhere."""
+    words = r"\s*".join(_AMP if word == "&" else re.escape(word) for word in label.split())
+    anywhere = words + _ABBREVIATION + _GAP + _NO_LIST_ITEM + _NUMBER + r"(?=(?P<rest>.*))"
+    # Without newlines: on a reply of blank lines the match would take cubic time.
+    start = r"^[^\S\n]*[\-–—>#|\"'{(\[ \t]*(?:\d{1,2}[.)][^\S\n]*)?[\"'| \t]*"
+    return (
+        re.compile(start + anywhere, re.IGNORECASE | re.MULTILINE),
+        re.compile(anywhere, re.IGNORECASE),
     )
-    for axis, label in _LABELS.items()
-}
-_LINE_START = {
-    axis: re.compile(
-        # Without newlines: on a reply of blank lines the match would take cubic time.
-        r"^[^\S\n]*[\-–—>#|\"'{(\[ \t]*(?:\d{1,2}[.)][^\S\n]*)?[\"'| \t]*" + pattern.pattern,
-        re.IGNORECASE | re.MULTILINE,
-    )
-    for axis, pattern in _ANYWHERE.items()
-}
+
+
 # What follows a number on its line.
 _GLUED = re.compile(r"[\d,.]*\d|[A-Za-z]\w*|\+")
 _CLOSINGS = re.compile(rf"{_CLOSING}*")
@@ -115,10 +113,10 @@ _EMPHASIS = re.compile(
 )
 
 
-def read_scores(reply: str, low: int = 1, high: int = 100) -> Scores:
+def read_scores(reply: str, low: int = 1, high: int = 100, labels: Mapping[str, str] = AXIS_LABELS) -> Scores:
     """Return the three scores of a reply, each rounded to the nearest integer.
 
-    Scores are found by the axes' labels, in any order, decoration and brackets; struck-out text is ignored.
+    Scores are found by the axes' `labels`, in any order, decoration and brackets; struck-out text is ignored.
     Labels at the start of a line take precedence over labels inside a sentence; of several, the last one
     counts, as the reply's conclusion.
 
@@ -126,7 +124,7 @@ def read_scores(reply: str, low: int = 1, high: int = 100) -> Scores:
     more than one number.
     """
     text = _plain(reply)
-    return Scores(**{axis: _score(axis, text, low, high) for axis in AXES})
+    return Scores(**{axis: _score(labels[axis], text, low, high) for axis in AXES})
 
 
 def read_reasoning(reply: str) -> str:
@@ -142,9 +140,9 @@ def _plain(reply: str) -> str:
     return _EMPHASIS.sub("", _ANGLE_BRACKETS.sub(r"(\1)", text))
 
 
-def _score(axis: str, text: str, low: int, high: int) -> float:
-    label = AXIS_LABELS[axis]
-    matches = list(_LINE_START[axis].finditer(text)) or list(_ANYWHERE[axis].finditer(text))
+def _score(label: str, text: str, low: int, high: int) -> float:
+    line_start, anywhere = _patterns(label)
+    matches = list(line_start.finditer(text)) or list(anywhere.finditer(text))
     if not matches:
         raise BadReplyError(f"no score for {label}")
     sign, digits, rest = matches[-1].group("sign", "number", "rest")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path, read_manifest, read_rows, write_rows
 from rvedit.io.records import Category
@@ -68,22 +70,28 @@ class BenchItem:
 
 
 def read_bench(path: Path) -> list[BenchItem]:
-    """Read a CSV with OpenVE-Bench's columns, a manifest, a batch's list, or a folder with one of them.
+    """Read a CSV with OpenVE-Bench's columns, RefVIE-Bench's YAML, a manifest, a batch's list, or a folder.
 
     Raises UserError with the file, the row and the column.
     """
     if path.is_dir():
-        names = (BATCH_MANIFEST, "manifest.parquet", "benchmark_videos.csv")
+        names = (BATCH_MANIFEST, "manifest.parquet", "benchmark_videos.csv", "refvie_bench.yaml")
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise UserError(f"{path}: holds none of {', '.join(names)}: give the path of the list")
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the CSV of a benchmark, or a manifest")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_triplets}
+    readers = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_triplets,
+        ".yaml": _read_refvie,
+    }
     suffix = path.suffix.lower()
     if suffix not in readers:
-        raise UserError(f"{path}: not a list of clips: give a .csv, .tsv, .jsonl or .parquet")
+        raise UserError(f"{path}: not a list of clips: give a .csv, .tsv, .jsonl, .parquet or .yaml")
     items = readers[suffix](path)
     if not items:
         raise UserError(f"{path}: holds no rows: give another list")
@@ -121,7 +129,8 @@ def resolve_edits(items: Sequence[BenchItem], folder: Path) -> dict[str, Path]:
     """Return the edited clip of each item by id, found by the usual names; items without one are left out.
 
     Tried in order: the path in the list; `<stem>_edited`, `<stem>`, the same in the category's folder,
-    `<stem>_id<N>_edited`, `<row>/generate`, `<row>_edited` with three digits. Comparisons, sources and masks
+    `<stem>_id<N>_edited`, `<row>/generate`, `<row>_edited` with three digits, and the names that Kiwi-Edit
+    gives for RefVIE-Bench. Comparisons, sources and masks
     are skipped.
 
     Raises UserError if two clips match one item, or one clip matches two items.
@@ -159,6 +168,7 @@ def _resolve(item: BenchItem, folder: Path, list_clips: Callable[[Path], _Listin
         [folder / f"{stem}{_ANY_ID}"],
         [folder / str(index) / "generate"],
         [folder / f"{index:03d}_edited"],
+        [folder / f"{index}_{item.instruction[:10]}_{stem}"],  # Kiwi-Edit's for RefVIE-Bench
     ):
         named = [clip for name in names for clip in list_clips(name.parent).get(name.name, ())]
         clips = [clip for clip in named if not clip.samefile(item.source)]
@@ -206,6 +216,35 @@ def _read_csv(path: Path) -> list[BenchItem]:
                 description=texts["description"] or None,
                 edited=Path(normalize(texts[_EDITED_COLUMN])) if texts[_EDITED_COLUMN] else None,
                 reference_image=_find_source(path.parent, texts["ref_image"]) if texts["ref_image"] else None,
+                list_folder=path.parent,
+            )
+        )
+    return items
+
+
+def _read_refvie(path: Path) -> list[BenchItem]:
+    """Read RefVIE-Bench's list: edits with a reference image, of a subject or a background."""
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    names = ("src_video", "instruction", "ref_img", "edit_type")
+    items = []
+    for index, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        values = [row.get(name) if isinstance(row, dict) else None for name in names]
+        if wrong := [n for n, value in zip(names, values, strict=True) if not str(value or "").strip()]:
+            raise UserError(f"{path}, item {index + 1}: {wrong[0]} is missing: needs {', '.join(names)}")
+        video, instruction, picture, kind = map(str, values)
+        source = _find_source(path.parent, video)
+        items.append(
+            BenchItem(
+                index,
+                source.stem,
+                instruction,
+                None,
+                kind,
+                source,
+                reference_image=_find_source(path.parent, picture),
                 list_folder=path.parent,
             )
         )
