@@ -36,7 +36,7 @@ class ModelRecipe(Section):
     """The model to train, and its initial weights."""
 
     preset: Annotated[str, _one_of(PRESETS)] = Field(
-        "wan2.2-5b", description="configs of all modules: nano, wan2.2-5b or a registered one"
+        "wan2.2-5b", description="configs of all modules: nano, wan2.2-5b, wan2.1-14b or another"
     )
     routing_depth: int | None = Field(
         None,
