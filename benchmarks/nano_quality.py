@@ -1,6 +1,6 @@
 """Edit quality on held-out playground clips, compared with the copied source and the VAE's reconstruction.
 
-Edits are without detail transfer, which nano_detail.py measures.
+Edits are without detail transfer, which nano_detail.py measures, unless --detail is given.
 
     python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json --sheet sheet.png
 """
@@ -91,10 +91,12 @@ def main() -> None:
     parser.add_argument("--realism", type=float, default=0.0, help="0: flat drawings; 1: like photographs")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--detail", default="0", help="strength of detail transfer: 0 to 1, or auto")
     parser.add_argument("--sheet", type=Path, help="image of source, first and last edited frame, target")
     args = parser.parse_args()
     editor = load_pipeline(args.model, args.device.type)
-    settings = EditConfig(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=0)
+    detail = "auto" if args.detail == "auto" else float(args.detail)
+    settings = EditConfig(num_inference_steps=args.steps, guidance_scale=args.guidance, detail=detail)
     results = {}
     for split in args.splits:
         rows, shown = evaluate(editor, split, args, settings)

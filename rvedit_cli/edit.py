@@ -33,6 +33,7 @@ def edit(
     compare: options.Compare = False,
     contact_sheet: options.ContactSheet = None,
     preview: options.Preview = None,
+    preview_decoder: options.PreviewDecoder = None,
     overwrite: console.Overwrite = False,
     allow_truncated: options.AllowTruncated = False,
     as_json: console.Json = False,
@@ -163,6 +164,8 @@ def edit(
         return
     if out_dir or limit or shard != "1/1" or together > 1:
         raise UserError("--out-dir, --shard, --limit and --together are for --batch")
+    if preview_decoder and not preview:
+        raise UserError("--preview-decoder: needs --preview")
     if source is None or not instructions:
         raise UserError('give a clip and an instruction, such as park.mp4 "replace the dog with a corgi"')
     planned = {
@@ -242,7 +245,7 @@ def edit(
             from rvedit.editing.preview import Preview
 
             rate = float(reader.info.frame_rate)
-            drawing = Preview(pipe, preview, rate) if preview else None
+            drawing = Preview(pipe, preview, rate, preview_decoder) if preview else None
             windows = count_windows(pipe, num_frames, rate)
             with console.progress_bar("editing", total=windows * len(prompts)) as show:
                 finished = [0.0] * len(prompts)  # windows of each instruction

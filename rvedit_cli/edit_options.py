@@ -62,6 +62,10 @@ Preview = Annotated[
         metavar="GIF|WEBP",
     ),
 ]
+PreviewDecoder = Annotated[
+    Path | None,
+    _files("With --preview: a tiny decoder for it, such as taew2_2.safetensors.", metavar="SAFETENSORS"),
+]
 AllowTruncated = Annotated[bool, _files("Edit the decodable part of a damaged video.", "--allow-truncated")]
 Model = Annotated[
     str | None, _model("Model to edit with. Default: nano.", metavar=_MODELS, envvar="RVEDIT_MODEL")

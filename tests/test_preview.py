@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import edit, make_pipeline, random_clip
 from PIL import Image, ImageSequence
 from processes import Command, rvedit
+from safetensors.torch import save_file
 from test_editors import SMALL, WORDS, save_pipeline
 
 from rvedit.editing.preview import Preview, color_factors, latent_colors
+from rvedit.editing.tiny_decoder import TinyDecoder
+from rvedit.io.errors import UserError
 from rvedit.io.frames import resize_frames
 from rvedit.io.video import VideoReader, write_clip
 from rvedit.pipelines.baselines import BASELINES
@@ -64,6 +68,91 @@ def test_it_shows_what_the_model_predicts(tiny_pipeline: Any, tmp_path: Path, st
     assert len(preview.written) == {1: 1, 2: 1, 5: 3, 40: 4}[steps]
     for written in preview.written:
         assert np.abs(written.astype(int) - expected).max() <= 1
+
+
+def tiny_decoder_weights(channels: int, patch: int) -> dict[str, torch.Tensor]:
+    """Random weights with the names and shapes of taew2_1.safetensors and taew2_2.safetensors, in small."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {"encoder.0.weight": torch.zeros(1)}
+
+    def add(name: str, rows: int, columns: int, side: int = 3, bias: bool = True) -> None:
+        scale = (2 / (columns * side**2)) ** 0.5
+        weights[f"decoder.{name}.weight"] = scale * torch.randn(
+            rows, columns, side, side, generator=generator
+        )
+        if bias:
+            weights[f"decoder.{name}.bias"] = 0.1 * torch.randn(rows, generator=generator)
+
+    widths = (16, 12, 8, 8)
+    add("1", widths[0], channels)
+    for stage, first in enumerate((3, 9, 15)):
+        width = widths[stage]
+        for block in range(first, first + 3):
+            add(f"{block}.conv.0", width, 2 * width)
+            add(f"{block}.conv.2", width, width)
+            add(f"{block}.conv.4", width, width)
+        add(f"{first + 4}.conv", width * (1 if stage == 0 else 2), width, 1, bias=False)
+        add(f"{first + 5}", widths[stage + 1], width, bias=False)
+    add("22", 3 * patch**2, widths[3])
+    return weights
+
+
+def decode_frame_by_frame(
+    weights: dict[str, torch.Tensor], latents: torch.Tensor, doublings: int, patch: int
+) -> np.ndarray:
+    """TAEHV's decoder as a sequence of layers, one latent frame after another; one frame of each growth."""
+    get = {key.removeprefix("decoder."): x for key, x in weights.items()}
+    memory: dict[int, torch.Tensor] = {}
+    frames = []
+    for latent in latents.unbind(1):
+        x = F.conv2d(torch.tanh(latent[None] / 3) * 3, get["1.weight"], get["1.bias"], padding=1).relu()
+        for stage, first in enumerate((3, 9, 15)):
+            for block in range(first, first + 3):
+                past = memory.get(block, torch.zeros_like(x))
+                memory[block] = x
+                y = torch.cat([x, past], 1)
+                for layer in (f"{block}.conv.{number}" for number in (0, 2, 4)):
+                    y = F.conv2d(y, get[f"{layer}.weight"], get[f"{layer}.bias"], padding=1)
+                    y = y if layer.endswith("4") else y.relu()
+                x = (y + x).relu()
+            if stage < doublings:
+                x = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+            grown = F.conv2d(x, get[f"{first + 4}.conv.weight"])
+            x = F.conv2d(grown[:, -x.shape[1] :], get[f"{first + 5}.weight"], padding=1)
+        x = F.conv2d(x.relu(), get["22.weight"], get["22.bias"], padding=1)
+        frames.append(F.pixel_shuffle(x, patch).clamp(0, 1)[0].permute(1, 2, 0))
+    return (255 * torch.stack(frames).numpy()).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("patch", "max_side", "doublings"), [(2, 384, 3), (1, 39, 2), (2, 20, 1), (2, 5, 0)])
+def test_a_tiny_decoder_draws_the_latents(tmp_path: Path, patch: int, max_side: int, doublings: int) -> None:
+    weights = tiny_decoder_weights(4, patch)
+    save_file(weights, tmp_path / "tiny.safetensors")
+    latents = torch.randn(4, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    drawn = TinyDecoder(tmp_path / "tiny.safetensors", 4)(latents, max_side)
+    expected = decode_frame_by_frame(weights, latents, doublings, patch)
+    assert drawn.shape == (3, 4 * patch * 2**doublings, 5 * patch * 2**doublings, 3)
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+    assert expected.std() > 20
+
+
+def test_a_preview_by_a_tiny_decoder(tiny_pipeline: Any, tmp_path: Path) -> None:
+    channels = tiny_pipeline.vae.config.z_dim
+    save_file(tiny_decoder_weights(channels, 2), tmp_path / "tiny.safetensors")
+    preview = Kept(tiny_pipeline, tmp_path / "seen.webp", decoder=tmp_path / "tiny.safetensors")
+    edit(tiny_pipeline, random_clip(9), "remove it", num_inference_steps=2, callback_on_step_end=preview)
+    assert read(tmp_path / "seen.webp").shape[0] == 3
+    save_file(tiny_decoder_weights(channels + 1, 2), tmp_path / "other.safetensors")
+    save_file({"decoder.0.weight": torch.ones(1)}, tmp_path / "super.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    for name, reason in (
+        ("other", f"latents of {channels + 1} channels, but the model's have {channels}"),
+        ("super", "not a decoder of TAEHV's basic kind"),
+        ("text", "not a complete safetensors file"),
+        ("nowhere", "no such file"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            Preview(tiny_pipeline, tmp_path / "seen.webp", decoder=tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from rvedit.compat import execution_device
+from rvedit.editing.tiny_decoder import TinyDecoder
 from rvedit.editing.windows import FRAMES_PER_LATENT
 from rvedit.io.frames import Frames, to_frames
 from rvedit.io.temporary import atomic_path
@@ -28,18 +29,22 @@ class Preview:
     """A `callback_on_step_end` of any pipeline that writes a picture of the edit every few steps.
 
     It shows the latents that the model predicts at the step's sigma, x - sigma v, by a linear map from
-    latents to colors. The velocity v is that between the last two steps. The file is replaced at once, so
-    that it is whole at any moment.
+    latents to colors or by a tiny decoder. The velocity v is that between the last two steps. The file is
+    replaced at once, so that it is whole at any moment.
     """
 
-    def __init__(self, pipe: Any, path: str | Path, frame_rate: float = 24.0) -> None:
-        """Fit the colors of `pipe`'s latents; `path` ends in .gif or .webp.
+    def __init__(
+        self, pipe: Any, path: str | Path, frame_rate: float = 24.0, decoder: str | Path | None = None
+    ) -> None:
+        """Fit the colors of `pipe`'s latents, or read a tiny decoder; `path` ends in .gif or .webp.
 
-        `frame_rate` is that of the frames that the model sees, per second.
+        `frame_rate` is that of the frames that the model sees, per second; `decoder` is a file for
+        `TinyDecoder`. Raises UserError if that does not fit the pipeline's VAE.
         """
         self.path = Path(path)
         self.seconds_per_latent = FRAMES_PER_LATENT / frame_rate
-        self.factors = color_factors(pipe)
+        self.decoder = None if decoder is None else TinyDecoder(Path(decoder), pipe.vae.config.z_dim)
+        self.factors = color_factors(pipe) if self.decoder is None else None
         self._last: Tensor | None = None
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +56,11 @@ class Preview:
             predicted = latents
             if reached > 0 and self._last is not None:
                 predicted = latents - reached * (latents - self._last) / (reached - sigma)
-            self.write(latent_colors(predicted[0], self.factors))
+            if self.decoder is not None:
+                self.write(self.decoder(predicted[0], 2 * _MAX_SIDE))
+            else:
+                assert self.factors is not None
+                self.write(latent_colors(predicted[0], self.factors))
         self._last = None if is_last else latents
         return tensors
 
