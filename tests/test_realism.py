@@ -182,7 +182,7 @@ def recipe(**data):
 
 def test_training_samples_draw_their_realism_and_degrade_only_the_source():
     samples = {
-        name: PlaygroundSamples(recipe(**data), lambda clip: clip)
+        name: PlaygroundSamples(recipe(**data), lambda clip, has_reference: clip)
         for name, data in {
             "plain": {},
             "rich": {"realism": 0.8},

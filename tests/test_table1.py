@@ -31,7 +31,7 @@ def test_rows_of_other_editors_have_their_native_size_and_weights(label):
     assert known.lora_weights is None or known.lora_weights in row["weights"]
 
 
-@pytest.mark.parametrize(("label", "weights"), [("Kiwi-Edit", KIWI), ("RVEDiT", WAN)])
+@pytest.mark.parametrize(("label", "weights"), [("Kiwi-Edit", KIWI), ("RVEDiT", WAN[48])])
 def test_rows_of_this_pipeline_are_of_the_size_that_it_edits_720p_in(label, weights):
     pipeline = outline(weights)
     assert ROWS[label]["size"] == "{}x{}".format(*pipeline.model_size(720, 1280))
