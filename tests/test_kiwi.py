@@ -21,7 +21,7 @@ from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
 from rvedit.models.autoencoder import decode, encode
 from rvedit.models.token_groups import encode_tokens
-from rvedit.pipelines.checkpoints import load_checkpoint
+from rvedit.pipelines.checkpoints import load_checkpoint, reads_reference_images
 from rvedit.pipelines.checkpoints.outline import outline
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
@@ -207,7 +207,9 @@ def test_it_is_saved_and_read_as_one_of_ours(pipeline, tmp_path):
     )
 
 
-def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) -> dict[str, torch.Tensor]:
+def trained_file(
+    path: Path, spelling: str = "connetor", adapters: bool = True, references: bool = False
+) -> dict[str, torch.Tensor]:
     """What Kiwi-Edit's trainer writes, and the deltas of its adapters."""
     parts = foreign.kiwi_parts()
     transformer = foreign.to_original_transformer(foreign.make_wan_transformer().state_dict())
@@ -219,6 +221,8 @@ def trained_file(path: Path, spelling: str = "connetor", adapters: bool = True) 
         state[f"pipe.mllm.ref_connector.{layer}"] = parts[f"ref_connector.{layer}"]
     for part in ("weight", "bias"):
         state[f"pipe.vae_condition.patch_embedding.{part}"] = parts[f"source.{part}"]
+        if references:
+            state[f"pipe.ref_vae_condition.patch_embedding.{part}"] = parts[f"reference.{part}"]
     deltas = {}
     if adapters:
         generator = torch.Generator().manual_seed(6)
@@ -242,6 +246,23 @@ def test_a_trained_file_without_adapters_is_the_published_folder(pipeline, compa
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert pipeline.config.sigma_min == pytest.approx(0.003 / 1.002)
     assert loaded.config.sigma_min == 0, "the trainer's schedule has other ends than the published folders'"
+
+
+@torch.no_grad()
+def test_a_trained_file_with_reference_images(tiny_tokenizer, companions, tmp_path):
+    """It is the published folder with the picture last, but for the end of the schedule."""
+    folder = foreign.save_kiwi(tmp_path / "published", tiny_tokenizer, reference_first=False)
+    trained_file(tmp_path / "kiwi.safetensors", adapters=False, references=True)
+    assert reads_reference_images(tmp_path / "kiwi.safetensors")
+    pipeline, clip, picture = (
+        load_checkpoint(tmp_path / "kiwi.safetensors"), random_clip(5, 256, 256), random_clip(1, 90, 60)[0]
+    )  # fmt: skip
+    assert pipeline.connector.config.max_reference_tokens == 768
+    pipeline.connector.register_to_config(max_reference_tokens=foreign.MAX_OBJECT_TOKEN)
+    options = {"num_inference_steps": 5, "reference_image": picture}
+    latents = edit_latents(pipeline, clip, INSTRUCTION, 3, **options)
+    theirs = foreign.reference_edit(folder, clip, INSTRUCTION, 5, 3, sigma_min=0.0, picture=picture)
+    assert_close(latents, theirs, **CLOSE)
 
 
 @torch.no_grad()

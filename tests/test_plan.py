@@ -122,6 +122,17 @@ def test_transformers_flops_are_those_counted() -> None:
         assert expected == pytest.approx(reference.get_total_flops(), rel=0.06)
 
 
+def test_a_reference_image_is_counted():
+    plain, pictures = (EditorCosts(paper("model.routing_depth=30", f"model.reference_images={given}"))
+                       for given in ("false", "true"))  # fmt: skip
+    assert pictures.shape.edit_tokens == 2 * 768
+    assert pictures.shape.grid[0] == plain.shape.grid[0] + 1 == 22
+    ratio = sum(pictures.flops().values()) / sum(plain.flops().values())
+    assert 1.05 < ratio < 1.2
+    added = pictures.groups[1].trained - plain.groups[1].trained
+    assert added == 768 * 2048 + (2048 * 3072 + 3072) + (3072 * 3072 + 3072)
+
+
 def test_cost_model_of_the_5b() -> None:
     step = flops.step_flops(EditorCosts(paper()).shape, range(1, 31))
     assert step["transformer, forward"] == pytest.approx(365.9e12, rel=1e-3)

@@ -21,6 +21,7 @@ from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.edit_tokens import EditTokenEncoder
 from rvedit.models.flops import Shape, stack_flops, step_flops, vision_flops
 from rvedit.models.model_spec import model_spec
+from rvedit.pipelines.checkpoints import add_reference_modules
 from rvedit.pipelines.checkpoints.outline import meta_modules
 from rvedit.training.loop import freeze
 from rvedit.training.memory import (
@@ -114,6 +115,8 @@ class EditorCosts:
         objective: Any = nn.ModuleDict({name: modules[name] for name in PARTS})
         self.objective = objective
         with torch.device("meta"):
+            if recipe.model.reference_images:
+                add_reference_modules(objective)
             choose_trained(self.objective, recipe.model)
         self.vae = modules["vae"].requires_grad_(False)
         use_fast_convolutions(self.vae)
@@ -153,8 +156,12 @@ class EditorCosts:
             clip.width // vae.scale_factor_spatial,
         )
         text = self.max_text_length if self.transformer.reads_native_tokens else 0
-        queries = self.objective.connector.config.num_queries
-        return Shape(dict(self.transformer.config), grid, queries, text)
+        connector = self.objective.connector.config
+        edit_tokens = connector.num_queries
+        if connector.num_reference_queries:  # every batch is counted with a picture
+            edit_tokens = connector.num_reference_queries + connector.max_reference_tokens
+            grid = (grid[0] + 1, *grid[1:])
+        return Shape(dict(self.transformer.config), grid, edit_tokens, text)
 
     def tokens_of(self, clip: ClipShape) -> Tokens:
         """Return the tokens of a clip."""

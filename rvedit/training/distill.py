@@ -101,13 +101,11 @@ class DistillObjective(EditorObjective):
             if text_states is None:
                 texts, limit = batch.editing.texts, models.config.max_text_length
                 text_states = encode_text(models.tokenizer, models.text_encoder, texts, limit).to(device)
-        frames, texts, references = batch.editing.frames, batch.editing.texts, batch.references
-        tokens = encode_tokens(models, source, frames, texts, text_states, references)
-        of_references = references.latents.to(teacher.dtype) if references else None
+        frames, texts, images = batch.editing.frames, batch.editing.texts, batch.reference_images
+        tokens = encode_tokens(models, source, frames, texts, text_states, images)
+        of_images = images.latents.to(teacher.dtype) if images else None
         with torch.no_grad():
-            given = teacher.embed_tokens(
-                tokens.edit_tokens, source.to(teacher.dtype), text_states, of_references
-            )
+            given = teacher.embed_tokens(tokens.edit_tokens, source.to(teacher.dtype), text_states, of_images)
         loss = consistency_loss(
             lambda x, t: models.transformer(x, 1000 * t, tokens).sample,
             lambda x, t: teacher(x.to(teacher.dtype), 1000 * t, given).sample,

@@ -74,7 +74,7 @@ class TripletBatch:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Reasons why clips of this batch could not be read, by path; others took their place."""
     pictures: PictureInputs | None = None
-    references: ReferenceImages | None = None
+    reference_images: ReferenceImages | None = None
     """The encoded pictures, after `with_latents`."""
 
     def to(self, device: torch.device) -> TripletBatch:
@@ -170,7 +170,7 @@ def losses_at(
     output = transformer(
         noisy,
         1000 * t,
-        _encode_tokens(models, source, batch.editing, batch.references),
+        _encode_tokens(models, source, batch.editing, batch.reference_images),
         trace_depth=depth,
         stop_at_trace=only == "loss_align",
     )
@@ -181,7 +181,7 @@ def losses_at(
         with torch.no_grad():
             if reference_noise is not None:
                 noisy = interpolate(target, reference_noise, t)
-            reference = _encode_tokens(models, target, batch.reference, batch.references)
+            reference = _encode_tokens(models, target, batch.reference, batch.reference_images)
             anchor = transformer(noisy, 1000 * t, reference, trace_depth=depth, stop_at_trace=True).trace
         assert output.trace is not None
         losses["loss_align"] = alignment_loss(output.trace, anchor, temperature)
@@ -195,10 +195,10 @@ def with_latents(models: RVEDiTPipeline, batch: TripletBatch) -> TripletBatch:
         for inputs in (batch.editing, batch.reference)
     )
     editing, reference = branches
-    references, pictures = batch.references, batch.pictures
+    images, pictures = batch.reference_images, batch.pictures
     if pictures is not None:
-        references = ReferenceImages(pictures.frames, _encode_clips(models, pictures.pixels))
-    return replace(batch, editing=editing, reference=reference, pictures=None, references=references)
+        images = ReferenceImages(pictures.frames, _encode_clips(models, pictures.pixels))
+    return replace(batch, editing=editing, reference=reference, pictures=None, reference_images=images)
 
 
 @torch.no_grad()
@@ -217,6 +217,6 @@ def _encode_clips(models: RVEDiTPipeline, clips: Tensor) -> Tensor:
 
 
 def _encode_tokens(
-    models: RVEDiTPipeline, latents: Tensor, inputs: BranchInputs, references: ReferenceImages | None
+    models: RVEDiTPipeline, latents: Tensor, inputs: BranchInputs, images: ReferenceImages | None
 ) -> TokenGroups:
-    return encode_tokens(models, latents, inputs.frames, inputs.texts, inputs.text_states, references)
+    return encode_tokens(models, latents, inputs.frames, inputs.texts, inputs.text_states, images)

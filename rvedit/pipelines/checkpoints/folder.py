@@ -153,8 +153,8 @@ def load_module(name: str, folder: Path, dtype: torch.dtype = torch.float32, **o
     return module.eval()
 
 
-def add_reference_modules(pipeline: RVEDiTPipeline) -> None:
-    """Give a pipeline modules for reference images.
+def add_reference_modules(pipeline: Any) -> None:
+    """Give a pipeline, or what has its `transformer` and `connector`, modules for reference images.
 
     The queries start as copies of those for clips. The tokens of an image start at zero, so that at first it
     acts on the queries alone.
