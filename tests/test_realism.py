@@ -180,6 +180,15 @@ def recipe(**data):
     return Recipe.model_validate({"task": "vae", "model": {"preset": "nano"}, "data": {**shape, **data}})
 
 
+def test_a_share_of_the_samples_is_flat():
+    for share, low, high in ((0.0, 0, 0), (0.5, 35, 65), (1.0, 100, 100)):
+        data = recipe(realism=0.8, flat_share=share).data
+        drawn = [sample_realism(data, number)[0] for number in range(100)]
+        assert low <= drawn.count(0.0) <= high
+        others = [sample_realism(recipe(realism=0.8).data, number)[0] for number in range(100)]
+        assert all(value in (0.0, other) for value, other in zip(drawn, others, strict=True))
+
+
 def test_training_samples_draw_their_realism_and_degrade_only_the_source():
     samples = {
         name: PlaygroundSamples(recipe(**data), lambda clip, has_reference: clip)

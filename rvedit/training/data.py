@@ -33,7 +33,9 @@ from rvedit.training.samples import LoadedTriplet, Samples
 def sample_realism(data: DataRecipe, number: int) -> tuple[float, np.random.Generator]:
     """Return the realism of a playground sample, and the generator of its noise and compression."""
     rng = np.random.default_rng([data.seed, number, 4])
-    return rng.uniform(0, data.realism), rng
+    realism = rng.uniform(0, data.realism)
+    is_flat = np.random.default_rng([data.seed, number, 8]).random() < data.flat_share
+    return 0.0 if is_flat else realism, rng
 
 
 class PlaygroundSamples(Samples):

@@ -103,6 +103,7 @@ class DataRecipe(Section):
     realism: float = Field(
         0.0, ge=0, le=1, description="highest realism of playground clips, each drawn uniformly from 0 to it"
     )
+    flat_share: float = Field(0.0, ge=0, le=1, description="share of playground samples at realism 0")
     degrade: float = Field(
         0.0, ge=0, le=1, description="highest strength of noise and compression of playground sources"
     )
