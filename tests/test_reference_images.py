@@ -126,7 +126,7 @@ def test_mistakes_are_one_line(folder, plain_folder, files, tmp_path, monkeypatc
     hat = files / "hat.png"
     mistakes = {
         "`reference_image`: this model reads none": (*words, "--reference", hat, "--model", plain_folder),
-        "reads none: omit it, or use a model": (*words, "--reference", hat),
+        "reads none: omit it, or use one": (*words, "--reference", hat),
         "nowhere.png: no such file": (*words, "--reference", "nowhere.png", "--model", folder),
         "has 5 frames; give an image": (*words, "--reference", files / "clip.mp4", "--model", folder),
         "given 2 times: give it once": (*words, "--reference", hat, "--reference", hat, "--model", folder),

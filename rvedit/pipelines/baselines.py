@@ -65,7 +65,7 @@ class Capabilities:
             raise UserError("`description`: this model reads the instruction only: omit it, or use vace")
         if config.reference_image is not None and not self.reference_image:
             raise UserError(
-                "`reference_image`: this model reads none: omit it, or use a model that was trained with them"
+                "`reference_image`: this model reads none: omit it, or use one that was trained with such images"
             )
 
 
