@@ -64,9 +64,7 @@ class Capabilities:
         if config.description and not self.description:
             raise UserError("`description`: this model reads the instruction only: omit it, or use vace")
         if config.reference_image is not None and not self.reference_image:
-            raise UserError(
-                "`reference_image`: this model reads none: omit it, or use one that was trained with such images"
-            )
+            raise UserError("`reference_image`: this model reads none: omit it, or use one that does")
 
 
 @dataclass(frozen=True)
