@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from chat_server import ChatServer
 from conftest import SMALL, make_pipeline, random_clip
+from PIL import Image
 from processes import rvedit
 
 from rvedit.io.video import VideoReader, write_clip
+from rvedit.pipelines.checkpoints import add_reference_modules
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,6 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     for name in ("clip.mp4", "clip.mov"):
         write_clip(folder / name, random_clip(9, 64, 64), 12)
     pipeline = make_pipeline(tiny_tokenizer)
+    add_reference_modules(pipeline)  # one command gives a picture
+    Image.fromarray(random_clip(1)[0]).save(folder / "hat.png")
     pipeline.save_pretrained(folder / "DIR")
     size = ("--height", 64, "--width", 64, "--num-frames", 5)
     for out in (".", "data/mix"):
