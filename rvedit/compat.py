@@ -111,7 +111,7 @@ def convert_wan_vae_keys(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_gguf(path: Path) -> dict[str, Any]:
-    """Return a GGUF file's tensors; those in few bits are diffusers' `GGUFParameter` (diffusers)."""
+    """Return a GGUF file's tensors; quantized ones are diffusers' `GGUFParameter` (diffusers)."""
     from diffusers.models.model_loading_utils import load_gguf_checkpoint
 
     return dict(load_gguf_checkpoint(str(path)))
@@ -125,7 +125,7 @@ def gguf_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def is_gguf_quantized(tensor: Tensor) -> bool:
-    """Return whether a tensor is from a GGUF file, in few bits (diffusers)."""
+    """Return whether a tensor is quantized, from a GGUF file (diffusers)."""
     return hasattr(tensor, "quant_type")
 
 

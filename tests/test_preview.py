@@ -145,10 +145,13 @@ def test_a_preview_by_a_tiny_decoder(tiny_pipeline: Any, tmp_path: Path) -> None
     save_file(tiny_decoder_weights(channels + 1, 2), tmp_path / "other.safetensors")
     save_file({"decoder.0.weight": torch.ones(1)}, tmp_path / "super.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights")
+    part = {key: x for key, x in tiny_decoder_weights(channels, 2).items() if "13.conv" not in key}
+    save_file(part, tmp_path / "part.safetensors")
     for name, reason in (
         ("other", f"latents of {channels + 1} channels, but the model's have {channels}"),
         ("super", "not a decoder of TAEHV's basic kind"),
         ("text", "not a complete safetensors file"),
+        ("part", "not a complete decoder of TAEHV's basic kind"),
         ("nowhere", "no such file"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -16,7 +16,7 @@ from rvedit.editing.long_video import edit_videos_together
 from rvedit.editing.memory_plan import EditPlanOptions, plan_edit
 from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
-from rvedit.io.video import VideoReader, write_clip
+from rvedit.io.video import VideoReader, read_image, write_clip
 from rvedit.models.reference_images import as_pictures, pad_image
 from rvedit.pipelines.checkpoints import load_checkpoint
 from rvedit_cli.main import app
@@ -74,6 +74,33 @@ def test_one_picture_serves_all_clips_and_lists_must_fit():
     assert np.array_equal(as_pictures([picture, picture[::-1]], 2)[1], picture[::-1])
     with pytest.raises(ValueError, match="2 pictures for 3 clips"):
         as_pictures([picture, picture], 3)
+
+
+def test_pictures_that_cannot_be_used_are_named():
+    pictures = np.stack([random_clip(1, 8, 8, seed=seed)[0] for seed in (0, 1)])
+    assert np.array_equal(as_pictures(pictures, 2)[1], pictures[1]), "a leading axis is several pictures"
+    with pytest.raises(ValueError, match="2 pictures for 3 clips"):
+        as_pictures(pictures, 3)
+    with pytest.raises(ValueError, match=r"`reference_image`: the picture holds a str"):
+        as_pictures("hat.png", 1)
+    with pytest.raises(ValueError, match="a reference image of 900x2: crop it"):
+        as_pictures(np.zeros((2, 900, 3), np.uint8), 1)
+
+
+def test_pictures_of_one_batch_need_one_shape(folder):
+    pipe, clips = load_checkpoint(folder), [random_clip(5, 64, 64), random_clip(5, 64, 64, seed=1)]
+    pictures = [random_clip(1, 60, 90)[0], random_clip(1, 90, 60)[0]]
+    with pytest.raises(ValueError, match="pictures of different shapes: edit the clips one by one"):
+        pipe(clips, INSTRUCTION, reference_image=pictures, num_inference_steps=1)
+
+
+def test_transparent_parts_of_a_picture_are_white(tmp_path):
+    picture = np.zeros((8, 8, 4), np.uint8)
+    picture[:4] = (200, 0, 0, 255)
+    Image.fromarray(picture).save(tmp_path / "cut_out.png")
+    read = read_image(tmp_path / "cut_out.png")
+    assert (read[:4] == (200, 0, 0)).all()
+    assert (read[4:] == 255).all()
 
 
 def test_the_driver_reads_a_file_or_a_picture(folder, files):

@@ -21,6 +21,7 @@ from rvedit.datasets.prepare import DatasetConfig, prepare_dataset
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path, read_manifest, read_rows, write_manifest
 from rvedit.io.records import ClipShape
+from rvedit.io.tables import read_bytes
 from rvedit.io.video import read_image
 from rvedit.models.reference_images import shrink_to_fit
 from rvedit.pipelines.checkpoints import add_reference_modules, find_checkpoint, load_checkpoint
@@ -210,6 +211,17 @@ def test_a_cache_holds_the_pictures(tmp_path, manifest):
     assert losses_of(tmp_path, "cached") == pytest.approx(losses_of(tmp_path, "pixels"), rel=3e-2)
 
 
+def test_a_cache_without_pictures_is_refused(tmp_path, manifest):
+    rows = read_manifest(manifest)
+    write_manifest(manifest, [replace(row, reference_image=None) for row in rows])
+    list(cache_manifest(CacheConfig(manifest, tmp_path / "cache", shapes=(SHAPE,)), "cpu"))
+    write_manifest(manifest, rows)
+    here = ("data.source=manifest", f"data.manifest={manifest}", "data.workers=0")
+    recipe = write_recipe(tmp_path, "old", READS, *here, f"data.cache={tmp_path / 'cache'}")
+    with pytest.raises(UserError, match="cache: was made without reference images: make it again"):
+        list(train(recipe, tmp_path, "cpu"))
+
+
 def test_shrinking_keeps_small_pictures():
     picture = random_clip(1, 40, 60)[0]
     assert np.array_equal(shrink_to_fit(picture, 64, 64), picture)
@@ -233,7 +245,7 @@ def test_kiwis_pictures_come_from_files_and_from_bytes(tmp_path):
     Image.fromarray(picture).save(folder / "reference" / "hat.png")
     (folder / "reference" / "bad.png").write_bytes(b"no picture")
     source_clip(videos / "s.mp4")
-    for name in "abcdefgh":
+    for name in "abcdefghi":
         target_clip(videos / f"{name}.mp4")
     write_csv(
         folder / "refs.csv",
@@ -245,7 +257,9 @@ def test_kiwis_pictures_come_from_files_and_from_bytes(tmp_path):
             ("put that on", "videos/s.mp4", "videos/d.mp4", "reference/bad.png"),
         ],
     )
-    values = {"e": encoded(picture, "JPEG"), "f": encoded(picture, "BMP"), "g": b"\x89PNG", "h": None}
+    narrow = np.zeros((2, 900, 3), np.uint8)
+    values = {"e": encoded(picture, "JPEG"), "f": encoded(picture, "BMP"), "g": b"\x89PNG", "h": None,
+              "i": encoded(narrow, "PNG")}  # fmt: skip
     rows = [
         {
             "iid": name,
@@ -266,9 +280,18 @@ def test_kiwis_pictures_come_from_files_and_from_bytes(tmp_path):
         path = clip_path(report.manifest, triplets[name], "reference_image")
         assert path.suffix == suffix
         assert np.abs(read_image(path).astype(int) - picture).mean() <= tolerance
-    assert report.reasons == {"unreadable reference image": 3, "missing reference image": 1}
+    assert report.reasons == {"unreadable reference image": 4, "missing reference image": 1}
     failures = {
         Path(row["target"]).stem: row for row in read_rows(tmp_path / "out" / "manifest.failures.jsonl")
     }
     assert "ref_image_bytes is empty" in failures["h"]["detail"]
     assert failures["g"]["row"] == 3
+    assert "is too long and narrow" in failures["i"]["detail"]
+
+
+def test_bytes_of_the_type_of_datasets_are_read(tmp_path):
+    """A struct of bytes and path, as the library datasets stores images."""
+    data = encoded(random_clip(1, 24, 32)[0], "PNG")
+    table = arrow.table({"image": [{"bytes": data, "path": "a.png"}, {"bytes": None, "path": "b.png"}]})
+    parquet.write_table(table, tmp_path / "chunk.parquet")
+    assert list(read_bytes(tmp_path / "chunk.parquet", "image", {1, 2})) == [(1, data), (2, None)]

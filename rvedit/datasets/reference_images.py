@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from rvedit.io.clips import MAX_ASPECT
 from rvedit.io.errors import UserError, reason_of
 from rvedit.io.tables import read_bytes
 from rvedit.io.temporary import atomic_path
@@ -41,7 +42,10 @@ def why_unreadable(path: Path) -> str | None:
         info = probe(path)
     except UserError as error:
         return reason_of(error)
-    return None if info.num_frames == 1 else f"{path}: has {info.num_frames} frames"
+    if info.num_frames != 1:
+        return f"{path}: has {info.num_frames} frames"
+    sides = (info.width, info.height)
+    return f"{path}: is too long and narrow" if max(sides) > MAX_ASPECT * min(sides) else None
 
 
 def _write(data: bytes, stem: Path) -> Path | str:
@@ -59,4 +63,4 @@ def _write(data: bytes, stem: Path) -> Path | str:
                     image.convert("RGB").save(temporary, "PNG")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         return str(error)
-    return path
+    return why_unreadable(path) or path

@@ -110,7 +110,8 @@ def edit_batch(
     prepare_folder(batch.out)
     settings = {"model": batch.model, **asdict(config), **batch.loading}
     for name in ("mask", "reference_image"):
-        settings[name] = str(value) if (value := getattr(config, name)) else None
+        value = getattr(config, name)
+        settings[name] = None if value is None else str(value)
     del settings["frame_rate"]  # each clip has its own
     if not batch.overwrite and any(_output_of(item).is_file() for item in items):
         _check_settings(batch.out, settings)

@@ -26,7 +26,7 @@ from rvedit.models.flops import Shape, context_lengths, forward_flops
 from rvedit.pipelines.baselines import BASELINES
 from rvedit.pipelines.checkpoints import MODULE_CLASSES
 from rvedit.pipelines.checkpoints.outline import SUPPORTED, outline
-from rvedit.pipelines.checkpoints.small_files import is_small_file
+from rvedit.pipelines.checkpoints.quantized_files import is_quantized_file
 from rvedit.pipelines.memory import (
     BITS,
     Offload,
@@ -160,7 +160,7 @@ class Planner:
         """Return the plan with these options."""
         pipeline, clip = self.pipeline, self.clip
         file = options.transformer or Path(self.model).expanduser()
-        options = replace(options, transformer=file if is_small_file(file) else None)
+        options = replace(options, transformer=file if is_quantized_file(file) else None)
         if options.reference_image and not pipeline.reads_reference_images:
             raise UserError("`reference`: this model reads no reference image: omit it")
         windows = WindowPlan.of(pipeline)
@@ -273,7 +273,7 @@ def _weight_bytes(pipeline: RVEDiTPipeline, name: str, options: EditPlanOptions)
     total = sum(parameter.numel() for parameter in module.parameters())
     if name == "vae":
         return 4 * total
-    if name == "transformer" and options.transformer is not None:  # in few bits
+    if name == "transformer" and options.transformer is not None:  # quantized
         # One matrix at a time is converted to the dtype.
         matrix = max(parameter.numel() for parameter in module.blocks.parameters())
         return options.transformer.stat().st_size + matrix * options.dtype.itemsize

@@ -21,8 +21,9 @@ _STAGES = (3, 9, 15)
 class TinyDecoder:
     """Decodes one frame per latent frame; sides are enlarged as far as a preview needs.
 
-    Each stage has three blocks that also read the latent frame before, an enlargement by 2, and a growth in
-    time, of which the last frame is taken.
+    Each stage has three blocks that also read the latent frame before, upsampling by 2, and a growth in time,
+    of which the last frame is taken. Upsampling is left out where the picture is large enough without it, so
+    that the frames are not exactly TAEHV's own.
     """
 
     def __init__(self, path: Path, latent_channels: int) -> None:
@@ -43,6 +44,10 @@ class TinyDecoder:
                 f"{path}: decodes latents of {channels} channels, but the model's have {latent_channels}"
             )
         self.patch = round((len(last) / 3) ** 0.5)
+        try:
+            self(torch.zeros(channels, 1, 2, 2), max_side=0)
+        except (KeyError, RuntimeError, AssertionError) as error:
+            raise UserError(f"{path}: not a complete decoder of TAEHV's basic kind ({error})") from None
 
     @torch.no_grad()
     def __call__(self, latents: Float[Tensor, "c f y x"], max_side: int) -> Frames:
@@ -63,7 +68,7 @@ class TinyDecoder:
 
     def _convolve(self, name: str, x: Tensor) -> Tensor:
         weight, bias = (self.weights.get(f"{name}.{part}") for part in ("weight", "bias"))
-        assert weight is not None
+        assert weight is not None, f"{name} is missing"
         bias = None if bias is None else bias.to(x.device)
         return F.conv2d(x, weight.to(x.device), bias, padding=weight.shape[-1] // 2)
 

@@ -88,6 +88,7 @@ def read_bench(path: Path) -> list[BenchItem]:
         ".jsonl": _read_jsonl,
         ".parquet": _read_triplets,
         ".yaml": _read_refvie,
+        ".yml": _read_refvie,
     }
     suffix = path.suffix.lower()
     if suffix not in readers:
@@ -168,7 +169,8 @@ def _resolve(item: BenchItem, folder: Path, list_clips: Callable[[Path], _Listin
         [folder / f"{stem}{_ANY_ID}"],
         [folder / str(index) / "generate"],
         [folder / f"{index:03d}_edited"],
-        [folder / f"{index}_{item.instruction[:10]}_{stem}"],  # Kiwi-Edit's for RefVIE-Bench
+        # Kiwi-Edit's names for RefVIE-Bench
+        [folder / f"{index}_{item.instruction[:10]}_{stem}"] if item.reference_image else [],
     ):
         named = [clip for name in names for clip in list_clips(name.parent).get(name.name, ())]
         clips = [clip for clip in named if not clip.samefile(item.source)]

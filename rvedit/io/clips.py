@@ -16,6 +16,9 @@ from rvedit.io.manifest import clip_path
 from rvedit.io.records import ClipShape, Triplet
 from rvedit.io.video import Frame, VideoReader, read_image
 
+MAX_ASPECT = 100
+"""Longest side of a reference image by its shortest."""
+
 
 class UnreadableClip(UserError):
     """A clip of a manifest is missing, damaged or too short."""
@@ -58,9 +61,12 @@ def read_reference_image(manifest: Path, triplet: Triplet) -> Frame:
     """Return a triplet's reference image. Raises UnreadableClip."""
     path = clip_path(manifest, triplet, "reference_image")
     try:
-        return read_image(path)
+        image = read_image(path)
     except UserError as error:
         raise UnreadableClip(str(error), path) from None
+    if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):
+        raise UnreadableClip(f"{path}: is more than {MAX_ASPECT} times as long as wide: crop it", path)
+    return image
 
 
 def _crop_to_cover(frame: Frame, shape: ClipShape) -> Frames:

@@ -165,6 +165,7 @@ def read_bytes(file: Path, column: str, rows: Container[int]) -> Iterator[tuple[
     values = (item[column] for batch in batches for item in batch.to_pylist())
     for number, value in enumerate(values, start=1):
         if number in rows:
+            value = value.get("bytes") if isinstance(value, dict) else value  # of the type Image of datasets
             yield number, value if isinstance(value, bytes) and value else None
 
 

@@ -1,4 +1,4 @@
-"""Linear layers whose weights stay in few bits, as a file holds them: fp8, or the types of GGUF files."""
+"""Linear layers whose weights stay quantized, as a file holds them: fp8, or the types of GGUF files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fp8Linear(nn.Linear):
     def forward(self, hidden_states: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
         """See `torch.nn.Linear`."""
         dtype = hidden_states.dtype
-        weight = self.weight.to(dtype) * self.scale.to(dtype)
+        weight = (self.weight.float() * self.scale).to(dtype)  # rounded once
         return F.linear(hidden_states, weight, None if self.bias is None else self.bias.to(dtype))
 
 
@@ -45,7 +45,7 @@ def _scale_of(weight: Tensor) -> Tensor:
 
 
 def is_quantized(tensor: Tensor) -> bool:
-    """Return whether a tensor is in fp8, or in few bits from a GGUF file."""
+    """Return whether a tensor is in fp8, or quantized from a GGUF file."""
     return tensor.dtype in FP8 or is_gguf_quantized(tensor)
 
 

@@ -1,4 +1,4 @@
-"""Reference images: pictures of what an instruction's "this" is, one for each clip.
+"""Reference images: pictures of a subject or background that an instruction refers to, one for each clip.
 
 A model that reads them gets each image twice, as Kiwi-Edit does: the multimodal LLM sees it after the
 instruction, and the transformer gets its latents as one more frame.
@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from rvedit.io.clips import MAX_ASPECT
 from rvedit.io.frames import as_frames
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -22,7 +23,10 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """The reference images of a batch of clips, one for each, of one shape for the multimodal LLM."""
+    """The reference images of a batch of clips, one for each.
+
+    The pictures for the multimodal LLM have one shape, near their own; it is not that of the latents.
+    """
 
     frames: Sequence[Picture]
     """From `MLLMFrameProcessor.reference_image`."""
@@ -33,10 +37,16 @@ class ReferenceImages:
 def as_pictures(images: Any, count: int) -> list[Picture]:
     """Return one picture, or one for each of `count` clips, in any usual form, as arrays (h, w, 3).
 
-    Raises ValueError for another number of pictures, and for anything else.
+    Raises ValueError for another number of pictures, for extreme shapes, and for anything else.
     """
-    given = list(images) if isinstance(images, list | tuple) else [images] * count
-    pictures = [as_frames([image])[0, 0] for image in given]
+    is_several = isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4
+    given = list(images) if is_several else [images] * count
+    try:
+        pictures = [as_frames([image])[0, 0] for image in given]
+    except ValueError as error:
+        raise ValueError(f"`reference_image`: {str(error).replace('video', 'the picture')}") from None
+    for picture in pictures:
+        check_shape(picture)
     if len(pictures) != count:
         raise ValueError(
             f"`reference_image` has {len(pictures)} pictures for {count} clips: give one for each"
@@ -44,15 +54,22 @@ def as_pictures(images: Any, count: int) -> list[Picture]:
     return pictures
 
 
+def check_shape(image: Picture) -> None:
+    """Raise ValueError for a picture that is more than 100 times as wide as high, or the other way round."""
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"a reference image of {width}x{height}: crop it to an aspect ratio of 100 or less")
+
+
 def shrink_to_fit(image: Picture, height: int, width: int) -> Picture:
-    """Return an image that is at most as high and wide as this, without enlarging it."""
+    """Return an image that is at most as high and wide as this, in pixels, without enlarging it."""
     small = Image.fromarray(image)
     small.thumbnail((width, height), Image.Resampling.BICUBIC)
     return np.array(small)
 
 
 def pad_image(image: Picture, height: int, width: int, scale: float = 1.0) -> Picture:
-    """Return an image that fits `scale` of a height and width, centered on white."""
+    """Return an image that fits `scale` (0 to 1) of a height and width in pixels, centered on white."""
     padded = ImageOps.pad(Image.fromarray(image), (width, height), color="white")
     if scale < 1:
         inner = padded.resize((max(1, round(width * scale)), max(1, round(height * scale))))

@@ -106,7 +106,8 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         X_v is left out if no block attends to it.
 
         `source_latents` are the source's clean latents, of the shape of the noisy ones; `text_states` are
-        the text encoder's hidden states; `reference_latents` are those of a reference image.
+        the text encoder's hidden states; `reference_latents` are those of a reference image, of the clip's
+        height and width.
         """
         onload(self)
         visual = source = text = reference = None
@@ -196,7 +197,11 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
     def _with_reference(
         self, tokens: Tensor, reference: Tensor | None, grid: Sequence[int]
     ) -> tuple[Tensor, slice, int]:
-        """Return tokens with a reference image's, the video's place, and the number of latent frames."""
+        """Return tokens with a reference image's, the video's place, and the number of latent frames.
+
+        The image is the first or the last latent frame for the rotary embedding. No source tokens are added
+        to it, and neither the sample nor the trace has it.
+        """
         frames, rows, columns = grid
         p_t = self.config.patch_size[0]
         if reference is None:

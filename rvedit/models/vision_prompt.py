@@ -27,15 +27,15 @@ _FRAME_RATE = 24
 
 @dataclass(frozen=True)
 class Vision:
-    """A batch of clips or images of one shape, cut to patches."""
+    """A batch of clips (b, n, h, w, 3) or images (b, 1, h, w, 3) of one shape, cut to patches."""
 
     config: Any
     """Config of the multimodal LLM."""
     token: str
-    """Stands in the prompt for each four patches."""
+    """Stands in the prompt for `spatial_merge_size`² patches, each of `temporal_patch_size` frames."""
     patches: Float[Tensor, "p q"]
     grid: Int[Tensor, "1 3"]
-    """Pairs of frames, rows and columns of patches."""
+    """Pairs of frames, rows and columns of patches of each clip; p is their product, times b."""
 
     @classmethod
     def of(cls, clips: UInt8[np.ndarray, "b n h w 3"], token: str, config: Any) -> Vision:
@@ -83,7 +83,8 @@ def patchify(
 ) -> tuple[Float[Tensor, "p q"], Int[Tensor, "1 3"]]:
     """Return normalized patches, and the grid (t, h, w) of a clip, as Qwen's processors do.
 
-    The library's video processors need torchvision; this is the same computation without it.
+    The library's video processors need torchvision; this is the same computation without it. Raises
+    ValueError for a size that is no multiple of a token's.
     """
     vision = config.vision_config
     patch, merge, temporal = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size

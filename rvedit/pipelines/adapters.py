@@ -102,7 +102,7 @@ def _fits(part: str, tensor: Tensor, parameter: Tensor | None) -> bool:
         return tensor.shape[1:] == shape[1:] and len(shape) > 1
     if part == "lora_B":
         return tensor.dim() == len(shape) and tensor.shape[0] == shape[0]
-    # A difference of weights cannot be added to weights in few bits.
+    # A difference of weights cannot be added to quantized weights.
     return part == "alpha" or (tensor.shape == shape and not is_quantized(parameter))
 
 

@@ -92,8 +92,8 @@ def load_pipeline(
     use_fast_convolutions(pipe.vae)
     add_loras(pipe.transformer, loras)
     if quantization and memory.is_quantized(pipe.transformer):
-        raise UserError("`quantization`: the transformer's file is in few bits already: leave one out")
-    if quantization and loras:  # which would be stored in few bits as well
+        raise UserError("`quantization`: the transformer's file is quantized already: leave one out")
+    if quantization and loras:  # which would be quantized as well
         pipe.transformer.fuse_lora()
         pipe.transformer.unload_lora()
     if quantization:

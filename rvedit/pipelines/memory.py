@@ -54,7 +54,7 @@ def transformer_stacks(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Return whether some weights of a module are in few bits."""
+    """Return whether some weights of a module are quantized."""
     return any(map(quantized_linear.is_quantized, module.parameters()))
 
 

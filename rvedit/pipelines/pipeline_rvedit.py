@@ -362,9 +362,10 @@ class RVEDiTPipeline(WanLoraLoaderMixin, DiffusionPipeline):
 
     def _encode_pictures(self, pictures: Sequence[Picture], height: int, width: int) -> ReferenceImages:
         """Return reference images in the two forms that the model gets them in."""
-        frame_processor = self.edit_token_encoder.frame_processor
+        frames = [self.edit_token_encoder.frame_processor.reference_image(picture) for picture in pictures]
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError("`reference_image` has pictures of different shapes: edit the clips one by one")
         latents = torch.cat([self.encode_video(pad_image(p, height, width)[None]) for p in pictures])
-        frames = [frame_processor.reference_image(picture) for picture in pictures]
         return ReferenceImages(frames, latents.to(self.transformer.dtype))
 
     def _encode_tokens(

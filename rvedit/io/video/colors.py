@@ -15,8 +15,8 @@ from rvedit.io.video.clip import OVER_BLACK, Frame
 _WHITES = {"F": (1, 255, 65535), "I": (255, 65535)}
 
 
-def to_rgb(image: Image.Image, warn: Callable[[str], None]) -> Frame:
-    """Return a picture's pixels (h w 3) in sRGB, with transparent parts over black.
+def to_rgb(image: Image.Image, warn: Callable[[str], None], background: str = "black") -> Frame:
+    """Return a picture's pixels (h w 3) in sRGB, with transparent parts over a color.
 
     `warn` receives one line about a color profile that is ignored, and one about transparent parts. Raises
     UserError for numbers of an unknown range.
@@ -25,7 +25,7 @@ def to_rgb(image: Image.Image, warn: Callable[[str], None]) -> Frame:
     if is_transparent(image):
         warn(OVER_BLACK)
         alpha = image.convert("RGBA").getchannel("A")
-        colors = Image.composite(colors, Image.new("RGB", colors.size), alpha)
+        colors = Image.composite(colors, Image.new("RGB", colors.size, background), alpha)
     return np.array(colors)
 
 

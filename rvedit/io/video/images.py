@@ -105,7 +105,7 @@ def _has_alpha(file: Path) -> bool:
 
 
 def decode_images(
-    info: VideoInfo, wanted: Collection[int] | None, warn: Callable[[str], None]
+    info: VideoInfo, wanted: Collection[int] | None, warn: Callable[[str], None], background: str = "black"
 ) -> Iterator[TimedFrame | None]:
     """Yield the wanted frames, and None for each other one. Raises TruncatedError at a damaged file.
 
@@ -121,6 +121,6 @@ def decode_images(
             except _DAMAGE as error:
                 raise TruncatedError(f"{file.name} is damaged") from error
         try:
-            yield TimedFrame(to_rgb(upright, warn), index, 1)
+            yield TimedFrame(to_rgb(upright, warn, background), index, 1)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None

@@ -37,8 +37,8 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_image(path: str | Path) -> Frame:
-    """Return the one frame of an image. Raises UserError for anything else."""
-    with VideoReader(path) as reader:
+    """Return the one frame of an image, with transparent parts over white. Raises UserError for others."""
+    with VideoReader(path, background="white") as reader:
         if reader.info.num_frames != 1:
             raise UserError(f"{path}: has {reader.info.num_frames} frames; give an image")
         return next(iter(reader)).frame
@@ -50,13 +50,21 @@ class VideoReader:
     Every iteration decodes from the start, independently of others. A damaged clip raises UserError, on
     construction or after the last frame before the damage; with `allow_truncated`, frames that do not decode
     are left out, and one warning at the end says how many.
-    `threads`: 0 lets the decoder choose; 1 is best when several clips are read at once.
+    `threads`: 0 lets the decoder choose; 1 is best when several clips are read at once. `background`: the
+    color under transparent parts of images.
     """
 
-    def __init__(self, path: str | Path, *, allow_truncated: bool = False, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        allow_truncated: bool = False,
+        threads: int = 0,
+        background: str = "black",
+    ) -> None:
         self.info = probe(path)
         self._allow_truncated = allow_truncated
-        self._threads = threads
+        self._threads, self._background = threads, background
         self._iterations = ExitStack()
         self._warned: set[str] = set()
         if self.info.truncated and not allow_truncated:
@@ -84,7 +92,7 @@ class VideoReader:
         if info.streams:
             decoded = decode_container(info, wanted, self._threads)
         else:
-            decoded = decode_images(info, wanted, self._warn_once)
+            decoded = decode_images(info, wanted, self._warn_once, self._background)
         count = 0
         lost: list[tuple[int, Lost]] = []  # after how many frames
         end_reason: str | None = None

@@ -30,7 +30,7 @@ from rvedit.pipelines.checkpoints.files import (
     read_tokenizer,
     weight_files,
 )
-from rvedit.pipelines.checkpoints.small_files import add_embedders, read_transformer_file
+from rvedit.pipelines.checkpoints.quantized_files import add_embedders, read_transformer_file
 from rvedit.pipelines.model_card import Provenance
 from rvedit.pipelines.names import from_version_0_1
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
@@ -104,8 +104,8 @@ def load_own(folder: Path, dtype: torch.dtype, transformer: Path | None = None) 
 
 def _transformer_from(file: Path, folder: Path, dtype: torch.dtype) -> RoutedWanTransformer3DModel:
     state = read_transformer_file(file)
-    add_embedders(state, folder)
     config = read_config(folder / "transformer" / "config.json")
+    add_embedders(state, folder, config.get("reads_reference_images", False))
     with convert_key_errors(file, "transformer"):
         return build(RoutedWanTransformer3DModel, config, state, dtype)
 

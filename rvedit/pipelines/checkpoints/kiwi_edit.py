@@ -39,7 +39,7 @@ from rvedit.pipelines.checkpoints.files import (
 )
 from rvedit.pipelines.checkpoints.find import base_wan
 from rvedit.pipelines.checkpoints.folder import load_module
-from rvedit.pipelines.checkpoints.small_files import transformer_weights
+from rvedit.pipelines.checkpoints.quantized_files import transformer_weights
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 FRAME_SETTINGS = {"max_frames": 16, "min_pixels": 128 * 28**2, "max_pixels": 512 * 512, "coarse_grid": 56}
@@ -92,7 +92,7 @@ def load_folder(folder: Path, dtype: torch.dtype, transformer: Path | None = Non
 def reads_reference_images(path: Path) -> bool:
     """Return whether a published folder, or a file of the trainer, was trained with reference images."""
     if path.is_dir():
-        return (path / "ref_embedder" / "diffusion_pytorch_model.safetensors").is_file()
+        return any((path / "ref_embedder").glob("diffusion_pytorch_model*.safetensors*"))
     with safe_open(path, "pt") as content:
         return any("ref_vae_condition." in key for key in content.keys())  # noqa: SIM118
 
@@ -153,7 +153,7 @@ def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 
 
 def _latent_channels(parts: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Return the channels of the latents, which tell the backbone; files without any are of the 5B or 14B."""
+    """Return the channels of the latents; without a patch embedding, the connector's width tells them."""
     for part in ("vae_condition", "dit"):
         if (weight := parts[part].get("patch_embedding.weight")) is not None:
             return int(weight.shape[1])

@@ -18,8 +18,8 @@ from rvedit.pipelines.checkpoints import kiwi_edit, wan
 from rvedit.pipelines.checkpoints.files import read_config, read_shapes, read_tokenizer, weight_files
 from rvedit.pipelines.checkpoints.find import find_checkpoint, is_hub_id
 from rvedit.pipelines.checkpoints.folder import MODULE_CLASSES, absent_parts, module_class, read_index
+from rvedit.pipelines.checkpoints.quantized_files import transformer_shapes
 from rvedit.pipelines.checkpoints.reading import Kind, checkpoint_kind
-from rvedit.pipelines.checkpoints.small_files import transformer_shapes
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 SUPPORTED = "plans support RVEDiT, Wan2.2-TI2V-5B, Wan2.1-T2V-14B and Kiwi-Edit"

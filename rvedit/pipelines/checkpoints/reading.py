@@ -12,7 +12,7 @@ from rvedit.io.errors import UserError
 from rvedit.pipelines.checkpoints import kiwi_edit, wan
 from rvedit.pipelines.checkpoints.files import pipeline_kind, read_config
 from rvedit.pipelines.checkpoints.folder import load_own
-from rvedit.pipelines.checkpoints.small_files import SUFFIXES
+from rvedit.pipelines.checkpoints.quantized_files import SUFFIXES
 from rvedit.pipelines.model_card import KIWI, QWEN, WAN, Provenance
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
@@ -40,7 +40,7 @@ def load_checkpoint(
 ) -> RVEDiTPipeline:
     """Load a checkpoint of any supported format, without a progress bar of its own.
 
-    `transformer` is a file with the transformer's weights, also in few bits, instead of a folder's own.
+    `transformer` is a file with the transformer's weights, also quantized, instead of a folder's own.
 
     Raises UserError for other formats and for incomplete checkpoints.
     """

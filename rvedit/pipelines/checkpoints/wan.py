@@ -32,7 +32,7 @@ from rvedit.pipelines.checkpoints.files import (
 )
 from rvedit.pipelines.checkpoints.find import base_mllm, base_wan
 from rvedit.pipelines.checkpoints.folder import load_module
-from rvedit.pipelines.checkpoints.small_files import (
+from rvedit.pipelines.checkpoints.quantized_files import (
     read_transformer_file,
     to_diffusers_keys,
     transformer_weights,
@@ -78,7 +78,7 @@ def load_original(folder: Path, dtype: torch.dtype) -> RVEDiTPipeline:
 
 
 def load_file(file: Path, dtype: torch.dtype) -> RVEDiTPipeline:
-    """Load a single file of the transformer, with Wan's own key names or diffusers', also in few bits."""
+    """Load a single file of the transformer, with Wan's own key names or diffusers', also quantized."""
     return _load_transformer(read_transformer_file(file), dtype, file)
 
 

@@ -1,4 +1,4 @@
-"""Transformer weights in few bits: GGUF files, and safetensors in fp8 as for ComfyUI.
+"""Quantized weights of a transformer: GGUF files, and safetensors in fp8 as for ComfyUI.
 
 The matrices of the blocks, nearly all of the weights, stay as the file has them and are converted layer by
 layer in each pass. All other tensors are converted when they are read.
@@ -44,8 +44,16 @@ def read_transformer_file(file: Path) -> dict[str, Tensor]:
         elif key != "scaled_fp8" and not key.endswith(_IGNORED):
             tensors[key] = tensor
     for key, scale in scales.items():
-        if key in tensors and tensors[key].dtype in FP8:
-            with_scale(tensors[key], scale)
+        weight = tensors.get(key)
+        if weight is None or weight.dtype not in FP8 or scale.numel() not in (1, len(weight)):
+            raise UserError(
+                f"{file}: {key} is quantized in a way that is not supported: give fp8 with one scale for a "
+                "matrix or one for each row, or GGUF"
+            )
+        with_scale(weight, scale)
+    for key, tensor in tensors.items():
+        if not (tensor.is_floating_point() or is_quantized(tensor)):
+            raise UserError(f"{file}: {key} holds integers, which are not supported: give fp8 or GGUF")
     tensors = to_diffusers_keys(tensors)
     return {key: _converted(key, tensor) for key, tensor in tensors.items()}
 
@@ -59,7 +67,7 @@ def transformer_shapes(file: Path) -> dict[str, Tensor]:
     return {_without_prefix(key): torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
-def is_small_file(path: Path) -> bool:
+def is_quantized_file(path: Path) -> bool:
     """Return whether a path is a GGUF file, or a safetensors file with tensors in fp8."""
     if not path.is_file() or path.suffix.lower() == ".gguf":
         return path.is_file()
@@ -82,9 +90,9 @@ def to_diffusers_keys(state: dict[str, Any]) -> dict[str, Any]:
     return convert_wan_keys(dict(state))
 
 
-def add_embedders(state: dict[str, Tensor], folder: Path) -> None:
+def add_embedders(state: dict[str, Tensor], folder: Path, reads_reference_images: bool) -> None:
     """Add the embedders that Wan does not have, if a state lacks them, from a folder of RVEDiT."""
-    if all(f"{name}.weight" in state for name in _EMBEDDERS[:2]):
+    if all(f"{name}.weight" in state for name in _EMBEDDERS[: 3 if reads_reference_images else 2]):
         return
     for file in weight_files(folder / "transformer"):
         with safe_open(file, "pt") as content:

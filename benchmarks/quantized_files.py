@@ -1,6 +1,6 @@
-"""Edits by nano with its transformer's weights in few bits, beside those in fp32.
+"""Edits by nano with quantized weights of its transformer, beside those in fp32.
 
-    python benchmarks/small_files.py --count 24
+    python benchmarks/quantized_files.py --count 24
 
 The blocks' matrices are written as GGUF by the public gguf package (`pip install '.[gguf]'`), and as fp8
 safetensors of ComfyUI's kind with one scale per matrix. PSNR is of the edits in fewer bits to those in fp32,

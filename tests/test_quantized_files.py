@@ -1,4 +1,4 @@
-"""Transformers in few bits: the public gguf package writes the files, and checks what they stand for."""
+"""Quantized transformers: the public gguf package writes the files, and checks what they stand for."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from rvedit.editing.memory_plan import EditPlanOptions, plan_edit
 from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
 from rvedit.io.video import write_clip
+from rvedit.models.quantized_linear import Fp8Linear
 from rvedit.pipelines.checkpoints import find_checkpoint, load_checkpoint
-from rvedit.pipelines.checkpoints.small_files import is_small_file
+from rvedit.pipelines.checkpoints.quantized_files import is_quantized_file
 from rvedit.pipelines.loading import load_pipeline
 from rvedit_cli.main import app
 
@@ -175,11 +176,35 @@ def test_lora_weights_are_added_to_small_weights(folder, state, tmp_path):
     assert (latents_of(plain) - whole).norm() / whole.norm() > 0.05
 
 
+@pytest.mark.parametrize("kind", ["int8", "blocks"])
+def test_other_kinds_of_quantization_are_refused(folder, state, tmp_path, kind):
+    """Read as weights, they would be noise."""
+    name = "blocks.0.ffn.0.weight"
+    written = {key: tensor.clone() for key, tensor in state.items()}
+    if kind == "int8":
+        written[name] = (100 * state[name]).round().to(torch.int8)
+    else:
+        written[name] = state[name].to(torch.float8_e4m3fn)
+        written[name.replace("weight", "weight_scale")] = torch.ones(len(state[name]), 4)
+    save_file({key: tensor.contiguous() for key, tensor in written.items()}, tmp_path / "w.safetensors")
+    says = "holds integers, which are not supported" if kind == "int8" else "in a way that is not supported"
+    with pytest.raises(UserError, match=f"{name} .*{says}"):
+        load_checkpoint(folder, transformer=tmp_path / "w.safetensors")
+
+
+@torch.no_grad()
+def test_the_scale_of_fp8_is_not_rounded():
+    weight, scale = torch.full((2, 2), 3.0).to(torch.float8_e4m3fn), torch.tensor(1 / 3)
+    layer = Fp8Linear(2, 2, False, scale)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    assert torch.equal(layer(torch.ones(1, 2, dtype=torch.bfloat16)), torch.full((1, 2), 2.0).bfloat16())
+
+
 def test_a_plan_counts_the_file(tmp_path):
     clip, model = ClipShape(81, 704, 1280), "linyq/kiwi-edit-5b-instruct-only-diffusers"
     with (tmp_path / "small.gguf").open("wb") as file:
         file.truncate(3_000_000_000)  # as large as in 4 bits, but empty
-    assert is_small_file(tmp_path / "small.gguf")
+    assert is_quantized_file(tmp_path / "small.gguf")
     plain, small = (
         plan_edit(clip, model, EditPlanOptions(transformer=given))
         for given in (None, tmp_path / "small.gguf")
@@ -209,7 +234,7 @@ def test_mistakes_are_one_line(folder, state, companions, tmp_path, monkeypatch)
         ("keys do not fit transformer: missing blocks.1.ffn", ("--model", folder, "--transformer",
                                                                "partial.gguf")),
         ("needs a folder in diffusers' format", ("--model", "wan.safetensors", "--transformer", file)),
-        ("in few bits already", ("--model", folder, "--transformer", file, "--quantize", "fp8")),
+        ("is quantized already", ("--model", folder, "--transformer", file, "--quantize", "fp8")),
         ("is for RVEDiT, Wan2.2-TI2V-5B and Kiwi-Edit", ("--model", "lucy", "--transformer", file)),
     ]  # fmt: skip
     for expected, words in mistakes:
