@@ -53,7 +53,7 @@ def manifest(tmp_path) -> Path:
     for number in (0, 2, 4):
         name = f"picture{number}.png"
         rows[number] = replace(rows[number], reference_image=name)
-        picture = random_clip(1, 24, 30, seed=number)[0]
+        picture = random_clip(1, 40, 60, seed=number)[0]  # larger than the clips
         Image.fromarray(picture).save(clip_path(path, rows[number], "reference_image"))
     write_manifest(path, rows)
     return path
@@ -207,8 +207,8 @@ def test_a_cache_holds_the_pictures(tmp_path, manifest):
             clip_path(manifest, row, "reference_image").unlink()
     cached = write_recipe(tmp_path, "cached", READS, *here, f"data.cache={tmp_path / 'cache'}")
     list(train(cached, tmp_path, "cpu"))
-    # bf16, and pictures that are shrunk to the clip's size
-    assert losses_of(tmp_path, "cached") == pytest.approx(losses_of(tmp_path, "pixels"), rel=3e-2)
+    # The cache is in bf16, so to its precision.
+    assert losses_of(tmp_path, "cached") == pytest.approx(losses_of(tmp_path, "pixels"), rel=2e-2)
 
 
 def test_a_cache_without_pictures_is_refused(tmp_path, manifest):

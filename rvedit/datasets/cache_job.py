@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def _cache_latents(
     vae = pipeline.vae.to(device)
     frame_processor = pipeline.edit_token_encoder.frame_processor
     shapes = tuple(str(shape) for shape in config.shapes)
+    # Neither the VAE nor the multimodal LLM gets larger reference images.
+    image_side = frame_processor.grid * math.isqrt(frame_processor.max_image_tokens)
     cache = LatentCache(config.folder, CacheSettings(fingerprint(vae.named_parameters()), shapes))
     pending = [(row, t) for row, t in enumerate(triplets, start=1) if t.key not in cache]
     failures: list[Failure] = []
@@ -109,7 +112,9 @@ def _cache_latents(
                 pair = read_pair(config.manifest, triplet, shape)
                 if triplet.reference_image:
                     picture = read_reference_image(config.manifest, triplet)
-                    pictures[triplet.key] = shrink_to_fit(picture, shape.height, shape.width)
+                    pictures[triplet.key] = shrink_to_fit(
+                        picture, max(shape.height, image_side), max(shape.width, image_side)
+                    )
             except UserError as error:
                 manifest = str(config.manifest)
                 failures.append(
