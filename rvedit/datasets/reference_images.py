@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rvedit.io.clips import MAX_ASPECT
+from rvedit.io.clips import is_too_narrow
 from rvedit.io.errors import UserError, reason_of
 from rvedit.io.tables import read_bytes
 from rvedit.io.temporary import atomic_path
@@ -44,8 +44,7 @@ def why_unreadable(path: Path) -> str | None:
         return reason_of(error)
     if info.num_frames != 1:
         return f"{path}: has {info.num_frames} frames"
-    sides = (info.width, info.height)
-    return f"{path}: is too long and narrow" if max(sides) > MAX_ASPECT * min(sides) else None
+    return f"{path}: is too long and narrow" if is_too_narrow(info.height, info.width) else None
 
 
 def _write(data: bytes, stem: Path) -> Path | str:

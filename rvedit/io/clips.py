@@ -20,6 +20,11 @@ MAX_ASPECT = 100
 """Longest side of a reference image by its shortest."""
 
 
+def is_too_narrow(height: int, width: int) -> bool:
+    """Return whether a reference image is more than `MAX_ASPECT` times as long as wide."""
+    return max(height, width) > MAX_ASPECT * min(height, width)
+
+
 class UnreadableClip(UserError):
     """A clip of a manifest is missing, damaged or too short."""
 
@@ -64,7 +69,7 @@ def read_reference_image(manifest: Path, triplet: Triplet) -> Frame:
         image = read_image(path)
     except UserError as error:
         raise UnreadableClip(str(error), path) from None
-    if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):
+    if is_too_narrow(*image.shape[:2]):
         raise UnreadableClip(f"{path}: is more than {MAX_ASPECT} times as long as wide: crop it", path)
     return image
 

@@ -151,12 +151,13 @@ class LatentCache(_Cache):
     def read_picture(self, key: str) -> Picture:
         """Return the reference image of a triplet that has one."""
         with safe_open(self.path_of[key], "pt") as shard:
-            if f"{key}/{_PICTURE}" not in shard.keys():  # noqa: SIM118
+            if (name := f"{key}/{_PICTURE}") not in shard.keys():  # noqa: SIM118
                 raise UserError(
                     f"{self.folder}: was made without reference images: make it again with `rvedit prepare "
                     "cache`"
                 )
-        return self.read_tensors(key, [_PICTURE])[0].numpy()
+            picture: Picture = shard.get_tensor(name).numpy()
+        return picture
 
     def add(
         self,

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from rvedit.io.clips import MAX_ASPECT
+from rvedit.io.clips import MAX_ASPECT, is_too_narrow
 from rvedit.io.frames import as_frames
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -57,8 +57,10 @@ def as_pictures(images: Any, count: int) -> list[Picture]:
 def check_shape(image: Picture) -> None:
     """Raise ValueError for a picture that is more than 100 times as wide as high, or the other way round."""
     height, width = image.shape[:2]
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ValueError(f"a reference image of {width}x{height}: crop it to an aspect ratio of 100 or less")
+    if is_too_narrow(height, width):
+        raise ValueError(
+            f"a reference image of {width}x{height}: crop it to an aspect ratio of {MAX_ASPECT} or less"
+        )
 
 
 def shrink_to_fit(image: Picture, height: int, width: int) -> Picture:
