@@ -21,7 +21,8 @@ from nano_quality import held_out
 from rvedit.io.frames import to_model_range
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.training.editor import EditorObjective
-from rvedit.training.recipe import ModelRecipe, Recipe
+from rvedit.training.recipe import Recipe
+from rvedit.training.recipe_sections import ModelRecipe
 from rvedit.training.samples import BranchSample, Sample, collate
 from rvedit.training.step import TripletBatch, losses_at, sample_noise_and_timesteps, with_latents
 from rvedit.training.trainable import choose_trained

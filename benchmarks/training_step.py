@@ -26,7 +26,7 @@ from _shapes import (
     training_flops,
 )
 
-from rvedit.training.recipe import AlignmentRecipe, FlowRecipe
+from rvedit.training.recipe_sections import AlignmentRecipe, FlowRecipe
 from rvedit.training.step import training_losses
 
 BAR = 1.25

@@ -13,7 +13,8 @@ from rvedit.io.errors import UserError
 from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorTask
 from rvedit.training.gradients import SMOOTHING_STEPS, StepGradients, gradient_ratio
-from rvedit.training.recipe import AlignmentRecipe, Recipe, load_recipe
+from rvedit.training.recipe import Recipe, load_recipe
+from rvedit.training.recipe_sections import AlignmentRecipe
 from rvedit.training.run import train
 
 ONE = Processes("ddp", "cpu")

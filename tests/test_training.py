@@ -33,7 +33,8 @@ from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorTask, merge_lora
 from rvedit.training.loop import rate_fraction
 from rvedit.training.optimizers import Muon, NamedOptimizer
-from rvedit.training.recipe import AlignmentRecipe, OptimizerRecipe, Recipe, VAELossRecipe, load_recipe
+from rvedit.training.recipe import Recipe, load_recipe
+from rvedit.training.recipe_sections import AlignmentRecipe, OptimizerRecipe, VAELossRecipe
 from rvedit.training.run import train
 from rvedit.training.state import latest_checkpoint
 from rvedit.training.step import sample_noise_and_timesteps, sample_trace_block

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rvedit.training.recipe import DataRecipe
+from rvedit.training.recipe_sections import DataRecipe
 
 
 def is_still(data: DataRecipe, step: int) -> bool:

@@ -26,7 +26,8 @@ from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import drops_pictures, has_pictures
 from rvedit.training.limits import too_many_unreadable
-from rvedit.training.recipe import DataRecipe, Recipe
+from rvedit.training.recipe import Recipe
+from rvedit.training.recipe_sections import DataRecipe
 from rvedit.training.samples import LoadedTriplet, Samples
 
 

@@ -29,7 +29,8 @@ from rvedit.training.gradients import StepGradients
 from rvedit.training.limits import check_skipped, check_unreadable
 from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
-from rvedit.training.recipe import OptimizerRecipe, Recipe
+from rvedit.training.recipe import Recipe
+from rvedit.training.recipe_sections import OptimizerRecipe
 from rvedit.training.state import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
 
 

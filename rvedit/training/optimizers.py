@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from rvedit.compat import computes_bf16
 from rvedit.io.errors import UserError
 from rvedit.training.distributed import place_like
-from rvedit.training.recipe import OptimizerRecipe
+from rvedit.training.recipe_sections import OptimizerRecipe
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)

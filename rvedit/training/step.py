@@ -19,7 +19,7 @@ from rvedit.models.routing import TokenGroups
 from rvedit.models.token_groups import encode_tokens
 from rvedit.pipelines.noise import mix_shared_noise
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
-from rvedit.training.recipe import AlignmentRecipe, FlowRecipe
+from rvedit.training.recipe_sections import AlignmentRecipe, FlowRecipe
 
 Loss = Literal["loss_fm", "loss_align"]
 """The two losses of Eq. 6."""

@@ -8,7 +8,7 @@ from peft import LoraConfig, LoraModel
 from torch import nn
 
 from rvedit.training.loop import freeze
-from rvedit.training.recipe import ModelRecipe
+from rvedit.training.recipe_sections import ModelRecipe
 
 PARTS = ("transformer", "connector", "mllm", "text_encoder")
 """The modules of an editor that training may change."""

@@ -29,7 +29,8 @@ from rvedit.training.data import sample_realism
 from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes
 from rvedit.training.loop import freeze
-from rvedit.training.recipe import DataRecipe, Recipe
+from rvedit.training.recipe import Recipe
+from rvedit.training.recipe_sections import DataRecipe
 from rvedit.training.step import sample_noise_and_timesteps
 
 STATISTICS_BATCHES = 16
