@@ -13,7 +13,7 @@ from rvedit.io.errors import UserError, check_choice
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.datasets.prepare import Survey
+    from rvedit.datasets.survey import Survey
     from rvedit.io.records import ClipShape
 
 prepare = typer.Typer(no_args_is_help=True, help="Prepare triplets for training and evaluation.")
@@ -25,6 +25,8 @@ _run = partial(console.option, "Run")
 _DryRun = Annotated[bool, _run("Print counts and the disk space needed without writing.", "--dry-run")]
 _Json = Annotated[bool, _run(console.JSON_HELP, "--json")]
 _Workers = Annotated[int | None, _run("Number of processes. Default: one per CPU core.")]
+_LISTED = 10
+"""Pairs left out that are listed on the terminal."""
 _SPLIT_HELP = "test_phrasing: unseen phrasings; test_pair: unseen pairs of noun and color."
 _BUCKET_HELP = "Use this shape of data.buckets instead of --num-frames, --height and --width. Repeatable."
 _PROBE_HELP = (
@@ -91,7 +93,8 @@ def _add_dataset(name: str, title: str) -> None:
         dry_run: _DryRun = False,
         as_json: _Json = False,
     ) -> None:
-        from rvedit.datasets.prepare import DatasetConfig, measure_clips, survey_dataset, write_dataset
+        from rvedit.datasets.prepare import measure_clips, write_dataset
+        from rvedit.datasets.survey import DatasetConfig, survey_dataset
         from rvedit.io.manifest import failures_path
 
         level: Any = probe
@@ -123,6 +126,57 @@ for _name, _title in (
     ("kiwi", "Kiwi-Edit's training metadata"),
 ):
     _add_dataset(_name, _title)
+
+
+@prepare.command(cls=console.PanelCommand)
+def pairs(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Has source/NAME.*, target/NAME.* and NAME.txt with the instruction; or a CSV file.",
+        ),
+    ],
+    out: Annotated[Path, _files("Folder for manifest.parquet, manifest.failures.jsonl and pairs.png.")],
+    min_frames: Annotated[int, _clips("Minimum number of frames of both clips; 1: also images.")] = 1,
+    workers: _Workers = None,
+    as_json: _Json = False,
+) -> None:
+    """Check your own pairs of clips or images, and show what a model will learn from them."""
+    from rvedit.datasets.pairs import shape_counts, write_pairs_sheet
+    from rvedit.datasets.prepare import measure_clips, write_dataset
+    from rvedit.datasets.survey import DatasetConfig, survey_dataset
+    from rvedit.io.manifest import failures_path, read_manifest, read_rows
+
+    config = DatasetConfig("pairs", (folder,), out, min_frames=min_frames, workers=workers)
+    survey = survey_dataset(config)
+    with console.progress_bar("reading clips", total=len(survey.clips)) as show:
+        for done in measure_clips(survey):
+            show(done)
+    report = write_dataset(survey)
+    triplets = read_manifest(report.manifest)
+    sheet = out / "pairs.png"
+    write_pairs_sheet(report.manifest, triplets, sheet)
+    shapes, failures = shape_counts(triplets), failures_path(report.manifest)
+    result = {
+        "manifest": report.manifest,
+        "count": report.count,
+        "shapes": shapes,
+        "masks": sum(triplet.mask is not None for triplet in triplets),
+        "reasons": report.reasons,
+        "failures": failures,
+        "sheet": sheet,
+    }
+    lines = [f"{count} x {shape}" for shape, count in shapes.items()]
+    left_out = read_rows(failures)
+    lines += [
+        f"left out: {row['source'] or 'a pair'} ({row['reason']}): {row['detail']}"
+        for row in left_out[:_LISTED]
+    ]
+    lines += [f"and {len(left_out) - _LISTED} more: see {failures}"] * (len(left_out) > _LISTED)
+    lines += [f"{sheet}: look at what will be learned"]
+    lines += [f"next: rvedit train recipes/pairs_lora.yaml --set data.manifest={report.manifest}"]
+    console.print_result(as_json, result, "\n".join(lines))
 
 
 @prepare.command()
@@ -195,7 +249,7 @@ def _print_survey(survey: Survey, as_json: bool) -> None:
 
     from rich.filesize import decimal
 
-    from rvedit.datasets.prepare import category_counts
+    from rvedit.datasets.survey import category_counts
 
     reasons = Counter(failure.reason for failure in survey.failures)
     rows = category_counts(survey, to_probe=survey.candidates)

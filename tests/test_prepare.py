@@ -13,8 +13,9 @@ from processes import rvedit
 from test_sources import clip, make_ditto, make_openve, make_reco, source_clip, target_clip, write_csv
 
 from rvedit.datasets.mix import MixRecipe, draw_mix
-from rvedit.datasets.prepare import DatasetConfig, measure_clips, prepare_dataset, survey_dataset
+from rvedit.datasets.prepare import measure_clips, prepare_dataset
 from rvedit.datasets.probe import LEVELS, Measurement, judge_pair, probe_clip
+from rvedit.datasets.survey import DatasetConfig, survey_dataset
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path, read_manifest, read_rows
 from rvedit.io.records import Category

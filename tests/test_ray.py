@@ -9,9 +9,10 @@ import pytest
 from test_prepare import many
 from test_sources import target_clip
 
-from rvedit.datasets.prepare import DatasetConfig, prepare_dataset
+from rvedit.datasets.prepare import prepare_dataset
 from rvedit.datasets.probe import probe_job
 from rvedit.datasets.ray_jobs import run_on_ray
+from rvedit.datasets.survey import DatasetConfig
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import read_manifest
 

@@ -17,7 +17,8 @@ from pyarrow import parquet
 from test_sources import source_clip, target_clip, write_csv
 
 from rvedit.datasets.cache_job import CacheConfig, cache_manifest
-from rvedit.datasets.prepare import DatasetConfig, prepare_dataset
+from rvedit.datasets.prepare import prepare_dataset
+from rvedit.datasets.survey import DatasetConfig
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path, read_manifest, read_rows, write_manifest
 from rvedit.io.records import ClipShape

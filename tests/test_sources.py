@@ -8,9 +8,9 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from rvedit.datasets.prepare import DatasetConfig, survey_dataset
 from rvedit.datasets.sources import SOURCES, BadRow
 from rvedit.datasets.sources.base import category_of_instruction, row_id
+from rvedit.datasets.survey import DatasetConfig, survey_dataset
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import clip_path
 from rvedit.io.records import Category

@@ -21,6 +21,8 @@ MAX_SURPLUS_FRAMES = 3
 """Allowed difference in length: editors whose VAE needs 4k+1 frames drop up to three."""
 MAX_ASPECT_ERROR = 0.01
 """Allowed relative difference of aspect ratios: that of rounding 720p to multiples of 8 or 16 pixels."""
+MAX_RATE_ERROR = 0.01
+"""Allowed relative difference of frame rates: 30 and 29.97 fps are the same."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,32 @@ class Measurement:
     height: int = 0
     num_frames: int = 0
     fps: float = 0.0
+    """0 for a folder of images, which has no rate."""
     error: str = ""
 
 
-def judge_pair(source: Measurement, target: Measurement, min_frames: int) -> tuple[str, str] | Measurement:
+def judge_mask(mask: Measurement, pair: Measurement) -> tuple[str, str] | None:
+    """Return the reason why a mask does not fit a pair, and details; None if it fits.
+
+    It has one frame for all, or at least as many as the pair.
+    """
+    if mask.error:
+        return "mask does not decode", mask.error
+    if abs(mask.width * pair.height / (mask.height * pair.width) - 1) > MAX_ASPECT_ERROR:
+        return "mask sizes differ", f"mask {mask.width}x{mask.height}, clips {pair.width}x{pair.height}"
+    if 1 < mask.num_frames < pair.num_frames:
+        return "mask is too short", f"mask {mask.num_frames} frames, clips {pair.num_frames}"
+    return None
+
+
+def judge_pair(
+    source: Measurement, target: Measurement, min_frames: int, same_rate: bool = False
+) -> tuple[str, str] | Measurement:
     """Return the pair's smaller size, shorter length and source fps; or the reason of failure and details.
 
     Training scales each clip to cover the training size and crops it at the center: both clips then show the
     same part of the frame if their aspect ratios agree within 1%. Lengths may differ by three frames; the
-    longer clip is cut at its end.
+    longer clip is cut at its end. With `same_rate`, frame rates must agree within 1%, too.
     """
     for side, clip in (("source", source), ("target", target)):
         if clip.error:
@@ -51,10 +70,13 @@ def judge_pair(source: Measurement, target: Measurement, min_frames: int) -> tup
     if abs(source.num_frames - target.num_frames) > MAX_SURPLUS_FRAMES:
         return "lengths differ", f"source {source.num_frames} frames, target {target.num_frames}"
     num_frames = min(source.num_frames, target.num_frames)
+    rates = [clip.fps for clip in (source, target) if clip.fps]
+    if same_rate and num_frames > 1 and max(rates, default=1) > (1 + MAX_RATE_ERROR) * min(rates, default=1):
+        return "frame rates differ", f"source {source.fps:g} fps, target {target.fps:g}"
     if num_frames < min_frames:
         return "too short", f"{num_frames} frames of at least {min_frames}"
     smaller = min(source, target, key=lambda clip: clip.width * clip.height)
-    return Measurement(smaller.width, smaller.height, num_frames, source.fps)
+    return Measurement(smaller.width, smaller.height, num_frames, next(iter(rates), 0.0))
 
 
 def probe_clip(path: str, level: Level) -> Measurement:
@@ -75,7 +97,8 @@ def probe_clip(path: str, level: Level) -> Measurement:
             _decode_end(info)
     except (UserError, FFmpegError, OSError, ValueError) as error:
         return Measurement(error=str(error).removeprefix(f"{path}: "))
-    return Measurement(info.width, info.height, info.num_frames, float(info.frame_rate))
+    fps = 0.0 if info.kind == "folder" else float(info.frame_rate)
+    return Measurement(info.width, info.height, info.num_frames, fps)
 
 
 def probe_job(job: dict[str, Any]) -> dict[str, Any]:

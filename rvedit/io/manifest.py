@@ -150,7 +150,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def clip_path(manifest: Path, triplet: Triplet, side: str) -> Path:
-    """Return the path of the source, the target or the reference image (`side`) of a manifest row."""
+    """Return the path of a manifest row's source, target, reference image or mask (`side`)."""
     folder = manifest if manifest.is_dir() else manifest.parent
     return folder / triplet.root / str(getattr(triplet, side))
 
@@ -165,10 +165,11 @@ def _as_triplet(path: Path, number: int, row: dict[str, Any]) -> Triplet:
         if wrong := [name for name in names if not isinstance(row[name], kind)]:
             raise UserError(f"{path}, row {number}: {wrong[0]} is {row[wrong[0]]!r}, not {article}")
     paths = ["root", "source", "target"]
-    if row.get("reference_image") is not None:
-        paths.append("reference_image")
-        if not isinstance(row["reference_image"], str):
-            raise UserError(f"{path}, row {number}: reference_image is {row['reference_image']!r}, not text")
+    for name in ("reference_image", "mask"):
+        if row.get(name) is not None:
+            paths.append(name)
+            if not isinstance(row[name], str):
+                raise UserError(f"{path}, row {number}: {name} is {row[name]!r}, not text")
     row |= {name: normalize(row[name]) for name in paths}
     category = row["category"]
     try:

@@ -32,7 +32,7 @@ class Triplet:
     id: str
     """Unique within the dataset."""
     dataset: str
-    """Name of the dataset: openve, reco, ditto, kiwi or playground."""
+    """Name of the dataset: openve, reco, ditto, kiwi, pairs or playground."""
     root: str
     """Folder of the clips' paths, itself relative to the manifest's folder or absolute."""
     source: str
@@ -55,6 +55,8 @@ class Triplet:
     caption_prompt: str | None = None
     reference_image: str | None = None
     """Picture of what the instruction refers to, if there is one; its path is relative to `root`."""
+    mask: str | None = None
+    """Clip or image that is white where the edit changes the source, likewise."""
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""A grid of captioned frames, for clips."""
+"""Pictures of many frames: a grid, and titled rows."""
 
 from __future__ import annotations
 
@@ -30,4 +30,27 @@ def tiled(frames: Sequence[tuple[str, Frames | None]], width: int, columns: int)
         if frame is not None:
             resized = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
             canvas.paste(resized, (x, y + _CAPTION))
+    return np.asarray(canvas)
+
+
+def titled_rows(rows: Sequence[tuple[str, Sequence[Frames]]], height: int) -> Frames:
+    """Return rows of frames (h, w, 3) of any size, each `height` pixels high, with titles above them."""
+    font, gap = ImageFont.load_default(14), 4
+    images = [
+        (
+            title,
+            [Image.fromarray(x).resize((round(height * x.shape[1] / len(x)), height)) for x in frames],
+        )
+        for title, frames in rows
+    ]
+    widths = [sum(image.width + gap for image in row) - gap for _, row in images]
+    widths += [round(font.getlength(title)) + 8 for title, _ in images]
+    canvas = Image.new("RGB", (max(widths), len(rows) * (height + _CAPTION + gap)), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for index, (title, row) in enumerate(images):
+        x, y = 0, index * (height + _CAPTION + gap)
+        draw.text((4, y + 3), title, fill=_TEXT, font=font)
+        for image in row:
+            canvas.paste(image, (x, y + _CAPTION))
+            x += image.width + gap
     return np.asarray(canvas)

@@ -37,12 +37,15 @@ class Row:
     """Path of a picture of what the instruction refers to."""
     has_embedded_image: bool = False
     """Whether the row holds that picture itself, in a column of bytes."""
+    mask: str | None = None
+    """Path of a clip or an image that is white where the edit changes the source."""
 
     @property
     def files(self) -> dict[str, str]:
-        """Return the paths of source and target, and of the reference image if there is one."""
-        paths = {"source": self.source, "target": self.target}
-        return {**paths, "reference image": self.reference_image} if self.reference_image else paths
+        """Return the paths of source and target, and of reference image and mask if there are any."""
+        optional = {"reference image": self.reference_image, "mask": self.mask}
+        present = {name: path for name, path in optional.items() if path}
+        return {"source": self.source, "target": self.target, **present}
 
 
 class Source:
@@ -59,6 +62,10 @@ class Source:
     """Column with the paths of reference images, which a file need not have."""
     embedded_column: ClassVar[str | None] = None
     """Column of parquet files with reference images as bytes, which a file need not have."""
+    mask_column: ClassVar[str | None] = None
+    """Column with the paths of masks, which a file need not have."""
+    same_rate: ClassVar[bool] = False
+    """Whether the clips of a pair must have the same frame rate."""
     categories: ClassVar[Categories]
     """Its known categories."""
     extract_to: ClassVar[str] = "."
@@ -82,7 +89,7 @@ class Source:
         """Return the rows of a metadata file, or None if it has another format."""
         columns = self.columns[file.suffix.lower()]
         try:
-            rows = read_table(file, columns, [self.reference_column] if self.reference_column else [])
+            rows = read_table(file, columns, [c for c in (self.reference_column, self.mask_column) if c])
         except WrongColumns:
             return None
         is_embedded = self.embedded_column is not None and has_column(file, self.embedded_column)
@@ -95,8 +102,10 @@ class Source:
     ) -> Row:
         source, target, instruction = (texts[name] for name in columns)
         category = self.categorize(file, target, instruction)
-        picture = texts.get(self.reference_column or "") or None
-        return Row(file, number, source, target, instruction, *category, picture, is_embedded)
+        picture, mask = (
+            texts.get(column or "") or None for column in (self.reference_column, self.mask_column)
+        )
+        return Row(file, number, source, target, instruction, *category, picture, is_embedded, mask)
 
 
 _CATEGORY_OF_VERB = {
