@@ -64,7 +64,9 @@ def train(
             if is_main and as_json and (done % resolved.log_every == 0 or done == resolved.steps):
                 console.print_json(scalars)
     if is_main and not as_json:
-        typer.echo(f"{folder}: {resolved.steps} steps done; edit with --model {folder}")
+        model = resolved.model
+        use = f"{model.init_from} --lora {folder}" if model.transformer_lora_rank else folder
+        typer.echo(f"{folder}: {resolved.steps} steps done; edit with --model {use}")
 
 
 def _note(scalars: dict[str, float]) -> str:

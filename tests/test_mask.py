@@ -14,10 +14,11 @@ from test_editors import SMALL, WORDS, save_pipeline
 
 from rvedit.editing.config import EditConfig
 from rvedit.editing.long_video import edit_video
-from rvedit.editing.mask import border_of, grow, hold_source, latent_mask, model_mask, soft_weights
+from rvedit.editing.mask import border_of, grow, hold_source, model_mask, soft_weights
 from rvedit.editing.regions import Box
 from rvedit.io.errors import UserError
 from rvedit.io.video import write_clip
+from rvedit.models.autoencoder import latent_mask
 from rvedit.pipelines.baselines import BASELINES
 from rvedit.pipelines.loading import load_pipeline
 

@@ -15,7 +15,13 @@ from rvedit.training.tasks import TASKS, task_class
 FOLDER = Path(__file__).parent.parent / "recipes"
 OVERLAY = FOLDER / "nano_scale.yaml"
 # data.yaml is a mix of data sets, for `rvedit prepare mix`; table1.yaml lists editors.
-NO_TRAINING = (OVERLAY, FOLDER / "nano_arms.yaml", FOLDER / "data.yaml", FOLDER / "table1.yaml")
+NO_TRAINING = (
+    OVERLAY,
+    FOLDER / "nano_arms.yaml",
+    FOLDER / "nano_pairs.yaml",
+    FOLDER / "data.yaml",
+    FOLDER / "table1.yaml",
+)
 RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path not in NO_TRAINING)
 PAPER = [path for path in RECIPES if load_recipe(path).paper]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvedit.datasets.mix import MixRecipe, draw_mix, load_mix, rank, sample_mix, stratum_of, write_mix
+from rvedit.datasets.mix import MixRecipe, draw_mix, load_mix, sample_mix, stratum_of, write_mix
 from rvedit.io.errors import UserError
-from rvedit.io.manifest import read_manifest, write_manifest
+from rvedit.io.manifest import rank, read_manifest, write_manifest
 from rvedit.io.records import Category, Triplet
 
 CATEGORIES = list(Category)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rvedit.analysis.reasoning import ReasoningTrace
-from rvedit.editing.windows import FRAMES_PER_LATENT
 from rvedit.io.frames import Frames
 from rvedit.io.pages import jpeg_url, write_page
 from rvedit.io.tiles import tiled
+from rvedit.models.autoencoder import FRAMES_PER_LATENT
 
 _HEAT = np.array(  # low to high: dark violet, red, orange, pale yellow; lightness increases
     [[20, 11, 52], [87, 16, 110], [159, 42, 99], [222, 73, 75], [250, 142, 9], [252, 255, 164]], np.float32

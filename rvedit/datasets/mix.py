@@ -7,7 +7,6 @@ order of rows does not matter, and a larger sample contains the smaller one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from rvedit.io.errors import UserError
-from rvedit.io.manifest import prepare_folder, read_manifest, relative_root, write_json, write_manifest
+from rvedit.io.manifest import prepare_folder, rank, read_manifest, relative_root, write_json, write_manifest
 from rvedit.io.recipes import check_values, read_values
 from rvedit.io.records import Category, Triplet
 
@@ -112,11 +111,6 @@ def write_mix(mix: Mix) -> None:
     prepare_folder(mix.folder)
     write_manifest(mix.folder / "manifest.parquet", mix.triplets)
     write_json(mix.folder / "mix.json", mix.summary())
-
-
-def rank(seed: int, key: str) -> bytes:
-    """Return a triplet's rank in its stratum: the lowest are drawn first."""
-    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
 
 def stratum_of(triplet: Triplet, categories: Sequence[str] | None = None) -> str | None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rvedit.datasets.mix import rank, stratum_of
+from rvedit.datasets.mix import stratum_of
 from rvedit.datasets.probe import LEVELS, Level, Measurement
 from rvedit.datasets.sources import SOURCES, BadRow, Row, Source
 from rvedit.datasets.sources.base import row_id
 from rvedit.datasets.sources.finder import ClipFile, Finder, find_archives, stat_clip
 from rvedit.io.errors import UserError
-from rvedit.io.manifest import Failure, relative_root
+from rvedit.io.manifest import Failure, rank, relative_root
 from rvedit.io.records import Category, Triplet
 
 

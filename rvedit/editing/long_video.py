@@ -27,14 +27,12 @@ from rvedit.editing.mask import (
     StepCallback,
     hold_source,
     keep_last,
-    latent_mask,
     model_mask,
     with_masks,
 )
 from rvedit.editing.regions import as_masks
 from rvedit.editing.step_callback import StepReport, step_callback
 from rvedit.editing.windows import (
-    FRAMES_PER_LATENT,
     EditedFrames,
     Window,
     WindowNoise,
@@ -45,7 +43,7 @@ from rvedit.editing.windows import (
 )
 from rvedit.io.frames import Frames, as_frames, resize_frames, to_frames, to_model_range
 from rvedit.io.video import FileFrames, read_image
-from rvedit.models.autoencoder import StreamDecoder, encode
+from rvedit.models.autoencoder import FRAMES_PER_LATENT, StreamDecoder, encode, latent_mask
 from rvedit.pipelines.baselines import BaselineSpec, baseline_spec, capabilities
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.pipelines.schedule import scheduler_with

@@ -25,7 +25,6 @@ from torch import Tensor
 from rvedit.editing.config import EditConfig
 from rvedit.editing.regions import Box, as_masks
 from rvedit.editing.time_range import FrameRange
-from rvedit.editing.windows import FRAMES_PER_LATENT
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames
 from rvedit.io.video import PICTURE_SUFFIXES, VideoInfo, VideoReader, VideoWriter, probe
@@ -122,13 +121,6 @@ def model_mask(mask: Mask, height: int, width: int) -> Mask:
     """Return a mask with its border at the model's size: True where any of its pixels is."""
     grown = torch.from_numpy(grow(mask, border_of(*mask.shape)))[None].float()
     return np.asarray(F.adaptive_max_pool2d(grown, (height, width))[0] > 0)
-
-
-def latent_mask(masks: Bool[np.ndarray, "t h w"], height: int, width: int) -> Bool[Tensor, "f y x"]:
-    """Return the masks of 4k+1 frames at the size of their latents: True where any of its pixels is."""
-    cells = F.adaptive_max_pool2d(torch.from_numpy(masks).float(), (height, width)) > 0
-    later = cells[1:].unflatten(0, (-1, FRAMES_PER_LATENT)).any(dim=1)
-    return torch.cat([cells[:1], later])
 
 
 def hold_source(

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from rvedit.compat import execution_device
 from rvedit.editing.tiny_decoder import TinyDecoder
-from rvedit.editing.windows import FRAMES_PER_LATENT
 from rvedit.io.frames import Frames, to_frames
 from rvedit.io.temporary import atomic_path
-from rvedit.models.autoencoder import encode
+from rvedit.models.autoencoder import FRAMES_PER_LATENT, encode
 
 _UPDATES = 4
 """Number of pictures that are written while one window is sampled."""

@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvedit.io.frames import Frames
+from rvedit.models.autoencoder import FRAMES_PER_LATENT
 from rvedit.pipelines.noise import mix_shared_noise
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
-
-FRAMES_PER_LATENT = 4
-"""Frames per latent frame, except for the first, which covers one."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from av.error import FFmpegError
+from numpy.typing import NDArray
 
 from rvedit.io.errors import UserError, reason_of
 from rvedit.io.frames import Frames, resize_frames
@@ -60,6 +61,23 @@ def read_pair(manifest: Path, triplet: Triplet, shape: ClipShape) -> list[Frames
             )
         clips.append(np.concatenate(frames))
     return clips
+
+
+def read_mask(manifest: Path, triplet: Triplet, shape: ClipShape) -> NDArray[np.bool_]:
+    """Return where the mask of a triplet is white, as (frames, height, width); a mask may be one image.
+
+    Raises UnreadableClip.
+    """
+    path = clip_path(manifest, triplet, "mask")
+    try:
+        with VideoReader(path) as reader:
+            frames = [_crop_to_cover(timed.frame, shape)[0] for timed in islice(reader, shape.num_frames)]
+    except (UserError, FFmpegError, OSError, ValueError) as error:
+        raise UnreadableClip(f"{path}: {reason_of(error).removeprefix(f'{path}: ')}", path) from None
+    if len(frames) not in (1, shape.num_frames):
+        raise UnreadableClip(f"{path}: has {len(frames)} frames, not {shape.num_frames} or one", path)
+    masks = np.stack(frames).mean(axis=-1) > 127
+    return np.broadcast_to(masks, (shape.num_frames, *masks.shape[1:]))
 
 
 def read_reference_image(manifest: Path, triplet: Triplet) -> Frame:

@@ -7,6 +7,7 @@ Rows that did not become triplets are in `manifest.failures.jsonl` beside them, 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -147,6 +148,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}, line {number}: not a JSON object but a {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def rank(seed: int, key: str) -> bytes:
+    """Return a triplet's rank in a random order that does not depend on other triplets."""
+    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
 
 def clip_path(manifest: Path, triplet: Triplet, side: str) -> Path:

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rvedit.compat import new_feature_cache, onload, unpatchify
 from rvedit.io.frames import Frames, to_frames
+
+FRAMES_PER_LATENT = 4
+"""Frames of each latent frame but the first, which stands for one frame."""
 
 
 def _statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -31,6 +35,13 @@ def encode(vae: AutoencoderKLWan, clip: Float[Tensor, "b 3 t h w"]) -> Float[Ten
     latents = vae.encode(clip.to(vae.dtype)).latent_dist.mean.float()
     mean, std = _statistics(vae, latents.device)
     return (latents - mean) / std
+
+
+def latent_mask(masks: Bool[np.ndarray, "t h w"], height: int, width: int) -> Bool[Tensor, "f y x"]:
+    """Return the masks of 4k+1 frames at the size of their latents: True where any of its pixels is."""
+    cells = F.adaptive_max_pool2d(torch.from_numpy(masks).float(), (height, width)) > 0
+    later = cells[1:].unflatten(0, (-1, FRAMES_PER_LATENT)).any(dim=1)
+    return torch.cat([cells[:1], later])
 
 
 class StreamDecoder:

@@ -1,8 +1,8 @@
-"""Linear layers whose weights stay quantized, as a file holds them: fp8, or the types of GGUF files."""
+"""Linear layers whose weights stay quantized: fp8, or the types of GGUF files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Fp8Linear(nn.Linear):
-    """A linear layer with its weight in fp8, which is converted to the input's dtype in each call.
+    """A linear layer with its weight in fp8 or bf16, which is converted to the input's dtype in each call.
 
     The weight is multiplied by `scale`, one number for all of it or one for each row.
     """
@@ -32,6 +32,28 @@ class Fp8Linear(nn.Linear):
         dtype = hidden_states.dtype
         weight = (self.weight.float() * self.scale).to(dtype)  # rounded once
         return F.linear(hidden_states, weight, None if self.bias is None else self.bias.to(dtype))
+
+
+def store_weights(module: nn.Module, dtype: torch.dtype, skipped: Sequence[str] = ()) -> None:
+    """Store the weights of a module's linear layers in bf16 or fp8, in place; these are frozen then.
+
+    In fp8 each row has a scale. Layers are skipped by the last part of their names. Unlike
+    `apply_layerwise_casting`, this allows backward passes through the layers.
+    """
+    for name, layer in list(module.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if type(layer) is not nn.Linear or child in skipped:
+            continue
+        weight, scale = layer.weight.detach(), torch.ones((), device=layer.weight.device)
+        if dtype in FP8:
+            scale = weight.float().abs().amax(dim=1).clamp_min(1e-12) / torch.finfo(dtype).max
+            weight = weight.float() / scale[:, None]
+        has_bias = layer.bias is not None
+        stored = Fp8Linear(layer.in_features, layer.out_features, has_bias, scale)
+        stored.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        if has_bias:
+            stored.bias = layer.bias
+        setattr(module.get_submodule(parent), child, stored.requires_grad_(False))
 
 
 def with_scale(weight: Tensor, scale: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rvedit.io.clips import UnreadableClip, fitting_bucket, read_pair, read_reference_image
+from rvedit.io.clips import UnreadableClip, fitting_bucket, read_mask, read_pair, read_reference_image
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames
 from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
-from rvedit.io.manifest import read_manifest
+from rvedit.io.manifest import rank, read_manifest
 from rvedit.io.records import ClipShape, Triplet
+from rvedit.models.autoencoder import latent_mask
 from rvedit.models.mllm_frames import MLLMFrameProcessor
 from rvedit.models.reference_images import Picture
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
@@ -55,7 +56,7 @@ class PlaygroundSamples(Samples):
         triplet = sample_triplet(
             data.seed,
             number % data.count,
-            "train",
+            "test" if self.held_out else "train",
             data.operations,
             data.new_things,
             realism,
@@ -75,8 +76,15 @@ class PlaygroundSamples(Samples):
         return LoadedTriplet(pixels, triplet.instruction, triplet.target_caption, picture=picture)
 
 
+def split_held_out(triplets: Sequence[Triplet], count: int) -> tuple[list[Triplet], list[Triplet]]:
+    """Return the triplets to train on, and `count` others, drawn at random but always alike."""
+    lowest = sorted(triplets, key=lambda triplet: rank(0, triplet.key))[:count]
+    held_out = {triplet.key for triplet in lowest}
+    return [t for t in triplets if t.key not in held_out], [t for t in triplets if t.key in held_out]
+
+
 class ManifestSamples(Samples):
-    """Triplets of a manifest, shuffled in each epoch."""
+    """Triplets of a manifest, shuffled in each epoch; those held out in the manifest's order."""
 
     def __init__(
         self,
@@ -85,10 +93,20 @@ class ManifestSamples(Samples):
         manifest: Path,
         captions: bool,
         reads_pictures: bool,
+        latent_scale: int,
+        held_out: bool = False,
         excluded: Collection[str] = (),
     ):
         self.manifest = manifest
-        self.triplets = [triplet for triplet in read_manifest(manifest) if triplet.key not in excluded]
+        self.latent_scale = latent_scale
+        readable = [triplet for triplet in read_manifest(manifest) if triplet.key not in excluded]
+        parts = split_held_out(readable, recipe.validation.held_out)
+        self.triplets = parts[held_out]
+        if not parts[0]:
+            raise UserError(
+                f"validation.held_out is {recipe.validation.held_out}: {manifest} has {len(readable)} rows"
+            )
+        self.reads_pictures = reads_pictures
         pictures = [triplet for triplet in self.triplets if triplet.reference_image]
         if pictures and not reads_pictures:
             warnings.warn(
@@ -103,7 +121,7 @@ class ManifestSamples(Samples):
         if pictures:
             self.buckets += _sort_into_buckets(manifest, pictures, recipe.data)
         self.orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
-        super().__init__(recipe, frame_processor)
+        super().__init__(recipe, frame_processor, held_out)
         missing = sum(t.target_caption is None for t in self.triplets)
         if captions and missing:
             raise UserError(
@@ -117,6 +135,8 @@ class ManifestSamples(Samples):
 
     def triplet(self, number: int, offset: int = 0) -> Triplet:
         """Return the manifest row of a sample number, or the one `offset` samples later in its epoch."""
+        if self.held_out:
+            return self.triplets[(number + offset) % len(self.triplets)]
         bucket, position = self.position(number)
         rows = self.buckets[bucket]
         epoch, index = divmod(position, len(rows))
@@ -138,11 +158,12 @@ class ManifestSamples(Samples):
                 with_picture = self.has_picture(number)
                 clips = self.read_clips(triplet, self.shape(number), with_picture)
                 picture = self.read_picture(triplet) if with_picture else None
+                mask = self.read_mask(triplet, self.shape(number))
             except UnreadableClip as error:
                 unreadable[str(error.path)] = str(error)
                 continue
             caption = triplet.target_caption or ""
-            return LoadedTriplet(clips, triplet.instruction, caption, unreadable, picture)
+            return LoadedTriplet(clips, triplet.instruction, caption, unreadable, picture, mask)
         raise too_many_unreadable(self.manifest, unreadable, [*unreadable.values()][-1])
 
     def read_clips(
@@ -150,6 +171,30 @@ class ManifestSamples(Samples):
     ) -> Sequence[tuple[Tensor | None, Tensor | None, Frames]]:
         """Return the clips of a triplet in the form of `LoadedTriplet`. Raises UnreadableClip."""
         return self.as_pixels(read_pair(self.manifest, triplet, shape), has_picture)
+
+    def read_mask(self, triplet: Triplet, shape: ClipShape) -> Tensor | None:
+        """Return a triplet's mask at the size of its latents, if it has one that is used.
+
+        Masks are read from their files, also with a cache. Raises UnreadableClip.
+        """
+        if triplet.mask is None or self.data.mask_weight == 1:
+            return None
+        rows, columns = shape.height // self.latent_scale, shape.width // self.latent_scale
+        return latent_mask(np.array(read_mask(self.manifest, triplet, shape)), rows, columns)
+
+    def shape(self, number: int) -> ClipShape:
+        """See `Samples`."""
+        if not self.held_out:
+            return super().shape(number)
+        index = fitting_bucket(self.data.shapes, self.triplet(number))
+        assert index is not None  # checked for all triplets
+        return self.data.shapes[index]
+
+    def has_picture(self, number: int) -> bool:
+        """See `Samples`."""
+        if self.held_out:
+            return self.reads_pictures and self.triplet(number).reference_image is not None
+        return super().has_picture(number)
 
     def read_picture(self, triplet: Triplet) -> Picture:
         """Return a triplet's reference image. Raises UnreadableClip."""
@@ -166,6 +211,8 @@ class CachedSamples(ManifestSamples):
         manifest: Path,
         captions: bool,
         reads_pictures: bool,
+        latent_scale: int,
+        held_out: bool,
         cache: LatentCache,
         vae: str,
     ):
@@ -177,7 +224,9 @@ class CachedSamples(ManifestSamples):
         failed = cache.failed
         if failed:
             warnings.warn(f"{len(failed)} triplets are skipped, as they could not be cached", stacklevel=2)
-        super().__init__(recipe, frame_processor, manifest, captions, reads_pictures, excluded=failed)
+        super().__init__(
+            recipe, frame_processor, manifest, captions, reads_pictures, latent_scale, held_out, failed
+        )
         self.cache = cache
         self.texts: TextCache | None = None
         self.cache.require(self.triplets, recipe.data.shapes, vae)
@@ -235,27 +284,38 @@ def _sort_into_buckets(manifest: Path, triplets: list[Triplet], data: DataRecipe
     return buckets
 
 
-def editor_samples(recipe: Recipe, models: RVEDiTPipeline) -> Samples:
-    """Return the dataset of a recipe, in the form that the models need."""
+def held_out_samples(recipe: Recipe, models: RVEDiTPipeline) -> tuple[Samples, int]:
+    """Return the held-out dataset of a recipe, without dropout, and its size."""
+    dropouts = ("instruction_dropout", "caption_dropout", "reference_dropout", "still_share")
+    data = recipe.data.model_copy(update=dict.fromkeys(dropouts, 0.0))
+    samples = editor_samples(recipe.model_copy(update={"data": data}), models, held_out=True)
+    return samples, recipe.validation.held_out or recipe.validation.count
+
+
+def editor_samples(recipe: Recipe, models: RVEDiTPipeline, held_out: bool = False) -> Samples:
+    """Return the dataset of a recipe, or its held-out part, in the form that the models need."""
     frame_processor = models.edit_token_encoder.frame_processor
     data = recipe.data
     reads_pictures = models.reads_reference_images
     if data.source == "playground":
         if data.reference_share and not reads_pictures:
             raise UserError("data.reference_share: this model reads none: set model.reference_images: true")
-        return PlaygroundSamples(recipe, frame_processor)
+        return PlaygroundSamples(recipe, frame_processor, held_out)
     if not data.manifest:
         raise UserError("data.manifest is not set: give the manifest that `rvedit prepare` wrote")
     manifest, captions = Path(data.manifest), recipe.alignment.enabled
+    scale: int = models.vae.config.scale_factor_spatial
     if data.cache:
         folder = Path(data.cache)
         vae = fingerprint(models.vae.named_parameters())
         cache = LatentCache(folder)
-        samples = CachedSamples(recipe, frame_processor, manifest, captions, reads_pictures, cache, vae)
+        samples = CachedSamples(
+            recipe, frame_processor, manifest, captions, reads_pictures, scale, held_out, cache, vae
+        )
         encoder = models.text_encoder
         if encoder is None or not TextCache.is_in(folder):
             return samples
         if not any(p.requires_grad for p in encoder.parameters()):
             samples.read_texts(TextCache(folder), fingerprint(encoder.named_parameters()))
         return samples
-    return ManifestSamples(recipe, frame_processor, manifest, captions, reads_pictures)
+    return ManifestSamples(recipe, frame_processor, manifest, captions, reads_pictures, scale, held_out)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from peft import LoraModel
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE as LORA_FILE
+from peft import LoraModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from rvedit.compat import set_math_attention
+from rvedit.compat import computes_bf16, set_math_attention
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import read_manifest
@@ -36,14 +38,15 @@ from rvedit.pipelines.model_card import PLAYGROUND, WORD_SOURCES, Provenance
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.world import sample_triplet
 from rvedit.training.costs import EditorCosts
-from rvedit.training.data import editor_samples
+from rvedit.training.data import editor_samples, held_out_samples
 from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes, full_state_dict
+from rvedit.training.offload import encode_batch, on_device
 from rvedit.training.recipe import Recipe
 from rvedit.training.samples import collate
 from rvedit.training.step import Loss, TripletBatch, training_losses, with_latents
-from rvedit.training.trainable import choose_trained
-from rvedit.training.validation import validation_clips, write_validation
+from rvedit.training.trainable import ADAPTER, choose_trained, store_frozen
+from rvedit.training.validation import held_out_losses, validation_clips, write_validation
 
 CORPUS_TRIPLETS = 3_000
 DATA_SETS = {"openve": "OpenVE-3M", "reco": "ReCo-Data", "ditto": "Ditto-1M"}
@@ -87,6 +90,12 @@ class EditorObjective(nn.Module):
         """Return the batch with latents, so that several passes encode its clips once."""
         return with_latents(self.pipeline, batch)
 
+    def held_out_losses(
+        self, batch_of: Callable[[int], TripletBatch], count: int, processes: Processes
+    ) -> dict[str, float]:
+        """Return the losses of held-out samples; see `rvedit.training.validation.held_out_losses`."""
+        return held_out_losses(self.pipeline, batch_of, count, self.recipe, processes)
+
     def edit(self, frames: Frames, instruction: str, num_inference_steps: int | None) -> Frames:
         """Return the edit of the first window of the frames with the current weights, at their size."""
         window = frames[: self.pipeline.config.window_frames]
@@ -115,36 +124,83 @@ class EditorTask:
             )
         transformer = self.pipeline.transformer
         self.objective = EditorObjective(self.pipeline, recipe)
-        self.pipeline.vae.requires_grad_(False).to(processes.device)
+        self.pipeline.vae.requires_grad_(False)
+        if not recipe.model.offload:
+            self.pipeline.vae.to(processes.device)
         use_fast_convolutions(self.pipeline.vae)
-        self.adapters = choose_trained(self.objective, recipe.model)
+        store_frozen(self.pipeline, recipe.model.frozen_weights, processes.device)
+        self.adapters = choose_trained(self.objective, recipe.model, recipe.seed)
         if recipe.model.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if processes.device.type == "cpu":
             _use_plain_attention(self.pipeline)
         self.samples = editor_samples(recipe, self.pipeline)
-        if self.samples.has_text_embeds:
-            del self.objective.text_encoder  # it is large, and not needed on the device
+        # Large modules that are not needed on the device are no longer part of the objective.
+        if recipe.model.offload:
+            del self.objective.mllm
+        if self.samples.has_text_embeds or (recipe.model.offload and self.pipeline.text_encoder is not None):
+            del self.objective.text_encoder
         self.unreadable: dict[str, str] = {}
         self.validation_clips = validation_clips(recipe) if recipe.validation.every else []
+        self.collate = partial(
+            collate,
+            text_length=self.pipeline.config.max_text_length,
+            mask_weight=recipe.data.mask_weight,
+        )
 
     def batches(self, numbers: Iterable[list[int]]) -> Generator[TripletBatch, None, None]:
         """Yield the minibatches of the sample numbers, on the device."""
-        collate_fn = partial(collate, text_length=self.pipeline.config.max_text_length)
-        for batch in build_dataloader(self.samples, numbers, self.recipe.data.workers, collate_fn):
+        for batch in build_dataloader(self.samples, numbers, self.recipe.data.workers, self.collate):
             self.unreadable |= batch.unreadable
-            yield batch.to(self.processes.device)
+            yield self._on_device(batch)
 
-    def validate(self, step: int, folder: Path) -> None:
-        """Write edits of fixed clips, without detail transfer, as videos and as a contact sheet."""
-        steps = self.recipe.validation.num_inference_steps
-        with torch.autocast(self.processes.device.type, enabled=False):
+    def _on_device(self, batch: TripletBatch) -> TripletBatch:
+        device = self.processes.device
+        batch = batch.to(device)
+        if not self.recipe.model.offload:
+            return batch
+        with self._autocast():
+            return encode_batch(self.pipeline, batch, device, both=self.recipe.alignment.enabled)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.processes.device
+        is_bf16 = self.recipe.precision == "bf16" and computes_bf16(device)
+        return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """Write edits of fixed clips, without detail transfer, as videos and as a contact sheet.
+
+        Return the losses of held-out clips.
+        """
+        steps, device = self.recipe.validation.num_inference_steps, self.processes.device
+        with ExitStack() as stack:
+            if self.recipe.model.offload:
+                parts = (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.mllm)
+                for part in filter(None, parts):
+                    stack.enter_context(on_device(part, device))
+            stack.enter_context(self._autocast())
             edits = [self.objective.edit(c.source, c.instruction, steps) for c in self.validation_clips]
         if self.processes.is_main:
             write_validation(folder / "validation", step, self.validation_clips, edits)
+        if not self.recipe.validation.timesteps:
+            return {}
+        samples, count = held_out_samples(self.recipe, self.pipeline)
+
+        def batch_of(number: int) -> TripletBatch:
+            return self.objective.with_latents(self._on_device(self.collate([samples[number]])))
+
+        with torch.no_grad(), self._autocast():
+            return self.objective.held_out_losses(batch_of, count, self.processes)
 
     def export(self, folder: Path) -> None:
-        """Write the pipeline, for edits or further training; LoRA weights are merged."""
+        """Write the pipeline, for edits or further training; LoRA weights of the MLLM are merged.
+
+        LoRA weights of the transformer are written instead, beside `folder`, as diffusers names them.
+        """
+        if self.recipe.model.transformer_lora_rank:
+            if self.processes.is_main:
+                self._export_lora(folder.parent)
+            return
         pipeline = self.pipeline
         if self.adapters or self.recipe.parallel == "fsdp2":
             parts = {}
@@ -162,6 +218,18 @@ class EditorTask:
             pipeline.save_pretrained(part)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+
+    def _export_lora(self, folder: Path) -> None:
+        transformer = self.pipeline.transformer
+        state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+        part = temporary_sibling(folder / LORA_FILE)
+        RVEDiTPipeline.save_lora_weights(
+            part,
+            {name: tensor.detach().cpu() for name, tensor in state.items()},
+            transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
+        )
+        (part / LORA_FILE).replace(folder / LORA_FILE)
+        part.rmdir()
 
     def _provenance(self) -> Provenance:
         initial, recipe = self.pipeline.provenance, self.recipe

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON line per step, and the same for TensorBoard."""
+"""Metrics of a run: one JSON line per step and per validation, and the same for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from rvedit.io.temporary import atomic_path
 
 
 class RunLog:
-    """The files `metrics.jsonl` and `tensorboard/` in a run's folder.
+    """The files `metrics.jsonl`, `validation.jsonl` and `tensorboard/` in a run's folder.
 
     On resume the lines of steps that will be repeated are removed, including one that a kill left incomplete.
     """
 
     def __init__(self, folder: Path, first_step: int):
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:first_step] if path.exists() else []
@@ -32,6 +33,13 @@ class RunLog:
         for name, value in record.items():
             if name != "step":
                 self.board.add_scalar(name, value, step)
+
+    def write_validation(self, step: int, losses: dict[str, float]) -> None:
+        """Write the losses of held-out clips after a number of steps."""
+        with (self.folder / "validation.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **losses}) + "\n")
+        for name, value in losses.items():
+            self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is buffered, and close the files."""

@@ -48,8 +48,11 @@ class TrainingTask(Protocol):
     def batches(self, numbers: Iterable[list[int]]) -> Generator[Any, None, None]:
         """Yield the minibatch of each list of sample numbers."""
 
-    def validate(self, step: int, folder: Path) -> None:
-        """Write samples of the model's current output; all processes call it, the main process writes."""
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """Write samples of the model's current output, and return its losses on held-out data.
+
+        All processes call it, the main process writes.
+        """
 
     def export(self, folder: Path) -> None:
         """Write the trained modules for loading; all processes call it, the main process writes."""
@@ -151,7 +154,9 @@ def _fit(
         yield {**record, "rank": processes.rank}
         if recipe.validation.every and (done or state.step % recipe.validation.every == 0):
             model.eval()
-            task.validate(state.step, folder)
+            losses = task.validate(state.step, folder)
+            if log and losses:
+                log.write_validation(state.step, losses)
             model.train()
         if stop and not done:
             again = "run it again" if resume else "run it again without `fresh`"

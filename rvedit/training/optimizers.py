@@ -1,13 +1,17 @@
 """Optimizers with one interface: a learning rate, a step, and a state by parameter name.
 
-`adamw` is the paper's. `muon` is for models trained from scratch with little compute: weights of linear and
-convolutional layers get orthogonalized updates, all other parameters use AdamW.
+`adamw` is the paper's. `adamw8bit` is for small GPUs: its moments are 8-bit numbers. `muon` is for models
+trained from scratch with little compute: weights of linear and convolutional layers get orthogonalized
+updates, all other parameters use AdamW.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -74,6 +78,17 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(buffer, momentum)
 
 
+def _adamw_8bit() -> Any:
+    """Return bitsandbytes' AdamW, whose moments are 8-bit numbers with a scale per 256 values."""
+    try:
+        bnb = importlib.import_module("bitsandbytes")
+    except ImportError:
+        raise UserError(
+            "optimizer.name adamw8bit: needs the package bitsandbytes: pip install 'rvedit[quantize]'"
+        ) from None
+    return bnb.optim.AdamW8bit
+
+
 class NamedOptimizer:
     """AdamW, and Muon if chosen, over the trained parameters of a model."""
 
@@ -95,8 +110,13 @@ class NamedOptimizer:
             {"params": [p for p in others.values() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
             {"params": [p for p in others.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
+        adamw = partial(torch.optim.AdamW, fused=not sharded)
+        if recipe.name == "adamw8bit":
+            if sharded:
+                raise UserError("optimizer.name adamw8bit cannot be sharded: set parallel: ddp")
+            adamw = _adamw_8bit()
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=not sharded)
+            adamw(groups, lr=recipe.learning_rate, betas=recipe.betas)
         ]
         if self.matrices:
             muon = Muon(list(self.matrices.values()), recipe.matrix_learning_rate, recipe.weight_decay)
@@ -126,7 +146,7 @@ class NamedOptimizer:
     def named_state(self) -> dict[str, Tensor]:
         """Return the optimizer state as {"parameter/moment": tensor}."""
         return {
-            f"{name}/{key}": value
+            f"{name}/{key}": torch.as_tensor(value)
             for name, parameter in self.updated.items()
             for optimizer in self.optimizers
             for key, value in optimizer.state.get(parameter, {}).items()
@@ -138,7 +158,9 @@ class NamedOptimizer:
         for key, value in state.items():
             name, _, moment = key.rpartition("/")
             parameter = self.updated[name]
-            if moment == "step":  # fused AdamW needs its step counter on the parameter's device
+            if self.recipe.name == "adamw8bit":
+                placed = int(value) if moment == "step" else value.to(parameter.device)
+            elif moment == "step":  # fused AdamW needs its step counter on the parameter's device
                 placed = value if isinstance(parameter, DTensor) else value.to(parameter.device)
             else:
                 placed = place_like(value, parameter)

@@ -51,9 +51,34 @@ class ModelRecipe(Section):
     lora_rank: int = Field(
         0, ge=0, description="LoRA rank for the MLLM's language tower; 0: train its full weights"
     )
+    transformer_lora_rank: int = Field(
+        0, ge=0, description="rank of LoRA weights for the transformer, which alone are trained; 0: none"
+    )
+    transformer_lora_alpha: float | None = Field(
+        None, gt=0, description="their products are multiplied by alpha / rank; null: alpha is the rank"
+    )
+    transformer_lora_targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+        description="last parts of the names of the transformer's layers that get LoRA weights",
+    )
+    frozen_weights: Literal["fp32", "bf16", "fp8", "nf4"] = Field(
+        "fp32", description="with transformer_lora_rank: how the weights of frozen linear layers are stored"
+    )
+    offload: bool = Field(
+        False,
+        description="with transformer_lora_rank: keep VAE, MLLM and text encoder in host memory between uses",
+    )
     gradient_checkpointing: bool = Field(
         False, description="store only the blocks' inputs and recompute the rest in the backward pass"
     )
+
+    @model_validator(mode="after")
+    def _lora_alone(self) -> ModelRecipe:
+        if self.transformer_lora_rank and self.lora_rank:
+            raise ValueError("transformer_lora_rank freezes the MLLM: set lora_rank: 0")
+        if not self.transformer_lora_rank and (self.frozen_weights != "fp32" or self.offload):
+            raise ValueError("frozen_weights and offload are for LoRA weights: set transformer_lora_rank")
+        return self
 
 
 class Bucket(Section):
@@ -109,6 +134,11 @@ class DataRecipe(Section):
         0.0, ge=0, le=1, description="share of batches with reference images that are trained without them"
     )
     still_share: float = Field(0.0, ge=0, le=1, description="share of batches that have only first frames")
+    mask_weight: float = Field(
+        1.0,
+        gt=0,
+        description="weight of L_fm in the mask of a pair, if outside it is 1; 1: no masks",
+    )
     crop: int | None = Field(None, gt=0, description="side of random crops for the VAE, pixels; null: none")
     instruction_dropout: float = Field(
         0.0, ge=0, le=1, description="share of samples with an empty instruction, for guidance"
@@ -146,7 +176,9 @@ class DataRecipe(Section):
 class OptimizerRecipe(Section):
     """The optimizer; its learning rate has a linear warmup, a constant part and a linear decay to zero."""
 
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonalized updates of matrices")
+    name: Literal["adamw", "adamw8bit", "muon"] = Field(
+        "adamw", description="adamw8bit: moments in 8 bits; muon: orthogonalized updates of matrices"
+    )
     learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
     matrix_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of Muon")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of AdamW's moments")
@@ -236,10 +268,16 @@ class DistillationRecipe(Section):
 
 
 class ValidationRecipe(Section):
-    """Edits of fixed clips during training."""
+    """Edits and losses of held-out clips during training."""
 
     every: int = Field(0, ge=0, description="optimizer steps between validations; 0: none")
-    count: int = Field(4, gt=0, description="number of clips")
+    count: int = Field(4, gt=0, description="number of clips to edit")
+    held_out: int = Field(
+        0, ge=0, description="rows of a manifest that are not trained on; validation has no other clips then"
+    )
+    timesteps: tuple[float, ...] = Field(
+        (), description="times from 0 to 1 at which L_fm of held-out clips is logged; empty: none"
+    )
     num_inference_steps: int | None = Field(
         None, gt=0, description="denoising steps; null: the model's default"
     )

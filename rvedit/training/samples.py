@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -49,6 +50,8 @@ class Sample:
     """See `LoadedTriplet`."""
     picture: tuple[Tensor, Picture] | None
     """Pixels of the reference image at the clips' size, and its picture for the multimodal LLM."""
+    mask: Bool[Tensor, "f y x"] | None
+    """See `LoadedTriplet`."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,16 @@ class LoadedTriplet:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Reasons why clips that it stands in for could not be read, by path."""
     picture: Picture | None = None
+    mask: Bool[Tensor, "f y x"] | None = None
+    """Where the edit changes the source, at the size of the latents; None: not known, or not used."""
 
 
 class Samples(Dataset[Sample]):
     """The samples of a run; instruction, caption and reference image are dropped at random."""
 
-    def __init__(self, recipe: Recipe, frame_processor: MLLMFrameProcessor):
+    def __init__(self, recipe: Recipe, frame_processor: MLLMFrameProcessor, held_out: bool = False):
         self.recipe = recipe
+        self.held_out = held_out
         self.data = recipe.data
         self.frame_processor = frame_processor
         self.order = BucketSchedule(recipe.data.seed, self.weights())
@@ -97,7 +103,7 @@ class Samples(Dataset[Sample]):
             shape = self.shape(number)
             padded = pad_image(triplet.picture, shape.height, shape.width, scale)
             picture = to_model_range(padded[None]), self.frame_processor.reference_image(triplet.picture)
-        return Sample(number, source, target, triplet.unreadable, picture)
+        return Sample(number, source, target, triplet.unreadable, picture, triplet.mask)
 
     def load(self, number: int, rng: np.random.Generator) -> LoadedTriplet:
         """Return the triplet of a sample number."""
@@ -136,16 +142,26 @@ class Samples(Dataset[Sample]):
         return [(to_model_range(clip), None, self.frame_processor(clip, has_picture)) for clip in clips]
 
 
-def collate(samples: list[Sample], text_length: int) -> TripletBatch:
-    """Return the minibatch of samples of one shape."""
+def collate(samples: list[Sample], text_length: int, mask_weight: float = 1.0) -> TripletBatch:
+    """Return the minibatch of samples of one shape; `mask_weight` is the weight of L_fm inside masks."""
     editing, reference = (
         _branch_inputs([getattr(sample, clip) for sample in samples], text_length)
         for clip in ("source", "target")
     )
     unreadable = {path: reason for sample in samples for path, reason in sample.unreadable.items()}
     numbers = [sample.number for sample in samples]
-    pictures = [sample.picture for sample in samples if sample.picture is not None]
-    return TripletBatch(editing, reference, numbers, unreadable, _picture_inputs(pictures))
+    pictures = _picture_inputs([sample.picture for sample in samples if sample.picture is not None])
+    weights = _loss_weights([sample.mask for sample in samples], mask_weight)
+    return TripletBatch(editing, reference, numbers, unreadable, pictures, loss_weights=weights)
+
+
+def _loss_weights(masks: Sequence[Tensor | None], inside: float) -> Float[Tensor, "b 1 f y x"] | None:
+    """Return `inside` in masks and 1 elsewhere; 1 everywhere for samples without a mask."""
+    known = [mask for mask in masks if mask is not None]
+    if not known:
+        return None
+    weights = [torch.ones(known[0].shape) if m is None else torch.where(m, inside, 1.0) for m in masks]
+    return torch.stack(weights)[:, None]
 
 
 def _picture_inputs(pictures: Sequence[tuple[Tensor, Picture]]) -> PictureInputs | None:

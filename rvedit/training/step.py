@@ -38,6 +38,8 @@ class BranchInputs:
     """Clean, normalized latents from a cache."""
     text_states: Float[Tensor, "b m c"] | None = None
     """States of the text encoder from a cache."""
+    edit_tokens: Float[Tensor, "b k d"] | None = None
+    """X_e, if it is already known."""
 
     def to(self, device: torch.device) -> BranchInputs:
         """Return the inputs with their tensors on a device."""
@@ -76,12 +78,19 @@ class TripletBatch:
     pictures: PictureInputs | None = None
     reference_images: ReferenceImages | None = None
     """The encoded pictures, after `with_latents`."""
+    loss_weights: Float[Tensor, "b 1 f y x"] | None = None
+    """Weights of L_fm, from the masks of the samples; None: all are 1."""
 
     def to(self, device: torch.device) -> TripletBatch:
         """Return the batch with its tensors on a device."""
         pictures = self.pictures and self.pictures.to(device)
+        weights = None if self.loss_weights is None else self.loss_weights.to(device)
         return replace(
-            self, editing=self.editing.to(device), reference=self.reference.to(device), pictures=pictures
+            self,
+            editing=self.editing.to(device),
+            reference=self.reference.to(device),
+            pictures=pictures,
+            loss_weights=weights,
         )
 
 
@@ -176,7 +185,7 @@ def losses_at(
     )
     losses = {}
     if output.sample is not None:
-        losses["loss_fm"] = flow_matching_loss(output.sample, target, noise)
+        losses["loss_fm"] = flow_matching_loss(output.sample, target, noise, batch.loss_weights)
     if depth is not None:
         with torch.no_grad():
             if reference_noise is not None:
@@ -219,4 +228,6 @@ def _encode_clips(models: RVEDiTPipeline, clips: Tensor) -> Tensor:
 def _encode_tokens(
     models: RVEDiTPipeline, latents: Tensor, inputs: BranchInputs, images: ReferenceImages | None
 ) -> TokenGroups:
-    return encode_tokens(models, latents, inputs.frames, inputs.texts, inputs.text_states, images)
+    return encode_tokens(
+        models, latents, inputs.frames, inputs.texts, inputs.text_states, images, inputs.edit_tokens
+    )
