@@ -1,4 +1,4 @@
-"""Teach nano an edit that it cannot do from 25 pairs, by recipes/pairs_lora.yaml, and see what that costs elsewhere.
+"""Teach nano an edit that it cannot do from 25 pairs, by recipes/pairs_lora.yaml; measure what it costs.
 
 The edit is "make it a thermal image": each pixel's brightness is shown in the colors of a thermal camera. The
 pairs are clips and images of the playground in folders, as a user would have them. Measured without detail

@@ -93,6 +93,7 @@ def print_plan(plan: TrainingPlan, as_json: bool = False) -> None:
     _print_tokens(plan)
     _print_compute(plan)
     _print_memory(plan)
+    _print_shapes(plan)
     _size_table("disk", plan.disk)
     for note in plan.notes:
         typer.echo(note)
@@ -147,6 +148,22 @@ def _print_memory(plan: TrainingPlan) -> None:
     typer.echo(f"DOES NOT FIT: {size(memory.total)} of {budget}; these would fit:")
     for remedy in memory.remedies:
         typer.echo(f"  {with_flags(remedy)}")
+
+
+def _print_shapes(plan: TrainingPlan) -> None:
+    if not plan.shapes:
+        return
+    rows = [
+        (
+            row.shape,
+            size(row.weights),
+            size(row.activations),
+            size(row.weights + row.activations),
+            f"{row.smallest_gpu} GB" if row.smallest_gpu else "none",
+        )
+        for row in plan.shapes
+    ]
+    _table("memory by shape", ("", "weights", "activations", "total", "smallest GPU"), rows)
 
 
 def _size_table(title: str, sizes: Mapping[str, float], total: float | None = None) -> None:

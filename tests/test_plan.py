@@ -26,7 +26,7 @@ from rvedit.training.recipe import Recipe, load_recipe
 from rvedit_cli.plan import print_plan
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NOT_FOR_TRAINING = {"data.yaml", "nano_arms.yaml", "nano_scale.yaml", "table1.yaml"}
+NOT_FOR_TRAINING = {"data.yaml", "nano_arms.yaml", "nano_pairs.yaml", "nano_scale.yaml", "table1.yaml"}
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml") if path.name not in NOT_FOR_TRAINING)
 OVERLAY = RECIPES / "nano_scale.yaml"
 

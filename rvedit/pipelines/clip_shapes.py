@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
-from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
 
-def check_shapes(shapes: Sequence[ClipShape], pipeline: RVEDiTPipeline) -> None:
-    """Raise UserError for a length other than 4k+1 frames or a size that is not a multiple of a patch."""
-    vae, patch = pipeline.vae.config, pipeline.transformer.config.patch_size
+def check_shapes(shapes: Sequence[ClipShape], models: Any) -> None:
+    """Raise UserError for a length other than 4k+1 frames or a size that is not a multiple of a patch.
+
+    `models` has a VAE and a transformer, such as a pipeline.
+    """
+    vae, patch = models.vae.config, models.transformer.config.patch_size
     grid, group = vae.scale_factor_spatial * patch[1], vae.scale_factor_temporal
     for shape in shapes:
         if (shape.num_frames - 1) % group:

@@ -7,6 +7,7 @@ FLOPs: `rvedit.models.flops` for the transformer and the other stacks, PyTorch's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from rvedit.models.flops import Shape, stack_flops, step_flops, vision_flops
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import add_reference_modules
 from rvedit.pipelines.checkpoints.outline import meta_modules
+from rvedit.pipelines.clip_shapes import check_shapes
 from rvedit.training.loop import freeze
 from rvedit.training.memory import (
     BF16,
@@ -31,6 +33,7 @@ from rvedit.training.memory import (
     activation_bytes,
     checkpoint_bytes,
     count_parameters,
+    frozen_bytes,
     matrices,
     saved_bytes,
     state_bytes,
@@ -39,6 +42,8 @@ from rvedit.training.memory import (
 from rvedit.training.recipe import Recipe
 from rvedit.training.trainable import PARTS, choose_trained
 
+VAE_PART = "VAE, both clips"
+"""Name of the part of the FLOPs that is computed in fp32."""
 PROMPT_TOKENS = 64
 """Approximate tokens of template, system prompt and instruction in the language tower."""
 
@@ -126,7 +131,9 @@ class EditorCosts:
         self.language: Any = objective.mllm.model.language_model
         self.vision: Any = objective.mllm.model.visual
         self.max_text_length: int = spec.pipeline["max_text_length"]
+        check_shapes(recipe.data.shapes, SimpleNamespace(vae=self.vae, transformer=self.transformer))
         self.groups = self._groups()
+        self._counted: dict[tuple[int, int, int], float] = {}
         # A batch has only stills or only clips; the largest shape determines the memory.
         self.kinds = recipe.data.expected_shapes()
         largest = max(self.kinds, key=lambda clip: self.shape_of(clip).sequence)
@@ -137,7 +144,7 @@ class EditorCosts:
         lora = sum(p.numel() for name, p in self.language.named_parameters() if ".lora_" in name)
         tower = count_parameters("MLLM language tower", self.language)
         groups = [
-            count_parameters("transformer", self.transformer),
+            *self._transformer_groups(),
             count_parameters("connector and queries", self.objective.connector),
             Group(tower.name, tower.trained - lora, tower.frozen),
             *([Group("MLLM LoRA weights", lora, 0)] if lora else []),
@@ -146,6 +153,12 @@ class EditorCosts:
             count_parameters("VAE", self.vae),
         ]
         return tuple(groups)
+
+    def _transformer_groups(self) -> list[Group]:
+        group = count_parameters("transformer", self.transformer)
+        if not self.recipe.model.transformer_lora_rank:
+            return [group]
+        return [Group(group.name, 0, group.frozen), Group("transformer LoRA weights", group.trained, 0)]
 
     def shape_of(self, clip: ClipShape) -> Shape:
         """Return the sizes of the transformer's inputs for a clip."""
@@ -197,6 +210,8 @@ class EditorCosts:
         aligned = self.recipe.alignment.enabled
         depths = range(1, shape.blocks + 1) if aligned else ()
         step = step_flops(shape, depths, self.recipe.model.gradient_checkpointing)
+        if self.recipe.model.transformer_lora_rank:  # no gradients of weights
+            step["transformer, backward"] /= 2
         again = self.recipe.alignment.ratio is not None  # each loss has passes of its own
         if again:
             passes = 3 + self.recipe.model.gradient_checkpointing
@@ -216,7 +231,7 @@ class EditorCosts:
             * stack_flops(
                 self.text_encoder, tokens.text, tokens.text, text.num_heads * text.d_kv, text.num_layers
             ),
-            "VAE, both clips": 0.0 if self.recipe.data.cache else 2 * self.encode_flops(clip),
+            VAE_PART: 0.0 if self.recipe.data.cache else 2 * self.encode_flops(clip),
         }
 
     def _language_backward(self) -> int:
@@ -227,20 +242,30 @@ class EditorCosts:
     def encode_flops(self, shape: ClipShape) -> float:
         """Return the FLOPs of encoding a clip: the first frame, then groups of four frames."""
 
-        def count(number: int) -> float:
-            clip = torch.empty(1, 3, number, shape.height, shape.width, device="meta")
+        short, long = sorted((shape.height, shape.width))  # a portrait needs as many as a landscape
+        first = self._count(1, short, long)
+        if shape.num_frames == 1:
+            return first
+        return first + (self._count(5, short, long) - first) * (shape.num_frames - 1) / 4
+
+    def _count(self, num_frames: int, height: int, width: int) -> float:
+        """Return the counted FLOPs of encoding so many frames; the shapes of a recipe share sizes."""
+        key = num_frames, height, width
+        if key not in self._counted:
+            clip = torch.empty(1, 3, *key, device="meta")
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 self.vae.encode(clip)
-            return float(counter.get_total_flops())
+            self._counted[key] = float(counter.get_total_flops())
+        return self._counted[key]
 
-        first = count(1)
-        return first + (count(5) - first) * (shape.num_frames - 1) / 4 if shape.num_frames > 1 else first
-
-    def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
-        """See `Costs.memory`."""
+    def memory(self, recipe: Recipe, gpus: int, clip: ClipShape | None = None) -> dict[str, float]:
+        """See `Costs.memory`; `clip` is another shape than the largest of the recipe."""
         clips, bf16 = clips_at_once(recipe, gpus), recipe.precision == "bf16"
         checkpointing, aligned = recipe.model.gradient_checkpointing, recipe.alignment.enabled
         mllm, text, tokens = self.mllm.config, self.text_encoder.config, self.largest
+        shape = self.shape
+        if clip is not None:
+            tokens, shape = self.tokens_of(clip), self.shape_of(clip)
         cast = 0 if checkpointing else matrices(self.transformer)
         towers = encoder = 0.0
         if self._language_backward():
@@ -260,20 +285,43 @@ class EditorCosts:
             scores = (FP32 * text.num_heads + 8) * tokens.text**2  # umT5's attention is not fused
             encoder = text.num_layers * (layer + scores)
             cast += matrices(self.text_encoder)
-        forward, backward = (clips * work for work in temporary_bytes(self.shape, checkpointing, bf16))
+        forward, backward = (clips * work for work in temporary_bytes(shape, checkpointing, bf16))
         if checkpointing:  # autocast caches copies of trained weights until the end of the forward pass
             forward += BF16 * bf16 * matrices(self.transformer, trained=True)
         state = state_bytes(recipe, self.objective, count_parameters("VAE", self.vae).frozen, gpus)
         if recipe.alignment.ratio is not None:
             state["gradient of alignment"] = state["gradients"]
-        return {
-            **state,
-            "activations, transformer": clips * saved_bytes(self.shape, checkpointing, aligned, bf16),
+        activations = {
+            "activations, transformer": clips * saved_bytes(shape, checkpointing, aligned, bf16),
             "activations, MLLM": clips * towers,
             "activations, text encoder": clips * encoder,
             "weights in bf16, kept": float(BF16 * bf16 * cast),
             "temporary": max(forward, backward),
         }
+        if recipe.model.transformer_lora_rank:
+            state["frozen weights"], encoders = self._frozen_bytes(recipe)
+            activations["temporary"] = max(forward, backward + self._dequantized_bytes(recipe))
+            if recipe.model.offload:  # an encoder is on the device while there are no activations
+                space = sum(activations.values())
+                activations["an encoder, beyond the activations"] = max(0.0, max(encoders) - space)
+            else:
+                state["frozen weights"] += sum(encoders)
+        return {**state, **activations}
+
+    def _frozen_bytes(self, recipe: Recipe) -> tuple[float, list[float]]:
+        """Return the bytes of the frozen weights of transformer and connector, and of each encoder."""
+        children = dict(self.objective.named_children())
+        if not self.transformer.reads_native_tokens:
+            del children["text_encoder"]  # it is not loaded
+        held = sum(frozen_bytes(recipe, name, children.pop(name)) for name in ("connector", "transformer"))
+        encoders = [frozen_bytes(recipe, name, module) for name, module in children.items()]
+        return held, [*encoders, float(FP32 * count_parameters("VAE", self.vae).frozen)]
+
+    def _dequantized_bytes(self, recipe: Recipe) -> float:
+        """Return the bytes of a block's weights as they are multiplied, also in its backward pass."""
+        block = matrices(self.transformer.blocks[0])
+        blocks = 1 if recipe.model.gradient_checkpointing else len(self.transformer.blocks)
+        return 0.0 if recipe.model.frozen_weights == "fp32" else float((FP32 + BF16) * blocks * block)
 
     def disk(self) -> dict[str, float]:
         """See `Costs.disk`; the cache has all sources and targets, instructions and captions."""

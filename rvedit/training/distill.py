@@ -38,11 +38,11 @@ class DistillCosts(EditorCosts):
         flops = super()._flops(clip)
         return {**flops, "teacher, and the student at its point": 2 * flops["transformer, forward"]}
 
-    def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
+    def memory(self, recipe: Recipe, gpus: int, clip: ClipShape | None = None) -> dict[str, float]:
         """See `Costs.memory`."""
         size = BF16 if recipe.precision == "bf16" else FP32
         weights = sum(parameter.numel() for parameter in self.transformer.parameters())
-        return {**super().memory(recipe, gpus), "teacher": float(size * weights)}
+        return {**super().memory(recipe, gpus, clip), "teacher": float(size * weights)}
 
 
 class DistillTask(EditorTask):

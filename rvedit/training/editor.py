@@ -128,7 +128,7 @@ class EditorTask:
         if not recipe.model.offload:
             self.pipeline.vae.to(processes.device)
         use_fast_convolutions(self.pipeline.vae)
-        store_frozen(self.pipeline, recipe.model.frozen_weights, processes.device)
+        store_frozen(self.pipeline, recipe.model.frozen_weights, recipe.precision, processes.device)
         self.adapters = choose_trained(self.objective, recipe.model, recipe.seed)
         if recipe.model.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()

@@ -6,12 +6,14 @@ attention.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from rvedit.models.flops import Shape, context_lengths
+from rvedit.pipelines.memory import BITS
 from rvedit.training.distributed import SHARDED_LAYERS
 from rvedit.training.optimizers import MATRIX_LAYERS
 from rvedit.training.recipe import Recipe
@@ -30,6 +32,12 @@ in multiples of the width d and of the feed-forward width f, and per context tok
 
 A Wan block in bf16: 12 tensors of 4 d are fp32 (inputs and outputs of norms, queries and keys inside their
 norm, the feed-forward output), 10 of 2 d and 2 of 2 f are bf16; keys and values of the context are 12 d."""
+
+
+STORAGE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "nf4": BITS["nf4"] / 8}
+"""Bytes per weight of `model.frozen_weights`."""
+_STACKS = re.compile(r"(^|\.)(blocks|layers|block)\.\d+\.")
+"""The large linear layers, which `store_frozen` stores so, are those of the stacks."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,19 @@ def temporary_bytes(shape: Shape, checkpointing: bool, bf16: bool) -> tuple[floa
     return s * (2 * f + d) * (BF16 if bf16 else FP32), recomputed + 3 * FP32 * s * d
 
 
+def frozen_bytes(recipe: Recipe, name: str, module: nn.Module) -> float:
+    """Return the bytes of a part's frozen weights, as `model.frozen_weights` stores them."""
+    storage = recipe.model.frozen_weights
+    frozen = {name: p.numel() for name, p in module.named_parameters() if not p.requires_grad}
+    if storage == "fp32":
+        return float(FP32 * sum(frozen.values()))
+    layers = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    stored = sum(count for n, count in frozen.items() if n in layers and _STACKS.search(n))
+    rest = sum(frozen.values()) - stored
+    is_bf16 = recipe.precision == "bf16" and name in ("mllm", "text_encoder")
+    return STORAGE_BYTES[storage] * stored + (BF16 if is_bf16 else FP32) * rest
+
+
 def state_bytes(recipe: Recipe, module: nn.Module, replicated: int, gpus: int) -> dict[str, float]:
     """Return the bytes of weights, gradients, moments and EMA on a GPU, by part.
 
@@ -103,10 +124,11 @@ def state_bytes(recipe: Recipe, module: nn.Module, replicated: int, gpus: int) -
     muon = matrices(module, trained=True) if recipe.optimizer.name == "muon" else 0
     is_sharded = recipe.parallel == "fsdp2" and gpus > 1
     shards = gpus if is_sharded else 1
+    moment = 1 + FP32 / 256 if recipe.optimizer.name == "adamw8bit" else FP32
     parts = {
         "trained weights": FP32 * total.trained / shards,
         "gradients": FP32 * total.trained / shards,
-        "optimizer's moments": FP32 * (2 * total.trained - muon) / shards,  # Muon has one moment
+        "optimizer's moments": moment * (2 * total.trained - muon) / shards,  # Muon has one moment
         "moving average": FP32 * total.trained / shards if recipe.ema_decay else 0.0,
         "frozen weights": FP32 * (total.frozen / shards + replicated),
     }
@@ -127,7 +149,8 @@ def checkpoint_bytes(recipe: Recipe, groups: tuple[Group, ...], module: nn.Modul
     """Return the bytes of the checkpoints (weights, moments, EMA) and of the exported model."""
     trained = sum(group.trained for group in groups)
     merged = sum(group.trained for group in groups if group.name == "MLLM LoRA weights")
-    exported = trained + sum(group.frozen for group in groups) - merged
+    is_lora = recipe.model.transformer_lora_rank > 0
+    exported = trained if is_lora else trained + sum(group.frozen for group in groups) - merged
     muon = matrices(module, trained=True) if recipe.optimizer.name == "muon" else 0
     checkpoint = FP32 * (trained * (3 + (recipe.ema_decay > 0)) - muon)
     return {

@@ -145,8 +145,10 @@ class NamedOptimizer:
 
     def named_state(self) -> dict[str, Tensor]:
         """Return the optimizer state as {"parameter/moment": tensor}."""
+        unshared = torch.clone if self.recipe.name == "adamw8bit" else torch.Tensor.detach
         return {
-            f"{name}/{key}": torch.as_tensor(value)
+            # bitsandbytes counts steps by numbers, and its parameters share tensors, which no file can hold.
+            f"{name}/{key}": torch.tensor(value) if isinstance(value, int) else unshared(value)
             for name, parameter in self.updated.items()
             for optimizer in self.optimizers
             for key, value in optimizer.state.get(parameter, {}).items()

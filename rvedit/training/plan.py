@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rvedit.io.records import ClipShape
 from rvedit.models.model_spec import model_spec
-from rvedit.training.costs import Costs, Tokens, clips_at_once
+from rvedit.training.costs import VAE_PART, Costs, Tokens, clips_at_once
 from rvedit.training.memory import Group
 from rvedit.training.recipe import Recipe
 from rvedit.training.tasks import task_class
@@ -15,6 +16,14 @@ GPU_MEMORY = 80e9
 """Bytes of memory on a GPU."""
 GPU_RATE = 380e12
 """Sustained FLOP/s of a GPU: 38% of an H100's peak of 989 TFLOP/s in bf16."""
+GPU_RATE_FP32 = 51e12
+"""FLOP/s of a GPU in fp32, in which the VAE computes: measured for matrix products on an H200."""
+USUAL_SHAPES = tuple(
+    ClipShape(num_frames, *size) for size in ((704, 1280), (480, 832)) for num_frames in (81, 41, 17, 1)
+)
+_ACTIVATIONS = ("activations", "temporary", "an encoder")
+USUAL_GPUS = (12, 16, 24, 32, 48, 80)
+"""GB."""
 NANO_REMEDY = "train at nano size: `overlay` recipes/nano_scale.yaml"
 
 
@@ -50,6 +59,20 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class ShapePlan:
+    """Bytes on one GPU if all clips had one shape."""
+
+    shape: str
+    """frames x height x width"""
+    weights: float
+    """Of weights, gradients and moments."""
+    activations: float
+    """Of activations and all that is temporary."""
+    smallest_gpu: int | None
+    """GB of the smallest usual GPU with enough memory, if there is one."""
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """The result of a dry run."""
 
@@ -66,6 +89,8 @@ class TrainingPlan:
     memory: Memory
     disk: dict[str, float]
     """Bytes."""
+    shapes: tuple[ShapePlan, ...]
+    """Other shapes of clips, for LoRA weights of the transformer."""
     notes: tuple[str, ...]
     """Assumptions."""
 
@@ -93,9 +118,14 @@ def plan_training(
     per_step = recipe.batch_size * sum(per_clip.values())
     per_run = recipe.steps * per_step
     is_small = model_spec(recipe.model.preset).from_scratch
-    seconds = per_run / (gpus * flops_per_second)
+    clips_in_run = recipe.steps * recipe.batch_size
+    slow = per_run if recipe.precision == "fp32" else clips_in_run * per_clip.get(VAE_PART, 0.0)
+    seconds = ((per_run - slow) / flops_per_second + slow / GPU_RATE_FP32) / gpus
     small = ", which so small a model does not reach" if is_small else ""
-    rate = f"hours: at {flops_per_second / 1e12:.0f} TFLOP/s per GPU{small}, without any waiting"
+    rate = (
+        f"hours: at {flops_per_second / 1e12:.0f} TFLOP/s per GPU, and {GPU_RATE_FP32 / 1e12:.0f} in fp32 "
+        f"(the VAE){small}, without any waiting"
+    )
     return TrainingPlan(
         recipe=recipe.name,
         preset=recipe.model.preset,
@@ -108,8 +138,23 @@ def plan_training(
         compute=Compute(per_clip, per_step, per_run, flops_per_second, seconds / 3600),
         memory=_memory(recipe, costs, gpus, gpu_memory),
         disk=costs.disk(),
+        shapes=_usual_shapes(recipe, costs, gpus) if recipe.model.transformer_lora_rank else (),
         notes=(rate, *costs.notes),
     )
+
+
+def _usual_shapes(recipe: Recipe, costs: Any, gpus: int) -> tuple[ShapePlan, ...]:
+    """Return the memory of the usual shapes for an editor's LoRA weights."""
+    if model_spec(recipe.model.preset).from_scratch:
+        return ()
+    plans = []
+    for shape in USUAL_SHAPES:
+        parts = costs.memory(recipe, gpus, shape)
+        activations = sum(size for name, size in parts.items() if name.startswith(_ACTIVATIONS))
+        total = sum(parts.values())
+        fitting = next((gpu for gpu in USUAL_GPUS if total <= gpu * 1e9), None)
+        plans.append(ShapePlan(str(shape), total - activations, activations, fitting))
+    return tuple(plans)
 
 
 def why_not_runnable(recipe: Recipe, gpus_available: int, memory_bytes: float = GPU_MEMORY) -> str | None:
@@ -158,8 +203,11 @@ def _memory(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> Memory:
 
 
 def _checkpointing(recipe: Recipe, on: bool) -> Recipe:
-    model = recipe.model.model_copy(update={"gradient_checkpointing": on})
-    return recipe.model_copy(update={"model": model})
+    return _with_model(recipe, gradient_checkpointing=on)
+
+
+def _with_model(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
 
 def _remedies(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> tuple[str, ...]:
@@ -167,6 +215,9 @@ def _remedies(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> tuple[s
     settings = []
     if recipe.task == "editor" and not recipe.model.gradient_checkpointing:
         settings.append("model.gradient_checkpointing: true")
+    if recipe.model.transformer_lora_rank:
+        settings += ["model.offload: true"] * (not recipe.model.offload)
+        settings += ["model.frozen_weights: nf4"] * (recipe.model.frozen_weights != "nf4")
     if recipe.parallel == "ddp" and recipe.optimizer.name == "adamw":
         settings.append("parallel: fsdp2")
     numbers = [n for n in range(gpus, recipe.batch_size + 1) if recipe.batch_size % n == 0]
@@ -182,6 +233,10 @@ def _remedies(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> tuple[s
                 changed = recipe.model_copy(update={"accumulation": accumulation})
                 if "model.gradient_checkpointing: true" in chosen:
                     changed = _checkpointing(changed, True)
+                if "model.offload: true" in chosen:
+                    changed = _with_model(changed, offload=True)
+                if "model.frozen_weights: nf4" in chosen:
+                    changed = _with_model(changed, frozen_weights="nf4")
                 if "parallel: fsdp2" in chosen:
                     changed = changed.model_copy(update={"parallel": "fsdp2"})
                 size = sum(costs.memory(changed, number).values())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, LoraModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rvedit.compat import computes_bf16
@@ -39,6 +41,10 @@ def choose_trained(objective: Any, model: ModelRecipe, seed: int = 0) -> LoraMod
         targets = list(model.transformer_lora_targets)
         config = LoraConfig(r=model.transformer_lora_rank, lora_alpha=alpha, target_modules=targets)
         transformer.add_adapter(config, ADAPTER)
+        cast_training_params(transformer)  # peft gave them the dtype of the frozen weights, which may be fp8
+        for layer in transformer.modules():
+            if isinstance(layer, LoraLayer):
+                layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)
         return None
     children: dict[str, Any] = dict(objective.named_children())
     native = [transformer.visual_embedder, transformer.condition_embedder.text_embedder]
@@ -58,14 +64,14 @@ def choose_trained(objective: Any, model: ModelRecipe, seed: int = 0) -> LoraMod
     return LoraModel(tower, config, "default")
 
 
-def store_frozen(pipeline: Any, storage: str, device: torch.device) -> None:
+def store_frozen(pipeline: Any, storage: str, precision: str, device: torch.device) -> None:
     """Store the weights of the large linear layers as `model.frozen_weights` says, before LoRA is added.
 
-    The multimodal LLM and the text encoder then compute in bf16 where a device does that fast.
+    The multimodal LLM and the text encoder then compute in `precision`.
     """
     if storage == "fp32":
         return
-    if computes_bf16(device):
+    if precision == "bf16" and computes_bf16(device):
         for module in (pipeline.mllm, pipeline.text_encoder):
             if module is not None:
                 module.to(torch.bfloat16)
