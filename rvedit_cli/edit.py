@@ -73,9 +73,10 @@ def edit(
     shard: options.Shard = "1/1",
     limit: options.Limit = None,
     together: options.Together = 1,
+    ray: options.Ray = None,
 ) -> None:
     """Edit a video by an instruction. The output has the source's length, size, timing and sound."""
-    from rvedit.editing.batch import BatchConfig, read_shard
+    from rvedit.editing.batch import BatchConfig
     from rvedit.editing.config import EditConfig
     from rvedit.editing.contact_sheet import check_contact_sheet
     from rvedit.editing.edit_file import (
@@ -87,6 +88,7 @@ def edit(
     )
     from rvedit.editing.regions import read_regions
     from rvedit.editing.time_range import frame_range
+    from rvedit.io.shards import read_shard
     from rvedit.io.video import VideoReader, VideoWriter, frame_times, probe, read_image
     from rvedit.pipelines.sigmas import read_sigmas
     from rvedit_cli.masks import check_masks, check_saved_mask, find_masks
@@ -160,10 +162,12 @@ def edit(
         batch_config = BatchConfig(
             batch, out_dir, model_name, read_shard(shard), limit, overwrite, together, loading
         )
-        _edit_batch(batch_config, load, config, as_json)
+        if ray and model is None and not as_json:
+            console.say(NANO_NOTE)  # which the processes of the cluster do not show
+        _edit_batch(batch_config, load, config, as_json, ray)
         return
-    if out_dir or limit or shard != "1/1" or together > 1:
-        raise UserError("--out-dir, --shard, --limit and --together are for --batch")
+    if out_dir or limit or shard != "1/1" or together > 1 or ray:
+        raise UserError("--out-dir, --shard, --limit, --together and --ray are for --batch")
     if preview_decoder and not preview:
         raise UserError("--preview-decoder: needs --preview")
     if source is None or not instructions:
@@ -356,13 +360,15 @@ def _check_settings(model: str | None, config: EditConfig, is_batch: bool = Fals
         capabilities.check(config)
 
 
-def _edit_batch(batch: BatchConfig, load: Callable[[], Any], config: EditConfig, as_json: bool) -> None:
+def _edit_batch(
+    batch: BatchConfig, load: Callable[[], Any], config: EditConfig, as_json: bool, ray: str | None
+) -> None:
     """Edit a batch. Exit with code 1 if some items failed."""
     from rvedit.editing.batch import edit_batch, failures_path, plan_batch
 
     items = plan_batch(batch)
     with console.progress_bar("editing", total=len(items)) as show:
-        report = edit_batch(batch, items, load, config, show)
+        report = edit_batch(batch, items, load, config, show, ray)
     line = f"{report.folder}: {report.edited} edited, {report.skipped} skipped (already edited)"
     if report.failures:
         name, reason = next(iter(report.failures.items()))

@@ -24,6 +24,7 @@ _REGION_HELP = (
     'Region that the edit may change: words, such as "the dog", or a box as LEFT,TOP,WIDTH,HEIGHT, each in '
     "percent of the frame or in pixels, such as 10%,20%,40%,50%. Give it as --mask."
 )
+_RAY_HELP = "With --batch: edit on a Ray cluster: its address, auto, or local to start one."
 _SEGMENTER_HELP = (
     "With --region WORDS: the model that finds the objects, or two as DETECTOR+TRACKER. Default: Grounding "
     "DINO and SAM 2.1, both Apache-2.0."
@@ -146,3 +147,9 @@ OutDir = Annotated[Path | None, _batch("With --batch: output folder.")]
 Shard = Annotated[str, _batch("With --batch: edit part I of N, such as 1/4.", metavar="I/N")]
 Limit = Annotated[int | None, _batch("With --batch: edit only the first items.", min=1)]
 Together = Annotated[int, _batch(_TOGETHER_HELP, min=1)]
+Ray = Annotated[
+    str | None,
+    _batch(
+        "With --batch: edit on a Ray cluster: its address, auto, or local to start one.", metavar="ADDRESS"
+    ),
+]

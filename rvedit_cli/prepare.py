@@ -11,10 +11,10 @@ import typer
 
 from rvedit.io.errors import UserError, check_choice
 from rvedit_cli import console
+from rvedit_cli.cache import cache
 
 if TYPE_CHECKING:
     from rvedit.datasets.survey import Survey
-    from rvedit.io.records import ClipShape
 
 prepare = typer.Typer(no_args_is_help=True, help="Prepare triplets for training and evaluation.")
 
@@ -28,7 +28,6 @@ _Workers = Annotated[int | None, _run("Number of processes. Default: one per CPU
 _LISTED = 10
 """Pairs left out that are listed on the terminal."""
 _SPLIT_HELP = "test_phrasing: unseen phrasings; test_pair: unseen pairs of noun and color."
-_BUCKET_HELP = "Use this shape of data.buckets instead of --num-frames, --height and --width. Repeatable."
 _PROBE_HELP = (
     "How much of each clip to decode: its first frame (header), also the last one (decode), or all (full)."
 )
@@ -235,15 +234,6 @@ def probe_clips(
         raise typer.Exit(1)
 
 
-def _parse_shape(text: str) -> ClipShape:
-    from rvedit.io.records import ClipShape
-
-    try:
-        return ClipShape(*(int(number) for number in text.split("x")))
-    except (TypeError, ValueError):
-        raise UserError(f"--bucket {text}: give FRAMESxHEIGHTxWIDTH, such as 81x704x1280") from None
-
-
 def _print_survey(survey: Survey, as_json: bool) -> None:
     from collections import Counter
 
@@ -297,39 +287,4 @@ def _print_table(title: str, rows: list[dict[str, Any]], show_sums: bool = False
     Console().print(table)
 
 
-@prepare.command(cls=console.PanelCommand)
-def cache(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Such as mix/manifest.parquet.")],
-    out: Annotated[Path, _files("Folder for the shards; set data.cache to it in the training recipe.")],
-    num_frames: Annotated[int, _clips("Frames of each clip, 4k+1.")] = 81,
-    height: Annotated[int, _clips("Height in pixels; clips are resized and cropped to it.")] = 704,
-    width: Annotated[int, _clips("Width in pixels; clips are resized and cropped to it.")] = 1280,
-    bucket: Annotated[list[str] | None, _clips(_BUCKET_HELP, metavar="FRAMESxHEIGHTxWIDTH")] = None,
-    texts: Annotated[bool, _clips("Also encode instructions and captions.")] = True,
-    model: Annotated[
-        str, _run("Model whose VAE and text encoder are used.", metavar="nano|DIR|HUB_ID")
-    ] = "nano",
-    device: Annotated[str | None, _run(console.DEVICE_HELP)] = None,
-    as_json: _Json = False,
-) -> None:
-    """Encode clips, instructions and captions ahead of training."""
-    from rvedit.datasets.cache_job import CacheConfig, cache_manifest
-
-    console.quiet_libraries()
-    shapes = [_parse_shape(text) for text in bucket or [f"{num_frames}x{height}x{width}"]]
-    config = CacheConfig(manifest, out, model, tuple(shapes), texts)
-    latest = {}
-    with console.progress_bar("encoding") as show:
-        for progress in cache_manifest(config, device):
-            latest[progress.kind] = progress
-            note = f"{progress.kind}, {progress.failed} failed" if progress.failed else progress.kind
-            show(progress.done, progress.total, note)
-    clips = latest["triplets"]
-    report = {"cache": out, "cached": clips.done, "failed": clips.failed, "count": clips.total}
-    line = f"{out}: {clips.done} of {clips.total} triplets"
-    if "texts" in latest:
-        report["texts"] = latest["texts"].done
-        line += f", {latest['texts'].done} texts"
-    if clips.failed:
-        line += f", {clips.failed} failed: see {out / 'cache.failures.jsonl'}"
-    console.print_result(as_json, report, line)
+prepare.command(cls=console.PanelCommand)(cache)

@@ -204,7 +204,8 @@ def test_a_batch_in_passes_of_several(tmp_path):
     ("arguments", "says"),
     [
         (["--batch", "x.csv"], "--out-dir"),
-        (["a.mp4", "red", "--together", "2"], "--together are for --batch"),
+        (["a.mp4", "red", "--together", "2"], "--together and --ray are for --batch"),
+        (["a.mp4", "red", "--ray", "local"], "--together and --ray are for --batch"),
         (["a.mp4", "red", "--batch", "x.csv", "--out-dir", "o"], "leave out INPUT"),
         (["--batch", "x.csv", "--out-dir", "o"], "no such file"),
         (["--batch", "x.csv", "--out-dir", "o", "--shard", "3/2"], "give I/N"),

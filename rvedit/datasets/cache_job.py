@@ -1,153 +1,106 @@
-"""Encode the clips and texts of a manifest once, for training: `rvedit prepare cache`."""
+"""Encode the clips and texts of a manifest once, for training: `rvedit prepare cache`.
+
+The rows and texts of the manifest are divided into groups of a fixed size, in their order; each group becomes
+a shard of the cache. Processes share the groups by their numbers. The files therefore do not depend on the
+number of processes, nor on interruptions.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-import torch
-
-from rvedit.io.clips import fitting_bucket, read_pair, read_reference_image
-from rvedit.io.errors import UserError
-from rvedit.io.frames import Frames, to_model_range
-from rvedit.io.latent_cache import (
-    SETTINGS,
-    CachedClip,
-    CacheSettings,
-    LatentCache,
-    TextCache,
-    TextSettings,
-    fingerprint,
-    texts_of,
+from rvedit.datasets.cache_encoders import (
+    CacheConfig,
+    CacheProgress,
+    Encoder,
+    LatentEncoder,
+    TextEncoder,
+    load_models,
 )
-from rvedit.io.manifest import Failure, read_manifest, write_failures
-from rvedit.io.records import ClipShape, Triplet
-from rvedit.models.autoencoder import encode
-from rvedit.models.reference_images import Picture, shrink_to_fit
-from rvedit.models.text_tokens import encode_text, trim_padding
-from rvedit.pipelines.checkpoints import add_text_encoder, find_checkpoint, load_checkpoint
-from rvedit.pipelines.clip_shapes import check_shapes
+from rvedit.io.latent_cache import LatentCache, TextCache, texts_of
+from rvedit.io.manifest import read_manifest
+from rvedit.io.ray_jobs import run_actors
+from rvedit.io.records import Triplet
 from rvedit.pipelines.loading import pick_device
-from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 
-SHARD = 32
-"""Triplets per shard: the most that an interruption can lose."""
-TEXT_SHARD = 128
-TEXT_BATCH = 16
+__all__ = ["CacheConfig", "CacheProgress", "CacheReport", "cache_manifest", "report_cache"]
 
 
-@dataclass(frozen=True)
-class CacheConfig:
-    """Clips and texts to encode, and the model to encode them with."""
+def cache_manifest(
+    config: CacheConfig, device: str | None = None, ray: str | None = None
+) -> Iterator[CacheProgress]:
+    """Encode both clips of every triplet, and every text, of this process's share; yield the progress.
 
-    manifest: Path
-    folder: Path
-    model: str = "nano"
-    """Checkpoint with the VAE, the text encoder and the multimodal LLM's frame processor."""
-    shapes: tuple[ClipShape, ...] = (ClipShape(81, 704, 1280),)
-    """Buckets; each triplet is encoded in the one that fits it."""
-    texts: bool = True
-    """Also encode instructions and captions, for training with a frozen text encoder."""
-
-
-@dataclass(frozen=True)
-class CacheProgress:
-    """Counts of encoded "triplets" or "texts" (`kind`)."""
-
-    kind: str
-    done: int
-    failed: int
-    total: int
-
-
-def cache_manifest(config: CacheConfig, device: str | None = None) -> Iterator[CacheProgress]:
-    """Encode both clips of every triplet, and every text, into shards in `config.folder`; yield the progress.
-
-    Cached triplets and texts are skipped. Triplets whose clips cannot be read are listed in
-    `cache.failures.jsonl` there, and tried again by the next run.
+    What is cached is left as it is. Triplets that cannot be read are listed beside their shard, and tried
+    again by the next run. `ray` is the address of a cluster to encode on, as of `run_actors`.
     """
-    torch_device = pick_device(device)
     triplets = read_manifest(config.manifest)
-    pipeline = load_checkpoint(find_checkpoint(config.model))
-    check_shapes(config.shapes, pipeline)
-    if config.texts:
-        add_text_encoder(pipeline)  # routed training needs one even if this model has none
-    yield from _cache_latents(config, triplets, pipeline, torch_device)
-    if config.texts:
-        yield from _cache_texts(config, triplets, pipeline, torch_device)
+    kinds: tuple[type[Encoder], ...] = (LatentEncoder, TextEncoder) if config.texts else (LatentEncoder,)
+    if ray:
+        for kind in kinds:
+            yield from _encode_on_ray(kind, config, triplets, device, ray)
+            _remove_superseded(kind, config, triplets)
+        return
+    place = pick_device(device)
+    models = load_models(config)
+    index, count = config.shard
+    for kind in kinds:
+        yield from kind(config, models, place).encode(kind.groups(triplets)[index::count])
+        _remove_superseded(kind, config, triplets)
 
 
-def _cache_latents(
-    config: CacheConfig, triplets: list[Triplet], pipeline: RVEDiTPipeline, device: torch.device
+def _remove_superseded(kind: type[Encoder], config: CacheConfig, triplets: list[Triplet]) -> None:
+    """Remove shards that larger ones have replaced, if all processes are done."""
+    kind.cache_class(config.folder).remove_superseded(list(map(kind.keys, kind.groups(triplets))))
+
+
+class _GroupActor:
+    """Encodes groups of a manifest by their numbers, with models of its own."""
+
+    def __init__(self, kind: type[Encoder], config: CacheConfig, device: str | None) -> None:
+        self.groups = kind.groups(read_manifest(config.manifest))
+        self.encoder = kind(config, load_models(config), pick_device(device))
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        *_, last = self.encoder.encode([self.groups[job["group"]]])
+        return {"done": last.done, "failed": last.failed}
+
+
+def _encode_on_ray(
+    kind: type[Encoder], config: CacheConfig, triplets: list[Triplet], device: str | None, address: str
 ) -> Iterator[CacheProgress]:
-    vae = pipeline.vae.to(device)
-    frame_processor = pipeline.edit_token_encoder.frame_processor
-    shapes = tuple(str(shape) for shape in config.shapes)
-    # Neither the VAE nor the multimodal LLM gets larger reference images.
-    image_side = frame_processor.grid * math.isqrt(frame_processor.max_image_tokens)
-    cache = LatentCache(config.folder, CacheSettings(fingerprint(vae.named_parameters()), shapes))
-    pending = [(row, t) for row, t in enumerate(triplets, start=1) if t.key not in cache]
-    failures: list[Failure] = []
-
-    def encode_clip(clip: Frames) -> CachedClip:
-        return CachedClip(encode(vae, to_model_range(clip)[None].to(device))[0].cpu(), frame_processor(clip))
-
-    def progress(unwritten: int = 0) -> CacheProgress:
-        return CacheProgress("triplets", len(cache) + unwritten, len(failures), len(triplets))
-
-    yield progress()
-    for start in range(0, len(pending), SHARD):
-        shard: dict[str, tuple[CachedClip, CachedClip]] = {}
-        pictures: dict[str, Picture] = {}
-        for row, triplet in pending[start : start + SHARD]:
-            bucket = fitting_bucket(config.shapes, triplet)
-            try:
-                if bucket is None:
-                    raise UserError(
-                        f"the clip has {triplet.num_frames} frames, too few for {', '.join(shapes)}"
-                    )
-                shape = config.shapes[bucket]
-                pair = read_pair(config.manifest, triplet, shape)
-                if triplet.reference_image:
-                    picture = read_reference_image(config.manifest, triplet)
-                    pictures[triplet.key] = shrink_to_fit(
-                        picture, max(shape.height, image_side), max(shape.width, image_side)
-                    )
-            except UserError as error:
-                manifest = str(config.manifest)
-                failures.append(
-                    Failure(triplet.dataset, "cannot be read", str(error), manifest, row, triplet.id)
-                )
-                continue
-            with torch.no_grad():
-                source, target = (encode_clip(clip) for clip in pair)
-            shard[triplet.key] = (source, target)
-            yield progress(len(shard))
-        if shard:
-            cache.add(shard, pictures)
-    yield progress()
-    write_failures(config.folder / SETTINGS, failures)
+    groups = kind.groups(triplets)
+    done, failed, total = 0, 0, sum(map(len, groups))
+    yield CacheProgress(kind.kind, done, failed, total)
+    actor = partial(_GroupActor, kind, config, device)
+    for result in run_actors(actor, [{"group": number} for number in range(len(groups))], address):
+        done, failed = done + result["done"], failed + result["failed"]
+        yield CacheProgress(kind.kind, done, failed, total)
 
 
-def _cache_texts(
-    config: CacheConfig, triplets: list[Triplet], pipeline: RVEDiTPipeline, device: torch.device
-) -> Iterator[CacheProgress]:
-    pipeline.vae.to("cpu")
-    encoder = pipeline.text_encoder.to(device)
-    cache = TextCache(config.folder, TextSettings(fingerprint(encoder.named_parameters())))
-    texts = texts_of(triplets)
-    pending = [text for text in texts if text not in cache]
-    done = len(texts) - len(pending)
-    shard: dict[str, torch.Tensor] = {}
-    for start in range(0, len(pending), TEXT_BATCH):
-        batch = pending[start : start + TEXT_BATCH]
-        with torch.no_grad():
-            states = encode_text(pipeline.tokenizer, encoder, batch, pipeline.config.max_text_length)
-        shard |= {text: trim_padding(rows).cpu() for text, rows in zip(batch, states, strict=True)}
-        done += len(batch)
-        if len(shard) >= TEXT_SHARD or done == len(texts):
-            cache.add(shard)
-            shard = {}
-        yield CacheProgress("texts", done, 0, len(texts))
+@dataclass(frozen=True)
+class CacheReport:
+    """What a cache has of a manifest, by all processes."""
+
+    cached: int
+    failed: int
+    """Triplets that could not be read."""
+    count: int
+    """Triplets of the manifest."""
+    texts: int | None
+    """Cached texts; None if they are left out."""
+
+
+def report_cache(config: CacheConfig) -> CacheReport:
+    """Return the state of a cache as all processes have left it so far."""
+    triplets, cache = read_manifest(config.manifest), LatentCache(config.folder)
+    cached = sum(triplet.key in cache for triplet in triplets)
+    failed = len(cache.failed.intersection(triplet.key for triplet in triplets))
+    texts = None
+    if config.texts:
+        text_cache = TextCache(config.folder)
+        texts = sum(text in text_cache for text in texts_of(triplets))
+    return CacheReport(cached, failed, len(triplets), texts)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rvedit.datasets.probe import LEVELS, Measurement, judge_mask, judge_pair, probe_job
-from rvedit.datasets.ray_jobs import run_on_ray
 from rvedit.datasets.reference_images import EXTRACTED, extract_pictures, why_unreadable
 from rvedit.datasets.survey import (
     DatasetConfig,
@@ -32,6 +31,7 @@ from rvedit.io.manifest import (
     write_manifest,
 )
 from rvedit.io.pool import run_in_pool
+from rvedit.io.ray_jobs import run_on_ray
 from rvedit.io.records import Triplet
 
 

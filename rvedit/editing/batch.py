@@ -20,6 +20,7 @@ from rvedit.editing.edit_file import checked_instruction, edit_file, write_edit
 from rvedit.io.bench import BenchItem, read_bench, write_batch
 from rvedit.io.errors import UserError, reason_of
 from rvedit.io.manifest import prepare_folder, write_json, write_rows
+from rvedit.io.ray_jobs import run_actors
 from rvedit.io.video import STILL_SUFFIXES, VideoReader
 from rvedit.io.video.clip import Frames
 
@@ -58,14 +59,6 @@ class BatchReport:
     """Reasons by item."""
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """Parse `2/8`, the second of eight processes, as (1, 8). Raises UserError."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"`shard` {text}: give I/N, such as 1/4 for the first of four")
-    return int(match[1]) - 1, int(match[2])
-
-
 def plan_batch(batch: BatchConfig) -> list[BenchItem]:
     """Return the items with the paths of their edits: `<stem>_edited.mp4`, or `<id>_edited.mp4`.
 
@@ -98,12 +91,14 @@ def edit_batch(
     load: Callable[[], Any],
     config: EditConfig,
     on_progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    ray: str | None = None,
 ) -> BatchReport:
     """Edit this shard's items. Existing edits are kept, and failures are listed without stopping the batch.
 
     `load` returns the pipeline and is called only if there is something to edit. `on_progress` receives the
-    number of finished items, the total, and the next item's id. Raises UserError if the folder's edits were
-    made with other settings.
+    number of finished items, the total, and the next item's id. `ray` is the address of a cluster, each
+    process of which calls `load` (see `run_actors`). Raises UserError if the folder's edits were made with
+    other settings.
     """
     if batch.together > 1 and config.mask is not None:
         raise UserError("`together`: edits with a mask are made one by one: leave it out")
@@ -120,12 +115,10 @@ def edit_batch(
     shard = items[index::num_shards]
     pending = [item for item in shard if batch.overwrite or not _output_of(item).is_file()]
     num_skipped = len(shard) - len(pending)
-    failures: dict[str, str] = {}
-    pipe = load() if pending else None
-    if pipe is not None and batch.together > 1 and type(pipe).__name__ != "RVEDiTPipeline":
-        raise UserError("`together`: is for RVEDiT models only: leave it out")
-    if pipe is not None and any(item.reference_image for item in pending):
-        _warn_of_reference_images(pipe)
+    make_editor = partial(_ItemEditor, load, config, batch.together)
+    editor = None if ray or not pending else make_editor()
+    if any(item.reference_image for item in pending):
+        _warn_of_reference_images(batch.model, editor)
     # An interrupted run must not leave old edits that look like new ones. With other settings than before,
     # the edits of all shards are old.
     is_changed = batch.overwrite and _recorded_settings(batch.out, settings) != settings
@@ -133,29 +126,74 @@ def edit_batch(
         if _output_of(item).is_file():
             _output_of(item).unlink()
     write_json(batch.out / SETTINGS, settings)
-    edited_together: dict[str, Frames] = {}
-    for number, item in enumerate(pending):
-        on_progress(num_skipped + number, len(shard), item.id)
-        if batch.together > 1 and number % batch.together == 0:
-            edited_together = _edit_together(pending[number : number + batch.together], pipe, config)
-        try:
-            instruction = checked_instruction(item.instruction)
-            with VideoReader(item.source) as reader:
-                if item.id in edited_together:
-                    frames = partial(_alongside, edited_together[item.id])
-                    write_edit(reader, frames, _output_of(item), overwrite=True)
-                else:
-                    item_config = _for_item(config, item, pipe)
-                    edit_file(reader, instruction, _output_of(item), pipe, item_config, overwrite=True)
-        except Exception as error:  # such as a full memory: the other items are still edited
-            failures[item.id] = reason_of(error)
-    on_progress(len(shard), len(shard), "")
+    groups = [pending[start : start + batch.together] for start in range(0, len(pending), batch.together)]
+    results: Iterator[tuple[BenchItem, str | None]] = iter(())
+    if ray:
+        results = _edit_on_ray(make_editor, groups, ray)
+    elif editor:
+        results = (result for group in groups for result in editor(group))
+    reasons: dict[str, str | None] = {}
+    on_progress(num_skipped, len(shard), pending[0].id if pending else "")
+    for number, (item, reason) in enumerate(results, start=1):
+        reasons[item.id] = reason
+        following = pending[number].id if number < len(pending) else ""
+        on_progress(num_skipped + number, len(shard), following)
+    failures = {item.id: reason for item in pending if (reason := reasons[item.id])}
     path = failures_path(batch)
     if failures:
         write_rows(path, [{"id": name, "reason": reason} for name, reason in failures.items()])
     else:
         path.unlink(missing_ok=True)
     return BatchReport(batch.out, len(pending) - len(failures), num_skipped, failures)
+
+
+class _ItemEditor:
+    """Edits groups of items with one pipeline, each group in one pass where that is possible."""
+
+    def __init__(self, load: Callable[[], Any], config: EditConfig, together: int) -> None:
+        self.pipe, self.config, self.together = load(), config, together
+        if together > 1 and type(self.pipe).__name__ != "RVEDiTPipeline":
+            raise UserError("`together`: is for RVEDiT models only: leave it out")
+
+    def __call__(self, group: Sequence[BenchItem]) -> Iterator[tuple[BenchItem, str | None]]:
+        """Edit the items; yield each with the reason of its failure, or None."""
+        together = _edit_together(group, self.pipe, self.config) if self.together > 1 else {}
+        for item in group:
+            reason = None
+            try:
+                self._edit(item, together.get(item.id))
+            except Exception as error:  # such as a full memory: the other items are still edited
+                reason = reason_of(error)
+            yield item, reason
+
+    def _edit(self, item: BenchItem, edited: Frames | None) -> None:
+        """Write the edit of an item, of which the frames may have been edited before."""
+        instruction = checked_instruction(item.instruction)
+        with VideoReader(item.source) as reader:
+            if edited is not None:
+                write_edit(reader, partial(_alongside, edited), _output_of(item), overwrite=True)
+            else:
+                config = _for_item(self.config, item, self.pipe)
+                edit_file(reader, instruction, _output_of(item), self.pipe, config, overwrite=True)
+
+
+class _GroupActor:
+    """Edits groups of items by their numbers."""
+
+    def __init__(self, make_editor: Callable[[], _ItemEditor], groups: Sequence[Sequence[BenchItem]]) -> None:
+        self.edit, self.groups = make_editor(), groups
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        return {**job, "reasons": [reason for _, reason in self.edit(self.groups[job["group"]])]}
+
+
+def _edit_on_ray(
+    make_editor: Callable[[], _ItemEditor], groups: Sequence[Sequence[BenchItem]], address: str
+) -> Iterator[tuple[BenchItem, str | None]]:
+    """Edit groups of items on a Ray cluster; yield each item with the reason of a failure, or None."""
+    jobs = [{"group": number} for number in range(len(groups))]
+    for result in run_actors(partial(_GroupActor, make_editor, groups), jobs, address):
+        yield from zip(groups[result["group"]], result["reasons"], strict=True)
 
 
 def _alongside(edited: Frames, source: Iterable[Frames]) -> Iterator[Frames]:
@@ -176,10 +214,12 @@ def _for_item(config: EditConfig, item: BenchItem, pipe: Any) -> EditConfig:
     return config
 
 
-def _warn_of_reference_images(pipe: Any) -> None:
+def _warn_of_reference_images(model: str, editor: _ItemEditor | None) -> None:
     from rvedit.pipelines.baselines import capabilities
+    from rvedit.pipelines.loading import capabilities_of
 
-    if not capabilities(pipe).reference_image:
+    reads = capabilities(editor.pipe) if editor else capabilities_of(model)
+    if reads and not reads.reference_image:
         warnings.warn("the list has reference images, which this model does not read", stacklevel=3)
 
 

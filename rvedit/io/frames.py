@@ -63,9 +63,10 @@ def _as_array(part: Any) -> Frames:
     return (part * 255).round().astype(np.uint8)
 
 
-def to_model_range(frames: Frames) -> Tensor:
-    """Return (t, h, w, 3) uint8 frames as (3, t, h, w) floats in [-1, 1]."""
-    return rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> c t h w").float() / 127.5 - 1
+def to_model_range(frames: Frames, device: torch.device | None = None) -> Tensor:
+    """Return (t, h, w, 3) uint8 frames as (3, t, h, w) floats in [-1, 1], on a device."""
+    levels = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    return rearrange(levels, "t h w c -> c t h w").float() / 127.5 - 1
 
 
 def to_frames(clip: Tensor) -> Frames:

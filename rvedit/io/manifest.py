@@ -123,14 +123,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
-    """Write one indented JSON value atomically."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+def write_json(path: Path, value: dict[str, Any] | list[Any], overwrite: bool = True) -> None:
+    """Write one indented JSON value atomically; without `overwrite`, unless the file exists."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n", overwrite)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, overwrite: bool = True) -> None:
+    """Write a text file atomically; without `overwrite`, unless it exists."""
+    with atomic_path(path, overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

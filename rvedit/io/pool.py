@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -47,9 +48,35 @@ def run_in_pool(
         pool.shutdown(cancel_futures=True)
 
 
-def start_workers(count: int) -> ProcessPoolExecutor:
-    """Return a pool of processes that ignore Ctrl-C and SIGHUP, and end with this one."""
-    return ProcessPoolExecutor(count, initializer=_init_worker)
+def map_ahead(
+    function: Callable[[In], Out], jobs: Iterable[In], workers: int, setup: Callable[[], None] | None = None
+) -> Generator[Out, None, None]:
+    """Yield the function's results in the order of the jobs, computed ahead by processes; 0: by this one.
+
+    At most `workers` results wait or are being computed, beside the one that was yielded last.
+    """
+    if not workers:
+        yield from map(function, jobs)
+        return
+    pool = start_workers(workers, setup)
+    try:
+        pending: deque[Future[Out]] = deque()
+        for job in jobs:
+            pending.append(pool.submit(function, job))
+            if len(pending) > workers:
+                yield result_of(pending.popleft())
+        while pending:
+            yield result_of(pending.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_workers(count: int, setup: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """Return a pool of processes that ignore Ctrl-C and SIGHUP, and end with this one.
+
+    Each calls `setup` first.
+    """
+    return ProcessPoolExecutor(count, initializer=_init_worker, initargs=(setup,))
 
 
 def result_of(future: Future[Out]) -> Out:
@@ -67,13 +94,15 @@ def _run_chunk(function: Callable[[In], Out], jobs: Sequence[In]) -> list[Out]:
     return [function(job) for job in jobs]
 
 
-def _init_worker() -> None:
+def _init_worker(setup: Callable[[], None] | None) -> None:
     """Leave Ctrl-C and SIGHUP to the parent, and end with the parent even if it is killed."""
     if hasattr(os, "nice"):  # not on Windows; the parent should not wait for its workers
         os.nice(5)
     for number in stop_signals():  # of which a pool uses SIGTERM itself, to end its workers
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if setup:
+        setup()
 
 
 def _end_with_parent() -> None:

@@ -40,21 +40,35 @@ def temporary_sibling(path: str | Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to `path` at the end of the block.
 
-    Removes the temporary file on any error; raises UserError if it cannot be written.
+    Without `overwrite` a file that exists by then is kept: of several processes, the first writes it. Removes
+    the temporary file on any error; raises UserError if it cannot be written.
     """
     remove_stale(path.parent)
     temporary = temporary_sibling(path)
     try:
         yield temporary
-        temporary.replace(path)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _rename_once(temporary, path)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}): free space or change the folder") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename_once(temporary: Path, path: Path) -> None:
+    """Give a file its name unless another one has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links in this file system
+        temporary.replace(path)
 
 
 @cache

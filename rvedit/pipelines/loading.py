@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,20 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 def pick_device(name: str | None) -> torch.device:
     """Return the device of a name; by default a GPU if there is one. Raises UserError if it is unusable."""
+    name = name or _default_device()
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"`device` {name}: CUDA is not available on this machine: try cpu")
         torch.zeros(1, device=device).item()  # raises an error if the device is unusable
     except (RuntimeError, AssertionError, ImportError, NotImplementedError):
         raise UserError(f"`device` {name}: no such device: try cpu, cuda or cuda:0") from None
     return device
+
+
+def _default_device() -> str:
+    """Return the name of a GPU if there is one; each process of torchrun has its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank else "cuda"
