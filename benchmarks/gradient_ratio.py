@@ -18,7 +18,6 @@ import torch
 from _common import arguments, print_table, write_json
 from nano_quality import held_out
 
-from rvedit.io.frames import to_model_range
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.training.editor import EditorObjective
 from rvedit.training.recipe import Recipe
@@ -36,10 +35,12 @@ def as_batch(pipeline: Any, number: int, triplet: Any, source: Any, target: Any)
     """Return a playground triplet and its rendered clips as a batch of one, with latents, on the device."""
     frame_processor = pipeline.edit_token_encoder.frame_processor
     samples = (
-        BranchSample(to_model_range(clip), None, frame_processor(clip), text)
+        BranchSample(torch.from_numpy(clip), None, frame_processor(clip), text)
         for clip, text in ((source, triplet.instruction), (target, triplet.target_caption))
     )
-    batch = collate([Sample(number, *samples, unreadable={}, picture=None)], pipeline.config.max_text_length)
+    batch = collate(
+        [Sample(number, *samples, unreadable={}, picture=None, mask=None)], pipeline.config.max_text_length
+    )
     return with_latents(pipeline, batch.to(pipeline.device))
 
 

@@ -263,8 +263,10 @@ def test_checkpointing_trades_memory_for_flops() -> None:
 
 
 def test_remedy_is_named_and_works() -> None:
-    tight = ("model.gradient_checkpointing=false", "data.num_frames=5", "batch_size=8")
-    plan = plan_training(paper(*tight, "data.height=352", "data.width=640"), 8, gpu_memory=80e9)
+    shape = "data.buckets=[{num_frames: 5, height: 704, width: 1280}]"
+    tight = ("model.gradient_checkpointing=false", shape, "batch_size=8")
+    small = "data.buckets=[{num_frames: 5, height: 352, width: 640}]"
+    plan = plan_training(paper(*tight, small), 8, gpu_memory=80e9)
     frugal = plan_training(paper(*tight), 8, gpu_memory=plan.memory.total - 1)
     assert not frugal.memory.fits
     remedies = [remedy for remedy in frugal.memory.remedies if "nano" not in remedy]

@@ -44,6 +44,11 @@ def test_every_field_says_what_it_is():
             assert field.description or hasattr(field.annotation, "model_fields"), (section, name)
 
 
+def test_a_size_beside_buckets_is_named():
+    with pytest.warns(UserWarning, match=r"data\.num_frames is not used, as data\.buckets has the shapes"):
+        load_recipe(FOLDER / "base.yaml", assignments=["data.num_frames=41"])
+
+
 def test_presets_and_tasks_are_registered(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text("model: {preset: half, routing_depth: 4}\n")
     with pytest.raises(UserError, match=r"model\.preset is 'half': .*choose one of nano, wan2\.2-5b"):

@@ -99,7 +99,7 @@ def test_batches_have_pictures_or_none(tmp_path):
     assert 12 < counts[True] < 36, "about 0.4 of them"
     with_one = next(n for n in range(0, 100, recipe.batch_size) if task.samples.has_picture(n))
     (batch,) = task.batches([list(range(with_one, with_one + recipe.batch_size))])
-    assert batch.pictures.pixels.shape == (recipe.batch_size, 3, 1, 32, 32)
+    assert batch.pictures.pixels.shape == (recipe.batch_size, 1, 32, 32, 3)
     assert len(batch.pictures.frames) == recipe.batch_size
 
 

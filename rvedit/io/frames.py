@@ -13,7 +13,15 @@ from torch import Tensor
 
 from rvedit.io.video.clip import Frames
 
-__all__ = ["Frames", "as_frames", "pillow_resize", "resize_frames", "to_frames", "to_model_range"]
+__all__ = [
+    "Frames",
+    "as_frames",
+    "batch_to_model_range",
+    "pillow_resize",
+    "resize_frames",
+    "to_frames",
+    "to_model_range",
+]
 
 
 def as_frames(video: Any) -> Frames:
@@ -67,6 +75,11 @@ def to_model_range(frames: Frames, device: torch.device | None = None) -> Tensor
     """Return (t, h, w, 3) uint8 frames as (3, t, h, w) floats in [-1, 1], on a device."""
     levels = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
     return rearrange(levels, "t h w c -> c t h w").float() / 127.5 - 1
+
+
+def batch_to_model_range(clips: Tensor) -> Tensor:
+    """Return uint8 clips (b, t, h, w, 3) as (b, 3, t, h, w) floats in [-1, 1], on their device."""
+    return rearrange(clips, "b t h w c -> b c t h w").float() / 127.5 - 1
 
 
 def to_frames(clip: Tensor) -> Frames:

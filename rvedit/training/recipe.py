@@ -93,6 +93,9 @@ def load_recipe(
     for key in ("data.manifest", "data.cache"):
         if recipe.data.source == "playground" and any(text.startswith(f"{key}=") for text in assignments):
             raise UserError(f"{key}: data.source playground does not use it: set data.source: manifest")
+    for key in ("data.num_frames", "data.height", "data.width"):
+        if recipe.data.buckets and any(text.startswith(f"{key}=") for text in assignments):
+            warnings.warn(f"{path}: {key} is not used, as data.buckets has the shapes", stacklevel=2)
     if recipe.model.transformer_lora_rank and recipe.task in ("distill", "vae"):
         raise UserError(f"{path}: model.transformer_lora_rank is for task: editor, not {recipe.task}")
     spec = model_spec(recipe.model.preset)

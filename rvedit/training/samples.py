@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rvedit.io.errors import UserError
-from rvedit.io.frames import Frames, to_model_range
+from rvedit.io.frames import Frames
 from rvedit.io.records import ClipShape
 from rvedit.models.mllm_frames import MLLMFrameProcessor
 from rvedit.models.reference_images import Picture, pad_image
@@ -49,7 +49,7 @@ class Sample:
     unreadable: Mapping[str, str]
     """See `LoadedTriplet`."""
     picture: tuple[Tensor, Picture] | None
-    """Pixels of the reference image at the clips' size, and its picture for the multimodal LLM."""
+    """Bytes of the reference image at the clips' size, and its picture for the multimodal LLM."""
     mask: Bool[Tensor, "f y x"] | None
     """See `LoadedTriplet`."""
 
@@ -102,7 +102,7 @@ class Samples(Dataset[Sample]):
             scale = np.random.default_rng([self.data.seed, number, 7]).uniform(*PICTURE_SCALES)
             shape = self.shape(number)
             padded = pad_image(triplet.picture, shape.height, shape.width, scale)
-            picture = to_model_range(padded[None]), self.frame_processor.reference_image(triplet.picture)
+            picture = torch.from_numpy(padded[None]), self.frame_processor.reference_image(triplet.picture)
         return Sample(number, source, target, triplet.unreadable, picture, triplet.mask)
 
     def load(self, number: int, rng: np.random.Generator) -> LoadedTriplet:
@@ -139,7 +139,10 @@ class Samples(Dataset[Sample]):
 
     def as_pixels(self, clips: Iterable[Frames], has_picture: bool) -> list[tuple[Tensor, None, Frames]]:
         """Return clips in the form of `LoadedTriplet`."""
-        return [(to_model_range(clip), None, self.frame_processor(clip, has_picture)) for clip in clips]
+        return [
+            (torch.from_numpy(np.ascontiguousarray(clip)), None, self.frame_processor(clip, has_picture))
+            for clip in clips
+        ]
 
 
 def collate(samples: list[Sample], text_length: int, mask_weight: float = 1.0) -> TripletBatch:

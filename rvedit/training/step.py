@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from rvedit.io.frames import batch_to_model_range
 from rvedit.losses.alignment import alignment_loss
 from rvedit.losses.flow_matching import flow_matching_loss, interpolate, shift_time
 from rvedit.models.autoencoder import encode
@@ -29,8 +30,8 @@ Loss = Literal["loss_fm", "loss_align"]
 class BranchInputs:
     """The conditioning of a branch: (v, l) for the editing branch, (v*, l*) for the reference branch."""
 
-    clips: Float[Tensor, "b 3 t h w"] | None
-    """Pixels in [-1, 1]; None if `latents` are given."""
+    clips: UInt8[Tensor, "b t h w 3"] | None
+    """Pixels as bytes, of which the dataloader moves a quarter of what floats need; None with `latents`."""
     frames: Sequence[UInt8[np.ndarray, "n y x 3"]]
     """Frames of each clip for the multimodal LLM."""
     texts: Sequence[str]
@@ -53,8 +54,8 @@ class BranchInputs:
 class PictureInputs:
     """The reference images of a minibatch, which both branches get."""
 
-    pixels: Float[Tensor, "b 3 1 h w"]
-    """At the clips' size, in [-1, 1]."""
+    pixels: UInt8[Tensor, "b 1 h w 3"]
+    """At the clips' size."""
     frames: Sequence[UInt8[np.ndarray, "y x 3"]]
     """For the multimodal LLM."""
 
@@ -206,7 +207,8 @@ def with_latents(models: RVEDiTPipeline, batch: TripletBatch) -> TripletBatch:
     editing, reference = branches
     images, pictures = batch.reference_images, batch.pictures
     if pictures is not None:
-        images = ReferenceImages(pictures.frames, _encode_clips(models, pictures.pixels))
+        latents = _encode_clips(models, batch_to_model_range(pictures.pixels))
+        images = ReferenceImages(pictures.frames, latents)
     return replace(batch, editing=editing, reference=reference, pictures=None, reference_images=images)
 
 
@@ -216,7 +218,7 @@ def clean_latents(models: RVEDiTPipeline, inputs: BranchInputs) -> Tensor:
     if inputs.latents is not None:
         return inputs.latents
     assert inputs.clips is not None
-    return _encode_clips(models, inputs.clips)
+    return _encode_clips(models, batch_to_model_range(inputs.clips))
 
 
 @torch.no_grad()
