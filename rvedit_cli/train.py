@@ -9,15 +9,19 @@ from typing import Annotated
 
 import typer
 
+from rvedit.io.errors import UserError
 from rvedit_cli import console
 
 _recipe = partial(console.option, "Recipe")
 _run = partial(console.option, "Run")
 _plan = partial(console.option, "Dry run")
+_export = partial(console.option, "Export")
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/nano.yaml.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/nano.yaml.")
+    ] = None,
     overlay: Annotated[
         list[Path] | None, _recipe("Recipe whose keys override those of RECIPE. Repeatable.")
     ] = None,
@@ -39,8 +43,21 @@ def train(
         _plan("With --dry-run: number of GPUs. Default: up to 8, as the batch size allows.", min=1),
     ] = None,
     gpu_memory: Annotated[float, _plan("With --dry-run: memory of each GPU in GB.", min=1)] = 80,
+    export: Annotated[
+        Path | None, _export("Write RUN/model from the last checkpoint, without training.", metavar="RUN")
+    ] = None,
+    step: Annotated[int | None, _export("With --export: the checkpoint of this step.", min=1)] = None,
 ) -> None:
     """Train a model as a recipe describes. An interrupted run resumes exactly where it stopped."""
+    if export is not None:
+        from rvedit.training.run import export_run
+
+        console.quiet_libraries()
+        model = export_run(export, step)
+        typer.echo(f"{model}: written; edit with --model {export}")
+        return
+    if recipe is None:
+        raise UserError("no recipe: name a YAML file, such as recipes/nano.yaml, or `export` RUN")
     from rvedit.training.recipe import load_recipe
 
     resolved = load_recipe(recipe, overlay or [], assignments or [])
@@ -64,8 +81,8 @@ def train(
             if is_main and as_json and (done % resolved.log_every == 0 or done == resolved.steps):
                 console.print_json(scalars)
     if is_main and not as_json:
-        model = resolved.model
-        use = f"{model.init_from} --lora {folder}" if model.transformer_lora_rank else folder
+        start = resolved.model.init_from
+        use = f"{start} --lora {folder}" if resolved.model.transformer_lora_rank else folder
         typer.echo(f"{folder}: {resolved.steps} steps done; edit with --model {use}")
 
 

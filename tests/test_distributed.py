@@ -8,12 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, losses_of, make_connector, make_pipeline
+import torch.distributed as dist
+from conftest import SMALL, losses_of, make_connector, make_pipeline, make_transformer
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from rvedit.io.errors import UserError
+from rvedit.training.distributed import Processes, full_tensor
+from rvedit.training.gradients import StepGradients
 from rvedit.training.loop import sample_numbers
-from rvedit.training.recipe import load_recipe
+from rvedit.training.optimizers import NamedOptimizer
+from rvedit.training.recipe import OptimizerRecipe, Recipe, load_recipe
 from rvedit.training.run import train
 
 STEPS = 4
@@ -29,13 +34,16 @@ def launch(path, runs, processes, *assignments):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
+ONE_COPY_EACH, ONE_COPY = ("parallel=hsdp", "shard_size=1"), ("parallel=hsdp", "shard_size=2")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [["parallel=ddp"], ["parallel=fsdp2"], ONE_COPY_EACH, ONE_COPY])
 def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}", "alignment.weight=0.75")
     path, recipe = recipe_of("one", *options)
     list(train(recipe, tmp_path, "cpu"))
-    two = (*SMALL, *options, "name=two", f"parallel={strategy}")
+    two = (*SMALL, *options, "name=two", *strategy)
     done = launch(path, tmp_path, 2, *two)
     assert done.returncode == 0, done.stderr
     for key in ("loss_fm", "loss_align", "grad_norm"):
@@ -52,14 +60,24 @@ def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
 @pytest.mark.parametrize("option", ["alignment.log_ratio_every=1", "alignment.ratio=0.1"])
 def test_two_processes_have_the_gradient_ratio_of_one(recipe_of, tmp_path, strategy, option):
     """Over the whole batch, which two processes compute in two minibatches each."""
     options = ("batch_size=4", "steps=2", option, "optimizer.learning_rate=1e-4")
     path, recipe = recipe_of("one", *options)
     one = list(train(recipe, tmp_path, "cpu"))
-    done = launch(path, tmp_path, 2, *SMALL, *options, "name=two", f"parallel={strategy}", "accumulation=2")
+    done = launch(
+        path,
+        tmp_path,
+        2,
+        *SMALL,
+        *options,
+        "name=two",
+        f"parallel={strategy}",
+        "accumulation=2",
+        "shard_size=1",
+    )
     assert done.returncode == 0, done.stderr
     two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     for key in {"loss", "grad_norm", "grad_ratio_align", "align_weight"} & one[0].keys():
@@ -83,7 +101,8 @@ def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, t
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path):
+@pytest.mark.parametrize("strategy", [["parallel=fsdp2"], ONE_COPY_EACH])
+def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}")
     path, recipe = recipe_of("whole", *options)
     list(train(recipe, tmp_path, "cpu"))
@@ -92,9 +111,149 @@ def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path):
     for _ in range(STEPS // 2):
         next(run)
     run.close()
-    done = launch(path, tmp_path, 2, *SMALL, *options, "name=moved", "parallel=fsdp2", "accumulation=2")
+    done = launch(path, tmp_path, 2, *SMALL, *options, "name=moved", *strategy, "accumulation=2")
     assert done.returncode == 0, done.stderr
     assert len(losses_of(tmp_path, "moved")) == STEPS
+    np.testing.assert_allclose(losses_of(tmp_path, "moved"), losses_of(tmp_path, "whole"), rtol=1e-4)
+
+
+@pytest.fixture
+def process_group():
+    """A group of one process, in which FSDP2 shards a model into one part."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Regression(torch.nn.Module):
+    """An objective of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 1))
+
+    def forward(self, batch, step):
+        return {"loss": self.layers(batch).square().mean()}
+
+
+@pytest.mark.usefixtures("process_group")
+def test_adamw_updates_shards_by_fused_kernels_as_it_updates_whole_tensors():
+    recipe, batches = OptimizerRecipe(learning_rate=0.1, weight_decay=0.1), torch.randn(4, 8, 3)
+    weights, states = [], []
+    for strategy in ("ddp", "fsdp2"):
+        objective = Regression()
+        model = Processes(strategy, "cpu").wrap(objective)
+        optimizer = NamedOptimizer(objective, recipe)
+        for step, batch in enumerate(batches):
+            if step == 2:  # as after a resumption
+                state = {name: full_tensor(x).clone() for name, x in optimizer.named_state().items()}
+                optimizer = NamedOptimizer(objective, recipe)
+                optimizer.load_named_state(state)
+            model(batch, step)["loss"].backward()
+            optimizer.step(1.0)
+        adamw = optimizer.optimizers[0]
+        assert all(group["fused"] for group in adamw.param_groups)
+        assert not any(isinstance(p, DTensor) for group in adamw.param_groups for p in group["params"])
+        weights.append({n: full_tensor(p.detach()) for n, p in objective.named_parameters()})
+        states.append({n: full_tensor(x) for n, x in optimizer.named_state().items()})
+    for whole, sharded in (weights, states):
+        assert whole.keys() == sharded.keys()
+        assert all(torch.equal(sharded[name], value) for name, value in whole.items())
+
+
+@pytest.mark.usefixtures("process_group")
+def test_copies_of_hsdp_must_have_equal_shares():
+    with pytest.raises(UserError, match="shard_size is 2: it must divide the number of processes, 1"):
+        Processes("hsdp", "cpu", shard_size=2).wrap(Regression())
+
+
+@pytest.mark.usefixtures("process_group")
+def test_fsdp2_shards_the_gradients_of_every_minibatch():
+    """Otherwise each process keeps the whole model's gradients while they are accumulated."""
+    processes, objective = Processes("fsdp2", "cpu"), Regression()
+    model = processes.wrap(objective)
+    trained = dict(objective.named_parameters())
+    batches = torch.randn(3, 8, 3)
+
+    def minibatches():
+        yield batches[0]
+        for batch in batches[1:]:
+            assert all(isinstance(p.grad, DTensor) for p in trained.values())
+            yield batch
+
+    recipe = Recipe(accumulation=3, precision="fp32")
+    StepGradients(objective, model, trained, processes, recipe).accumulate(minibatches(), 0)
+    whole = Regression()
+    whole(batches.flatten(0, 1), 0)["loss"].backward()
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(trained[name].grad.full_tensor(), parameter.grad)
+
+
+class Denoiser(torch.nn.Module):
+    """A transformer's output as a loss; `parts` are what its hooks saw."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.transformer = make_transformer()
+        self.seen = {}
+        embedder, block = self.transformer.condition_embedder, self.transformer.blocks[0]
+        embedder.time_embedder.register_forward_hook(lambda _, args, out: self.seen.update(time=out))
+        embedder.time_proj.register_forward_hook(lambda _, args, out: self.seen.update(projected=out))
+        block.attn1.to_q.register_forward_hook(lambda m, args, out: self.seen.update(query=m.weight.dtype))
+
+    def forward(self, noisy, timestep, edit_tokens):
+        groups = self.transformer.embed_tokens(edit_tokens)
+        return self.transformer(noisy, timestep, groups).sample.float().square().mean()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_time_embedding_is_fp32_under_bf16(monkeypatch, strategy):
+    """501.3 would be 502 in bf16. Other layers are gathered in bf16."""
+    monkeypatch.setattr("rvedit.training.distributed.computes_bf16", lambda device: True)
+    torch.manual_seed(1)
+    inputs = torch.randn(1, 8, 2, 4, 4), torch.tensor([501.3]), torch.randn(1, 6, 64)
+    exact = Denoiser()
+    exact(*inputs)
+    objective = Denoiser()
+    processes = Processes(strategy, "cpu", "bf16")
+    model = processes.wrap(objective)
+    with processes.autocast():
+        model(*inputs).backward()
+    assert torch.equal(objective.seen["time"], exact.seen["time"])
+    assert torch.equal(objective.seen["projected"], exact.seen["projected"])
+    assert objective.seen["query"] == (torch.bfloat16 if strategy == "fsdp2" else torch.float32)
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in objective.parameters())
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ddp_and_fsdp2_agree_in_bf16(recipe_of, tmp_path, monkeypatch):
+    """To the precision of bf16, also when they validate."""
+    monkeypatch.setattr("rvedit.training.distributed.computes_bf16", lambda device: True)
+    options = ("precision=bf16", "steps=2", "validation.every=2", "validation.count=1")
+    steps = {}
+    for strategy in ("ddp", "fsdp2"):
+        _, recipe = recipe_of(strategy, f"parallel={strategy}", *options, "validation.num_inference_steps=1")
+        steps[strategy] = list(train(recipe, tmp_path, "cpu"))
+    for key in ("loss_fm", "loss_align"):
+        whole, sharded = ([step[key] for step in run] for run in steps.values())
+        assert whole != sharded, "gathered in bf16"
+        np.testing.assert_allclose(sharded, whole, rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_one(recipe_of, tmp_path):
+    options = ("ema_decay=0.9", "batch_size=4")
+    path, whole = recipe_of("whole", *options, f"steps={STEPS}")
+    list(train(whole, tmp_path, "cpu"))
+    done = launch(path, tmp_path, 2, *SMALL, *options, "steps=2", "name=moved", "parallel=fsdp2")
+    assert done.returncode == 0, done.stderr
+    files = list((tmp_path / "moved" / "checkpoints" / "step_00000002").glob("model-*"))
+    assert {file.name.split("-")[1] for file in files} == {"00000", "00001"}, "each process writes its own"
+    _, alone = recipe_of("moved", *options, f"steps={STEPS}")
+    list(train(alone, tmp_path, "cpu"))
     np.testing.assert_allclose(losses_of(tmp_path, "moved"), losses_of(tmp_path, "whole"), rtol=1e-4)
 
 

@@ -250,6 +250,19 @@ def test_memory_is_shared_by_fsdp2_and_not_by_ddp() -> None:
     assert eight["frozen weights"] - vae == pytest.approx((one["frozen weights"] - vae) / 8)
 
 
+def test_each_copy_of_hsdp_is_shared_by_a_machine() -> None:
+    many = "batch_size=16"
+    parts = {
+        name: plan_training(paper(many, *options), gpus).memory.parts["trained weights"]
+        for name, options, gpus in (
+            ("a machine", ["parallel=fsdp2"], 8),
+            ("two", ["parallel=hsdp"], 16),
+            ("halves", ["parallel=hsdp", "shard_size=4"], 16),
+        )
+    }
+    assert parts["two"] == parts["a machine"] == parts["halves"] / 2
+
+
 def test_checkpointing_trades_memory_for_flops() -> None:
     kept = {
         on: plan_training(paper(f"model.gradient_checkpointing={str(on).lower()}"), 8) for on in (True, False)
@@ -260,6 +273,13 @@ def test_checkpointing_trades_memory_for_flops() -> None:
     forward = kept[True].compute.per_clip["transformer, forward"]
     assert kept[True].compute.per_clip["transformer, recomputed"] == forward
     assert kept[False].compute.per_clip["transformer, recomputed"] == 0
+    # A forward pass of each branch, and one backward through the frozen language tower and its adapters.
+    towers = {on: plan.compute.per_clip["MLLM, roughly"] for on, plan in kept.items()}
+    assert 1.2 < towers[True] / towers[False] < 6 / 4
+    layers, tokens, width = 36, memories[True].parts["activations, MLLM"] / (36 * 4 * 2048), 2048
+    assert kept[True].tokens is not None
+    assert tokens == kept[True].tokens.language
+    assert memories[False].parts["activations, MLLM"] > 10 * 4 * layers * tokens * width
 
 
 def test_remedy_is_named_and_works() -> None:
@@ -336,13 +356,23 @@ def test_gpus_are_as_many_as_share_the_batch() -> None:
     assert plan_training(load_recipe(RECIPES / "nano.yaml")).gpus == 1
 
 
-def test_fsdp2_gathers_a_layer_and_what_is_in_none() -> None:
+@pytest.mark.parametrize(("precision", "size", "gradient"), [("bf16", 2, 6), ("fp32", 4, 4)])
+def test_fsdp2_gathers_a_layer_and_what_is_in_none(precision: str, size: int, gradient: int) -> None:
+    """In bf16, a gradient is copied to fp32 before it is summed."""
     models = EditorCosts(paper())
-    gathered = plan_training(paper(), 8).memory.parts["gathered by FSDP2"] / 4
+    gathered = plan_training(paper(f"precision={precision}"), 8).memory.parts["gathered by FSDP2"]
     tables = {m.weight for m in models.objective.modules() if isinstance(m, torch.nn.Embedding)}
     embeddings = sum(table.numel() for table in tables)
     block = sum(p.numel() for p in models.objective["transformer"].blocks[0].parameters())
-    assert 3 * block + embeddings < gathered < 3 * block + embeddings + 0.3e9
+    least = (2 * size + gradient) * block + size * embeddings
+    assert least < gathered < least + 0.3e9 * (size + gradient)
+
+
+def test_weights_gathered_in_bf16_are_not_copied() -> None:
+    plain = ("model.gradient_checkpointing=false",)
+    assert plan_training(paper(*plain), 8).memory.parts["weights in bf16, kept"] == 0
+    copied = plan_training(paper(*plain, "parallel=ddp"), 8).memory.parts["weights in bf16, kept"]
+    assert copied == pytest.approx(2 * (5.0e9 + 3.1e9), rel=0.1)
 
 
 def test_batch_that_gpus_cannot_share() -> None:

@@ -291,7 +291,7 @@ def test_a_torn_checkpoint_is_passed_over(recipe_of, tmp_path):
     whole = list(train(recipe, tmp_path, "cpu"))
     newest = latest_checkpoint(tmp_path / "torn")
     assert newest.name == "step_00000004"
-    file = newest / "optimizer-00001.safetensors"
+    file = next(newest.glob("optimizer-*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
     assert latest_checkpoint(tmp_path / "torn").name == "step_00000002"
     again = list(train(recipe, tmp_path, "cpu"))
@@ -386,6 +386,34 @@ def test_merging_adapters_is_pefts_own_merge(tiny_tokenizer):
     assert merged.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(merged[key], value, rtol=1e-5, atol=1e-5)
+
+
+ADAPTERS = ("model.lora_rank=4", "model.frozen=[text_encoder, mllm.model.visual]")
+
+
+@pytest.mark.parametrize(("options", "again"), [((), [2, 2]), (ADAPTERS, [2, 1])])
+def test_checkpointing_recomputes_layers_of_the_mllm_and_changes_no_gradient(
+    recipe_of, count_calls, options, again
+):
+    """Of the language tower, and of the vision encoder if it is trained."""
+    gradients = {}
+    for checkpointing, times in ((False, [1, 1]), (True, again)):
+        _, recipe = recipe_of(
+            "kept", f"model.gradient_checkpointing={checkpointing}", "alignment.weight=0", *options
+        )
+        torch.manual_seed(0)  # of the adapters
+        task = EditorTask(recipe, Processes("ddp", "cpu"))
+        task.objective.train()
+        model = task.objective.mllm.model
+        layers = model.language_model.layers[0].input_layernorm, model.visual.blocks[0].norm1
+        inside = [count_calls(layer) for layer in layers]
+        task.objective(next(task.batches([[0, 1]])), 0)["loss"].backward()
+        assert [len(calls) for calls in inside] == times
+        named = task.objective.named_parameters()
+        gradients[checkpointing] = {name: p.grad for name, p in named if p.grad is not None}
+    assert gradients[True].keys() == gradients[False].keys()
+    for name, gradient in gradients[False].items():
+        torch.testing.assert_close(gradients[True][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
 @pytest.mark.slow

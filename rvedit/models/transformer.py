@@ -212,7 +212,14 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         return torch.cat([tokens, reference], dim=1), slice(tokens.shape[1]), num_frames
 
     def _embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the time embedding (b, d) and its six modulations (b, 6, d)."""
+        """Return the time embedding (b, d) and its six modulations (b, 6, d).
+
+        Under autocast they are fp32, as Wan computes them.
+        """
+        device = timestep.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._embed_time(timestep, torch.float32)
         embedder = self.condition_embedder
         if self.config.rounds_timesteps:
             timestep = timestep.bfloat16().to(timestep.dtype)

@@ -11,11 +11,9 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rvedit.compat import storage_key
 from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
 from rvedit.models.causal_convolution import use_fast_convolutions
@@ -25,7 +23,6 @@ from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import add_reference_modules
 from rvedit.pipelines.checkpoints.outline import meta_modules
 from rvedit.pipelines.clip_shapes import check_shapes
-from rvedit.training.loop import freeze
 from rvedit.training.memory import (
     BF16,
     FP32,
@@ -34,10 +31,12 @@ from rvedit.training.memory import (
     checkpoint_bytes,
     count_parameters,
     frozen_bytes,
+    is_sharded,
     matrices,
     saved_bytes,
     state_bytes,
     temporary_bytes,
+    tower_bytes,
 )
 from rvedit.training.recipe import Recipe
 from rvedit.training.trainable import PARTS, choose_trained
@@ -209,25 +208,28 @@ class EditorCosts:
         shape, tokens = self.shape_of(clip), self.tokens_of(clip)
         aligned = self.recipe.alignment.enabled
         depths = range(1, shape.blocks + 1) if aligned else ()
-        step = step_flops(shape, depths, self.recipe.model.gradient_checkpointing)
+        checkpointing = self.recipe.model.gradient_checkpointing
+        step = step_flops(shape, depths, checkpointing)
         if self.recipe.model.transformer_lora_rank:  # no gradients of weights
             step["transformer, backward"] /= 2
         again = self.recipe.alignment.ratio is not None  # each loss has passes of its own
         if again:
-            passes = 3 + self.recipe.model.gradient_checkpointing
+            passes = 3 + checkpointing
             step["editing branch to the traced block"] = passes * step["reference branch, expected"]
         language, branches = self.mllm.config.text_config, 1 + aligned + again
-        towers = (branches + (1 + again) * self._language_backward()) * stack_flops(
+        # With checkpointing, a backward pass computes the layers once more.
+        back = self._language_backward()
+        towers = (branches + (1 + again) * (back + checkpointing * bool(back))) * stack_flops(
             self.language, tokens.language, tokens.language, language.hidden_size, language.num_hidden_layers
         )
-        towers += (branches + 2 * (1 + again) * _is_trained(self.vision)) * vision_flops(
+        towers += (branches + (1 + again) * (2 + checkpointing) * is_trained(self.vision)) * vision_flops(
             self.vision, tokens.patches
         )
         text = self.text_encoder.config
         return {
             **step,
             "MLLM, roughly": towers,
-            "text encoder": (branches + 2 * (1 + again) * _is_trained(self.text_encoder))
+            "text encoder": (branches + 2 * (1 + again) * is_trained(self.text_encoder))
             * stack_flops(
                 self.text_encoder, tokens.text, tokens.text, text.num_heads * text.d_kv, text.num_layers
             ),
@@ -237,7 +239,7 @@ class EditorCosts:
     def _language_backward(self) -> int:
         """Return the cost of the language tower's backward pass in forward passes: 0, 1 or 2."""
         weights = any(p.requires_grad for name, p in self.language.named_parameters() if ".lora_" not in name)
-        return 1 + weights if _is_trained(self.language) or _is_trained(self.objective.connector) else 0
+        return 1 + weights if is_trained(self.language) or is_trained(self.objective.connector) else 0
 
     def encode_flops(self, shape: ClipShape) -> float:
         """Return the FLOPs of encoding a clip: the first frame, then groups of four frames."""
@@ -266,28 +268,31 @@ class EditorCosts:
         shape = self.shape
         if clip is not None:
             tokens, shape = self.tokens_of(clip), self.shape_of(clip)
-        cast = 0 if checkpointing else matrices(self.transformer)
-        towers = encoder = 0.0
+        layers: list[Any] = [self.transformer]  # whose layers checkpointing recomputes
+        cast, towers, recomputed, encoder = 0, 0.0, 0.0, 0.0
         if self._language_backward():
             config = mllm.text_config
-            layer = activation_bytes(
-                "language", tokens.language, config.hidden_size, config.intermediate_size, bf16
+            towers, recomputed = tower_bytes(
+                "language", config, config.num_hidden_layers, tokens.language, bf16, checkpointing
             )
-            towers += config.num_hidden_layers * layer
-            cast += matrices(self.language)
-        if _is_trained(self.vision):
+            layers.append(self.language)
+        if is_trained(self.vision):
             config, patches = mllm.vision_config, torch.Size(tokens.patches).numel()
-            layer = activation_bytes("vision", patches, config.hidden_size, config.intermediate_size, bf16)
-            towers += config.depth * layer
-            cast += matrices(self.vision)
-        if _is_trained(self.text_encoder):
+            saved, again = tower_bytes("vision", config, config.depth, patches, bf16, checkpointing)
+            towers, recomputed = towers + saved, max(recomputed, again)
+            layers.append(self.vision)
+        if is_trained(self.text_encoder):
             layer = activation_bytes("text_encoder", tokens.text, text.d_model, text.d_ff, bf16)
             scores = (FP32 * text.num_heads + 8) * tokens.text**2  # umT5's attention is not fused
             encoder = text.num_layers * (layer + scores)
-            cast += matrices(self.text_encoder)
+            cast = matrices(self.text_encoder)
         forward, backward = (clips * work for work in temporary_bytes(shape, checkpointing, bf16))
-        if checkpointing:  # autocast caches copies of trained weights until the end of the forward pass
-            forward += BF16 * bf16 * matrices(self.transformer, trained=True)
+        # Autocast copies fp32 weights; sharded ones are gathered in bf16.
+        copy = BF16 * (bf16 and not is_sharded(recipe, gpus))
+        if checkpointing:  # copies of trained weights are cached until the end of the forward pass
+            forward += copy * sum(matrices(module, trained=True) for module in layers)
+        else:
+            cast += sum(matrices(module) for module in layers)
         state = state_bytes(recipe, self.objective, count_parameters("VAE", self.vae).frozen, gpus)
         if recipe.alignment.ratio is not None:
             state["gradient of alignment"] = state["gradients"]
@@ -295,8 +300,8 @@ class EditorCosts:
             "activations, transformer": clips * saved_bytes(shape, checkpointing, aligned, bf16),
             "activations, MLLM": clips * towers,
             "activations, text encoder": clips * encoder,
-            "weights in bf16, kept": float(BF16 * bf16 * cast),
-            "temporary": max(forward, backward),
+            "weights in bf16, kept": float(copy * cast),
+            "temporary": max(forward, backward, clips * recomputed),
         }
         if recipe.model.transformer_lora_rank:
             state["frozen weights"], encoders = self._frozen_bytes(recipe)
@@ -335,61 +340,6 @@ class EditorCosts:
         }
 
 
-class VAECosts:
-    """Costs of training the VAE on crops."""
-
-    tokens: Tokens | None = None
-    notes = ("FLOPs: convolutions; memory: activations in fp32, an upper bound under bf16",)
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        spec = model_spec(recipe.model.preset)
-        self.vae: AutoencoderKLWan = meta_modules(spec, only="vae")["vae"]
-        use_fast_convolutions(self.vae)
-        freeze(self.vae, recipe.model.frozen)
-        self.groups = (count_parameters("VAE", self.vae),)
-        data = recipe.data
-        size = (data.crop, data.crop) if data.crop else (data.height, data.width)
-        frames = {n: s for n, s in ((1, data.still_share), (data.num_frames, 1 - data.still_share)) if s}
-        self.encoding = self.decoding = 0.0
-        for number, share in frames.items():
-            clip = torch.empty(1, 3, number, *size, device="meta")
-            with FlopCounterMode(display=False) as encoder:
-                latents = self.vae.encode(clip).latent_dist.mean
-            with FlopCounterMode(display=False) as decoder:
-                self.vae.decode(latents)
-            self.encoding += share * encoder.get_total_flops()
-            self.decoding += share * decoder.get_total_flops()
-        self.saved = self._saved_bytes(torch.empty(1, 3, max(frames), *size, device="meta"))
-
-    def _saved_bytes(self, clip: Tensor) -> int:
-        """Return the bytes that autograd saves for a reconstruction, without weights."""
-        weights = {storage_key(p) for p in self.vae.parameters()}
-        saved: dict[int, Tensor] = {}
-        pack = lambda tensor: saved.setdefault(storage_key(tensor), tensor)  # noqa: E731
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.vae.decode(self.vae.encode(clip).latent_dist.mean)
-        return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in weights)
-
-    def flops(self) -> dict[str, float]:
-        """See `Costs.flops`."""
-        encoder, decoder = (_is_trained(part) for part in (self.vae.encoder, self.vae.decoder))
-        return {
-            "encoder, forward": self.encoding,
-            "encoder, backward": 2 * self.encoding * encoder,
-            "decoder, forward": self.decoding,
-            "decoder, backward": (encoder + decoder) * self.decoding,
-        }
-
-    def memory(self, recipe: Recipe, gpus: int) -> dict[str, float]:
-        """See `Costs.memory`."""
-        state = state_bytes(recipe, self.vae, 0, gpus)
-        return {**state, "activations": float(clips_at_once(recipe, gpus) * self.saved)}
-
-    def disk(self) -> dict[str, float]:
-        """See `Costs.disk`."""
-        return checkpoint_bytes(self.recipe, self.groups, self.vae)
-
-
-def _is_trained(module: nn.Module) -> bool:
+def is_trained(module: nn.Module) -> bool:
+    """Return whether any parameter of a module is trained."""
     return any(p.requires_grad for p in module.parameters())

@@ -1,4 +1,4 @@
-"""The processes of a run, on one machine or several: DDP and FSDP2.
+"""The processes of a run, on one machine or several: DDP, FSDP2, and HSDP, which is FSDP2 with copies.
 
 accelerate reads the environment of `torchrun` or `accelerate launch` and wraps the model for DDP. FSDP2 is
 torch's `fully_shard`, called here directly, since accelerate does not support it on CPUs, where it is tested.
@@ -6,6 +6,7 @@ torch's `fully_shard`, called here directly, since accelerate does not support i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -14,16 +15,17 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
-    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rvedit.compat import computes_bf16
 from rvedit.io.errors import UserError
 from rvedit.models.cross_attention import block_trace
 
@@ -37,12 +39,19 @@ SHARDED_LAYERS = (
 class Processes:
     """This process's rank and device, and collective operations, which do nothing in a single process."""
 
-    def __init__(self, strategy: Literal["ddp", "fsdp2"] = "ddp", device: str | None = None):
-        self.strategy = strategy
+    def __init__(
+        self,
+        strategy: Literal["ddp", "fsdp2", "hsdp"] = "ddp",
+        device: str | None = None,
+        precision: Literal["bf16", "fp32"] = "fp32",
+        shard_size: int | None = None,
+    ):
+        self.strategy, self.shard_size = strategy, shard_size
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device is None else torch.device(device)
         if self.count > 1:
             self.device = self.accelerator.device
+        self.bf16 = precision == "bf16" and computes_bf16(self.device)
 
     @property
     def count(self) -> int:
@@ -59,11 +68,20 @@ class Processes:
         """Return whether this process writes files."""
         return self.rank == 0
 
+    @property
+    def is_sharded(self) -> bool:
+        """Return whether a process holds only a part of the model."""
+        return self.strategy != "ddp"
+
+    def autocast(self, enabled: bool = True) -> torch.autocast:
+        """Return the context in which the model computes in bf16, if the run does and if `enabled`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled and self.bf16)
+
     def wrap(self, objective: nn.Module) -> nn.Module:
         """Return the model on the device, wrapped for DDP or FSDP2; `objective` keeps its parameter names."""
-        objective.to(self.device)
-        if self.strategy == "fsdp2":
+        if self.is_sharded:  # moves one layer at a time: the whole may not fit on a device
             return self._shard(objective)
+        objective.to(self.device)
         if self.count == 1:
             return objective
         # Otherwise DDP would wait for gradients of parameters that the step does not use.
@@ -72,33 +90,59 @@ class Processes:
         wrapped: nn.Module = self.accelerator.prepare_model(objective)
         return wrapped
 
-    def _shard(self, objective: nn.Module) -> nn.Module:
-        """Shard each layer, and the rest as one unit. Shards are fp32, autocast computes in bf16.
-
-        Inputs are not cast: in bf16 the timestep 501.3 would be 502.
-        """
-        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    def _mesh(self) -> DeviceMesh:
+        """Return the processes as a row of shards; for HSDP, as a row of them for each copy of the model."""
         if not dist.is_initialized():
-            raise UserError("parallel: fsdp2 needs the processes of torchrun or `accelerate launch`")
+            raise UserError(
+                f"parallel: {self.strategy} needs the processes of torchrun or `accelerate launch`"
+            )
+        if self.strategy == "fsdp2":
+            return init_device_mesh(self.device.type, (self.count,))
+        size = self.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        if self.count % size:
+            raise UserError(
+                f"shard_size is {size}: it must divide the number of processes, {self.count}: set another, "
+                "or parallel: fsdp2"
+            )
+        shape = (self.count // size, size)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards"))
+
+    def _shard(self, objective: nn.Module) -> nn.Module:
+        """Shard each layer, and the rest as one unit.
+
+        Shards are fp32. With bf16 they are gathered in bf16, which halves the traffic, and gradients are
+        summed in fp32. Inputs are not cast: in bf16 the timestep 501.3 would be 502. The layers of the time
+        embedding are units of their own, gathered in fp32, as Wan computes it.
+        """
+        mesh, exact = self._mesh(), MixedPrecisionPolicy(cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if self.bf16 else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
         for module in list(objective.modules()):
+            if isinstance(module, WanTimeTextImageEmbedding):
+                for layer in (module.time_embedder, module.time_proj):
+                    fully_shard(layer, mesh=mesh, mp_policy=exact)
             if type(module).__name__ not in SHARDED_LAYERS:
                 continue
-            fully_shard(module, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=policy)
             if isinstance(module, WanTransformerBlock):
                 module.trace = MethodType(block_trace, module)
                 register_fsdp_forward_method(module, "trace")
-        fully_shard(objective, mp_policy=policy)
-        if hasattr(objective, "edit"):
-            register_fsdp_forward_method(objective, "edit")
+        fully_shard(objective, mesh=mesh, mp_policy=policy)
+        for method in ("edit", "held_out_losses"):
+            if hasattr(objective, method):
+                register_fsdp_forward_method(objective, method)
         return objective
 
     @contextmanager
     def gradient_sync(self, model: nn.Module, synchronize: bool) -> Iterator[None]:
-        """Average gradients over the processes, in a backward pass in this context, only if `synchronize`."""
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(synchronize)
-            yield
-        elif isinstance(model, nn.parallel.DistributedDataParallel) and not synchronize:
+        """Average gradients over the processes, in a backward pass in this context, only if `synchronize`.
+
+        FSDP2 always does: only so does no process keep the gradients of the whole model.
+        """
+        if isinstance(model, nn.parallel.DistributedDataParallel) and not synchronize:
             with model.no_sync():
                 yield
         else:
@@ -120,12 +164,23 @@ class Processes:
                 tensor.div_(self.count)
 
     def squared_norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the squared L2 norm of each tensor; those of shards are summed over the processes."""
-        local = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
-        squares = torch.stack([torch.linalg.vector_norm(x).double().square() for x in local])
-        if any(isinstance(x, DTensor) for x in tensors):
-            dist.all_reduce(squares)
+        """Return the squared L2 norm of each tensor; those of shards are summed over the copy."""
+        norms = [torch.linalg.vector_norm(local_tensor(x)) for x in tensors]
+        squares = torch.stack(norms).double().square()
+        shard = next((x for x in tensors if isinstance(x, DTensor)), None)
+        if shard is not None:
+            dist.all_reduce(squares, group=shard.device_mesh.get_group(shard.device_mesh.ndim - 1))
         return squares
+
+    def writes(self, tensor: Tensor, number: int) -> bool:
+        """Return whether this process is to write the `number`-th tensor, or its part of it.
+
+        Copies of a shard share the work among them, and so do those who all hold the whole tensor.
+        """
+        if isinstance(tensor, DTensor):
+            mesh = tensor.device_mesh
+            return mesh.ndim == 1 or number % mesh.size(0) == mesh.get_local_rank(0)
+        return number % self.count == self.rank
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
@@ -149,10 +204,33 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this process's part of a shard, which shares its memory; other tensors as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_row(tensor: Tensor) -> int:
+    """Return where this process's part of a shard begins along the first dimension; 0 for other tensors."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    mesh = tensor.device_mesh
+    rows = -(-len(tensor) // mesh.size(mesh.ndim - 1))
+    return min(len(tensor), rows * mesh.get_local_rank(mesh.ndim - 1))
+
+
+def as_shard(local: Tensor, like: Tensor) -> Tensor:
+    """Return a process's own part as a shard of the full tensor that `like` is a shard of."""
+    if not isinstance(like, DTensor):
+        return local
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+
+
 def place_like(value: Tensor, like: Tensor) -> Tensor:
     """Return a full tensor with the device, dtype and sharding of `like`."""
     value = value.to(device=like.device, dtype=like.dtype)
-    if isinstance(like, DTensor):
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value, like.device_mesh, like.placements)
     return value
 

@@ -15,7 +15,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE as LORA_FILE
 from peft import LoraModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from rvedit.compat import computes_bf16, set_math_attention
+from rvedit.compat import set_math_attention
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import read_manifest
@@ -122,7 +122,6 @@ class EditorTask:
             raise UserError(
                 "data.crop is for task: vae: for an editor set data.height and data.width instead"
             )
-        transformer = self.pipeline.transformer
         self.objective = EditorObjective(self.pipeline, recipe)
         self.pipeline.vae.requires_grad_(False)
         if not recipe.model.offload:
@@ -131,7 +130,7 @@ class EditorTask:
         store_frozen(self.pipeline, recipe.model.frozen_weights, recipe.precision, processes.device)
         self.adapters = choose_trained(self.objective, recipe.model, recipe.seed)
         if recipe.model.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            _checkpoint_layers(self.pipeline)
         if processes.device.type == "cpu":
             _use_plain_attention(self.pipeline)
         self.samples = editor_samples(recipe, self.pipeline)
@@ -159,13 +158,8 @@ class EditorTask:
         batch = batch.to(device)
         if not self.recipe.model.offload:
             return batch
-        with self._autocast():
+        with self.processes.autocast():
             return encode_batch(self.pipeline, batch, device, both=self.recipe.alignment.enabled)
-
-    def _autocast(self) -> torch.autocast:
-        device = self.processes.device
-        is_bf16 = self.recipe.precision == "bf16" and computes_bf16(device)
-        return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """Write edits of fixed clips, without detail transfer, as videos and as a contact sheet.
@@ -178,7 +172,7 @@ class EditorTask:
                 parts = (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.mllm)
                 for part in filter(None, parts):
                     stack.enter_context(on_device(part, device))
-            stack.enter_context(self._autocast())
+            stack.enter_context(self.processes.autocast())
             edits = [self.objective.edit(c.source, c.instruction, steps) for c in self.validation_clips]
         if self.processes.is_main:
             write_validation(folder / "validation", step, self.validation_clips, edits)
@@ -189,7 +183,7 @@ class EditorTask:
         def batch_of(number: int) -> TripletBatch:
             return self.objective.with_latents(self._on_device(self.collate([samples[number]])))
 
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.processes.autocast():
             return self.objective.held_out_losses(batch_of, count, self.processes)
 
     def export(self, folder: Path) -> None:
@@ -202,7 +196,7 @@ class EditorTask:
                 self._export_lora(folder.parent)
             return
         pipeline = self.pipeline
-        if self.adapters or self.recipe.parallel == "fsdp2":
+        if self.adapters or self.processes.is_sharded:
             parts = {}
             for name, module in self.objective.named_children():
                 state = full_state_dict(module, keep=self.processes.is_main)
@@ -302,6 +296,13 @@ def merge_lora(state: dict[str, Tensor], adapters: LoraModel | None) -> dict[str
         if ".lora_" not in name:
             merged[f"{stem}.{kind}" if dot else name] = tensor
     return merged
+
+
+def _checkpoint_layers(pipeline: RVEDiTPipeline) -> None:
+    """Store only the inputs of the transformer's and the multimodal LLM's layers for the backward pass."""
+    pipeline.transformer.enable_gradient_checkpointing()
+    pipeline.mllm.activation_checkpointing_enable()
+    pipeline.mllm.disable_input_require_grads()  # only a reentrant checkpoint would need them
 
 
 def _use_plain_attention(pipeline: RVEDiTPipeline) -> None:

@@ -5,8 +5,8 @@ both gradients. Their ratio, weight x |grad L_align| / |grad L_fm|, is measured 
 setting the weight in every step (`alignment.ratio`).
 
 Each loss then has a forward and a backward pass of its own. This works alike with accumulation, gradient
-checkpointing, DDP and FSDP2, which do not all allow two backward passes through one graph, and needs no more
-memory for activations. L_align's passes end at the traced block.
+checkpointing and several processes, which do not all allow two backward passes through one graph, and needs
+no more memory for activations. L_align's passes end at the traced block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rvedit.compat import computes_bf16
 from rvedit.io.errors import UserError
 from rvedit.training.distributed import Processes
 from rvedit.training.recipe import Recipe
@@ -49,7 +48,6 @@ class StepGradients:
         self.objective: Any = objective
         self.model, self.trained, self.processes, self.recipe = model, trained, processes, recipe
         self.log_ratio = log_ratio
-        self.bf16 = recipe.precision == "bf16" and computes_bf16(processes.device)
         alignment = recipe.alignment
         if (alignment.ratio or alignment.log_ratio_every) and not hasattr(objective, "with_latents"):
             raise UserError(
@@ -93,7 +91,7 @@ class StepGradients:
         losses: dict[str, float] = {}
         for part, batch in enumerate(minibatches, start=1):
             with self.processes.gradient_sync(self.model, synchronize and part == count):
-                with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.bf16):
+                with self.processes.autocast():
                     arguments = (batch, step) if only is None else (batch, step, only)
                     scalars: dict[str, Tensor] = self.model(*arguments)
                 (scalars["loss"] / count).backward()
@@ -110,7 +108,7 @@ class StepGradients:
         """
         # DDP waits for all parameters, but L_align does not reach all of them. So its gradients are averaged
         # here, and DDP does not notice these passes.
-        sharded = self.processes.strategy == "fsdp2"
+        sharded = self.processes.is_sharded
         losses = self.accumulate(minibatches, step, loss, synchronize=sharded)
         gradients = {}
         for name, parameter in self.trained.items():

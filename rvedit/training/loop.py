@@ -31,7 +31,7 @@ from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
 from rvedit.training.recipe import Recipe
 from rvedit.training.recipe_sections import OptimizerRecipe
-from rvedit.training.state import RunState, latest_checkpoint, load_checkpoint, save_checkpoint
+from rvedit.training.state import CheckpointWriter, RunState, latest_checkpoint, load_checkpoint
 
 
 class TrainingTask(Protocol):
@@ -94,13 +94,14 @@ def _fit(
     trained = optimizer.trained
     ema = None
     if recipe.ema_decay:
-        ema = EMAModel(trained.values(), decay=recipe.ema_decay, foreach=recipe.parallel == "ddp")
+        ema = EMAModel(optimizer.local.values(), decay=recipe.ema_decay, foreach=True)
     state = RunState(0)
     checkpoint = latest_checkpoint(folder) if resume else None
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, optimizer, ema)
     model.train()
     gradients = StepGradients(task.objective, model, trained, processes, recipe, state.log_ratio)
+    writer = stack.enter_context(closing(CheckpointWriter(folder, processes, recipe.keep_checkpoints)))
     log = stack.enter_context(closing(RunLog(folder, state.step))) if processes.is_main else None
     numbers = sample_numbers(recipe, state.step, processes)
     batches = _TimedIterator(stack.enter_context(closing(task.batches(numbers))))
@@ -112,9 +113,10 @@ def _fit(
         fraction = rate_fraction(recipe.optimizer, step, recipe.steps)
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
         if is_finite:
+            writer.wait_for_copy()
             optimizer.step(fraction)
             if ema is not None:
-                ema.step(trained.values())
+                ema.step(optimizer.local.values())
         else:
             optimizer.clear()
         known = state.unreadable
@@ -150,7 +152,9 @@ def _fit(
                 warnings.warn(f"{reason}; another clip takes its place", stacklevel=2)
         # Weights that the last update may have spoiled must not replace a good checkpoint.
         if stop or (is_finite and (done or state.step % recipe.checkpoint_every == 0)):
-            save_checkpoint(folder, state, optimizer, ema, processes)
+            writer.save(state, optimizer, ema)
+        if stop or done:
+            writer.finish()
         yield {**record, "rank": processes.rank}
         if recipe.validation.every and (done or state.step % recipe.validation.every == 0):
             model.eval()
@@ -158,15 +162,31 @@ def _fit(
             if log and losses:
                 log.write_validation(state.step, losses)
             model.train()
+        if recipe.export_every and state.step % recipe.export_every == 0 and not done:
+            writer.wait_for_copy()
+            _export(task, model, optimizer, ema, folder / "exports" / f"step_{state.step:08d}")
+            processes.wait()
         if stop and not done:
             again = "run it again" if resume else "run it again without `fresh`"
             line = f"{folder}: stopped after step {state.step}, which is saved: {again} to resume"
             raise Interrupted(line, 128 + (signals or [signal.SIGTERM])[0])
-    if ema is not None:
-        ema.copy_to(trained.values())
-    model.eval()
-    task.export(folder / "model")
+    _export(task, model, optimizer, ema, folder / "model")
     processes.wait()
+
+
+def _export(
+    task: TrainingTask, model: nn.Module, optimizer: NamedOptimizer, ema: EMAModel | None, folder: Path
+) -> None:
+    """Write the model with the EMA of its weights, if there is one; training can go on."""
+    weights = optimizer.local.values()
+    if ema is not None:
+        ema.store(weights)
+        ema.copy_to(weights)
+    model.eval()
+    task.export(folder)
+    model.train()
+    if ema is not None:
+        ema.restore(weights)
 
 
 class _TimedIterator(Iterator[Any]):

@@ -17,10 +17,11 @@ from rvedit.pipelines.memory import BITS
 from rvedit.training.distributed import SHARDED_LAYERS
 from rvedit.training.optimizers import MATRIX_LAYERS
 from rvedit.training.recipe import Recipe
-from rvedit.training.state import KEEP_CHECKPOINTS
 
 FP32, BF16 = 4, 2
 """Bytes per value."""
+MACHINE_GPUS = 8
+"""GPUs of a machine, among which HSDP shards a copy by default."""
 ACTIVATION_BYTES = {
     "transformer": ((68, 4, 12), (88, 8, 16)),
     "language": ((32, 8, 0), (34, 16, 0)),
@@ -113,17 +114,38 @@ def frozen_bytes(recipe: Recipe, name: str, module: nn.Module) -> float:
     return STORAGE_BYTES[storage] * stored + (BF16 if is_bf16 else FP32) * rest
 
 
+def tower_bytes(
+    stack: str, config: Any, layers: int, tokens: int, bf16: bool, checkpointing: bool
+) -> tuple[float, float]:
+    """Return the bytes that a tower of the MLLM saves for the backward pass, and those recomputed at a time.
+
+    With checkpointing a layer saves only its input, which is fp32.
+    """
+    layer = activation_bytes(stack, tokens, config.hidden_size, config.intermediate_size, bf16)
+    if checkpointing:
+        return float(layers * FP32 * tokens * config.hidden_size), layer
+    return layers * layer, 0.0
+
+
+def is_sharded(recipe: Recipe, gpus: int) -> bool:
+    """Return whether a GPU holds only a part of the model."""
+    return recipe.parallel != "ddp" and gpus > 1
+
+
 def state_bytes(recipe: Recipe, module: nn.Module, replicated: int, gpus: int) -> dict[str, float]:
     """Return the bytes of weights, gradients, moments and EMA on a GPU, by part.
 
-    FSDP2 keeps 1/N of `module` on each GPU and gathers one layer at a time; the parameters outside the layers
-    are one more unit, which stays gathered. DDP copies gradients into buckets. `replicated` is a number of
-    frozen parameters outside `module` that every GPU holds.
+    FSDP2 keeps 1/N of `module` on each GPU and gathers one layer at a time, in the recipe's precision; the
+    parameters outside the layers are one more unit, which stays gathered. With HSDP, N is a copy's GPUs. DDP
+    copies gradients into buckets. `replicated` is a number of frozen parameters outside `module` that
+    every GPU holds.
     """
     total = count_parameters("", module)
     muon = matrices(module, trained=True) if recipe.optimizer.name == "muon" else 0
-    is_sharded = recipe.parallel == "fsdp2" and gpus > 1
-    shards = gpus if is_sharded else 1
+    sharded = is_sharded(recipe, gpus)
+    shards = gpus if sharded else 1
+    if sharded and recipe.parallel == "hsdp":
+        shards = recipe.shard_size or min(gpus, MACHINE_GPUS)
     moment = 1 + FP32 / 256 if recipe.optimizer.name == "adamw8bit" else FP32
     parts = {
         "trained weights": FP32 * total.trained / shards,
@@ -132,14 +154,16 @@ def state_bytes(recipe: Recipe, module: nn.Module, replicated: int, gpus: int) -
         "moving average": FP32 * total.trained / shards if recipe.ema_decay else 0.0,
         "frozen weights": FP32 * (total.frozen / shards + replicated),
     }
-    if is_sharded:
+    if sharded:
         layers = [m for m in module.modules() if type(m).__name__ in SHARDED_LAYERS]
         counts = [count_parameters("", layer) for layer in layers]
         rest = total.trained + total.frozen - sum(layer.trained + layer.frozen for layer in counts)
-        rest += total.trained - sum(layer.trained for layer in counts)  # gradients
+        # Gradients of bf16 weights are bf16, and are copied to fp32 before they are summed.
+        size, gradient = (BF16, BF16 + FP32) if recipe.precision == "bf16" else (FP32, FP32)
+        rest = size * rest + gradient * (total.trained - sum(layer.trained for layer in counts))
         # The current layer, the prefetched next one, and the gradients of one.
-        largest = max((2 * layer.frozen + 3 * layer.trained for layer in counts), default=0)
-        parts["gathered by FSDP2"] = float(FP32 * (largest + rest))
+        layers_bytes = [2 * size * (c.frozen + c.trained) + gradient * c.trained for c in counts]
+        parts["gathered by FSDP2"] = float(max(layers_bytes, default=0) + rest)
     elif gpus > 1:
         parts["buckets of DDP"] = float(FP32 * total.trained)
     return parts
@@ -154,6 +178,6 @@ def checkpoint_bytes(recipe: Recipe, groups: tuple[Group, ...], module: nn.Modul
     muon = matrices(module, trained=True) if recipe.optimizer.name == "muon" else 0
     checkpoint = FP32 * (trained * (3 + (recipe.ema_decay > 0)) - muon)
     return {
-        f"checkpoints ({KEEP_CHECKPOINTS} are kept)": float(KEEP_CHECKPOINTS * checkpoint),
+        f"checkpoints ({recipe.keep_checkpoints} are kept)": float(recipe.keep_checkpoints * checkpoint),
         "trained model": float(FP32 * exported),
     }

@@ -49,21 +49,20 @@ class Recipe(Section):
     steps: int = Field(15_000, gt=0, description="optimizer steps")
     batch_size: int = Field(8, gt=0, description="clips per optimizer step, over all processes")
     accumulation: int = Field(1, gt=0, description="minibatches per process and optimizer step")
-    parallel: Literal["ddp", "fsdp2"] = Field(
-        "ddp", description="for several processes: ddp copies the model, fsdp2 shards it"
-    )
+    parallel: Literal["ddp", "fsdp2", "hsdp"] = Field("ddp", description="copy the model, shard it, or both")
     seed: int = Field(0, description="seed of initial weights, timesteps, noise and traced blocks")
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="bf16: autocast on devices with fast bf16; weights are fp32 in both cases"
     )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the weights' EMA per step; 0: no EMA")
-    max_skipped: int = Field(
-        20, ge=0, description="maximum number of updates skipped because the loss or a gradient is not finite"
-    )
+    max_skipped: int = Field(20, ge=0, description="maximum number of updates skipped for not being finite")
     validation: ValidationRecipe = ValidationRecipe()
     paper: PaperRow | None = Field(None, description="the paper's results for this configuration")
     checkpoint_every: int = Field(500, gt=0, description="optimizer steps between checkpoints")
     log_every: int = Field(50, gt=0, description="optimizer steps between printed metrics")
+    keep_checkpoints: int = Field(2, gt=0, description="number of checkpoints that are kept")
+    export_every: int = Field(0, ge=0, description="optimizer steps between exports; 0: only at the end")
+    shard_size: int | None = Field(None, gt=0, description="hsdp: processes of a copy; null: of a machine")
 
     @model_validator(mode="before")
     @classmethod

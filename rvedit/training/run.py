@@ -19,14 +19,14 @@ from rvedit.io.manifest import write_text
 from rvedit.training.distributed import Processes
 from rvedit.training.loop import TrainingTask, fit
 from rvedit.training.plan import why_not_runnable
-from rvedit.training.recipe import Recipe
-from rvedit.training.state import latest_checkpoint
+from rvedit.training.recipe import Recipe, load_recipe
+from rvedit.training.state import complete_checkpoints, latest_checkpoint, load_weights
 from rvedit.training.tasks import task_class
 
 # Recipe keys that may change on resume: length, rates, distribution of work, limits and output.
 CHANGEABLE = {
-    *("steps", "optimizer", "accumulation", "parallel", "max_skipped"),
-    *("checkpoint_every", "log_every", "validation", "paper"),
+    *("steps", "optimizer", "accumulation", "parallel", "shard_size", "max_skipped"),
+    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every", "validation", "paper"),
 }
 CHANGEABLE_IN_SECTIONS = {"alignment": ("log_ratio_every",), "data": ("workers", "max_unreadable")}
 RECORDED_PACKAGES = ("rvedit", "torch", "diffusers", "transformers")
@@ -48,7 +48,7 @@ def train(
         raise UserError(problem)
     if not fresh and latest_checkpoint(folder):
         _check_resumable(recipe, folder)
-    processes = Processes(recipe.parallel, device)
+    processes = Processes(recipe.parallel, device, recipe.precision, recipe.shard_size)
     task: TrainingTask = task_class(recipe.task)(recipe, processes)
     if processes.is_main:
         if fresh:  # otherwise a later resume could load a checkpoint of the old recipe
@@ -56,6 +56,29 @@ def train(
         _write_record(recipe, folder, processes)
     processes.wait()
     yield from fit(task, recipe, folder, processes, resume=not fresh)
+
+
+def export_run(folder: Path, step: int | None = None) -> Path:
+    """Write `folder/model` from a run's last checkpoint, or that of a step; return the model's folder.
+
+    It has the EMA of the weights, if the run computes one. Nothing is trained, and no GPU is needed. Raises
+    UserError if there is no such run or checkpoint.
+    """
+    record = folder / "recipe.yaml"
+    if not record.is_file():
+        raise UserError(f"{record}: not found: choose the folder of a run, such as runs/rvedit")
+    checkpoints = {int(path.name.removeprefix("step_")): path for path in complete_checkpoints(folder)}
+    chosen = checkpoints.get(max(checkpoints, default=0) if step is None else step)
+    if chosen is None:
+        found = ", ".join(map(str, checkpoints)) or "none"
+        raise UserError(f"{folder}/checkpoints: no checkpoint of that step: those of steps {found} are there")
+    recipe = load_recipe(record)
+    task: TrainingTask = task_class(recipe.task)(recipe, Processes(device="cpu"))
+    trained = {name: p for name, p in task.objective.named_parameters() if p.requires_grad}
+    load_weights(chosen, trained, "average" if recipe.ema_decay else "model")
+    task.objective.eval()
+    task.export(folder / "model")
+    return folder / "model"
 
 
 def _check_resumable(recipe: Recipe, folder: Path) -> None:

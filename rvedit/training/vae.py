@@ -24,7 +24,6 @@ from rvedit.pipelines.checkpoints import find_checkpoint
 from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet
 from rvedit.training.buckets import is_still
-from rvedit.training.costs import VAECosts
 from rvedit.training.data import sample_realism
 from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes
@@ -32,6 +31,7 @@ from rvedit.training.loop import freeze
 from rvedit.training.recipe import Recipe
 from rvedit.training.recipe_sections import DataRecipe
 from rvedit.training.step import sample_noise_and_timesteps
+from rvedit.training.vae_costs import VAECosts
 
 STATISTICS_BATCHES = 16
 """Batches that the latents' statistics are measured on."""
