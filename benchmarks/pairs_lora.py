@@ -111,7 +111,7 @@ def main() -> None:
         run, minutes = train_lora(args, Path(temporary))
         before, _ = evaluate(load_pipeline(args.model, args.device.type), args)
         after, rows = evaluate(load_pipeline(args.model, args.device.type, lora=[str(run)]), args)
-        size = sum(file.stat().st_size for file in run.glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in (run / "model").glob("*.safetensors"))
     results = {}
     for name in before:
         pair = {"before": before[name], "after": after[name]}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rvedit.io.errors import UserError
 from rvedit_cli import console
+
+if TYPE_CHECKING:
+    from rvedit.training.recipe import Recipe
 
 _recipe = partial(console.option, "Recipe")
 _run = partial(console.option, "Run")
@@ -53,8 +56,8 @@ def train(
         from rvedit.training.run import export_run
 
         console.quiet_libraries()
-        model = export_run(export, step)
-        typer.echo(f"{model}: written; edit with --model {export}")
+        recipe_of_run, folder = export_run(export, step)
+        typer.echo(f"{folder}: written; edit with {_use(recipe_of_run, export)}")
         return
     if recipe is None:
         raise UserError("no recipe: name a YAML file, such as recipes/nano.yaml, or `export` RUN")
@@ -81,9 +84,14 @@ def train(
             if is_main and as_json and (done % resolved.log_every == 0 or done == resolved.steps):
                 console.print_json(scalars)
     if is_main and not as_json:
-        start = resolved.model.init_from
-        use = f"{start} --lora {folder}" if resolved.model.transformer_lora_rank else folder
-        typer.echo(f"{folder}: {resolved.steps} steps done; edit with --model {use}")
+        typer.echo(f"{folder}: {resolved.steps} steps done; edit with {_use(resolved, folder)}")
+
+
+def _use(recipe: Recipe, folder: Path) -> str:
+    """Return the options of `rvedit edit` for the model of a run."""
+    model = recipe.model
+    is_lora = model.transformer_lora_rank > 0
+    return f"--model {model.init_from} --lora {folder}" if is_lora else f"--model {folder}"
 
 
 def _note(scalars: dict[str, float]) -> str:

@@ -105,7 +105,7 @@ def test_a_model_is_exported_from_a_checkpoint_without_training(recipe_of, tmp_p
     done = rvedit("train", "--export", tmp_path / "run", cwd=tmp_path, check=0)
     assert "--model" in done.stdout
     assert all(torch.equal(value, last[name]) for name, value in load_file(file).items())
-    assert export_run(tmp_path / "run", 1) == tmp_path / "run/model"
+    assert export_run(tmp_path / "run", 1)[1] == tmp_path / "run/model"
     averages = StoredTensors(tmp_path / "run/checkpoints/step_00000001", "average")
     for name, value in load_file(file).items():
         assert torch.equal(value, averages.read(f"transformer.{name}", value)), name

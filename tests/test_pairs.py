@@ -225,20 +225,20 @@ def trained(manifest, tmp_path_factory) -> Path:
 
 
 def test_the_result_is_a_small_file_that_edits(trained, tmp_path):
-    state = load_file(trained / LORA)
+    state = load_file(trained / "model" / LORA)
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     names = {key.rpartition(".lora_")[0] for key in state}
     assert all(key.startswith("transformer.blocks.") for key in state)
     assert {name.split(".", 3)[3].removeprefix("attn1.").removeprefix("attn2.") for name in names} >= {"to_q"}
     assert all(any(name.endswith(f".{target}") for target in targets) for name in names)
-    assert not (trained / "model").exists()
+    assert [path.name for path in (trained / "model").iterdir()] == [LORA]
     moved = [key for key, value in state.items() if ".lora_B." in key and value.abs().max() > 0]
     assert moved
 
     video = random_clip(5, 32, 32)
     plain, ours = (load_pipeline("nano", "cpu", lora=lora) for lora in ((), [str(trained)]))
     theirs = load_pipeline("nano", "cpu")
-    theirs.load_lora_weights(str(trained))  # diffusers' own
+    theirs.load_lora_weights(str(trained / "model"))  # diffusers' own
     edits = []
     for pipe in (plain, ours, theirs):
         pipe.set_progress_bar_config(disable=True)
@@ -287,8 +287,16 @@ def test_a_stopped_run_goes_on_exactly(manifest, tmp_path, settings):
         recipe = small_recipe(tmp_path, manifest, *settings, f"steps={steps}", name="parts")
         list(train(recipe, tmp_path, "cpu"))
     assert losses_of(tmp_path, "parts")[2:] == losses_of(tmp_path, "whole")[2:]
-    whole, parts = (load_file(tmp_path / name / LORA) for name in ("whole", "parts"))
+    whole, parts = (load_file(tmp_path / name / "model" / LORA) for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_other_pairs_may_not_be_held_out_of_a_run_that_goes_on(manifest, tmp_path):
+    list(train(small_recipe(tmp_path, manifest, "steps=2", "validation.held_out=2"), tmp_path, "cpu"))
+    with pytest.raises(UserError, match="was started with another validation"):
+        list(train(small_recipe(tmp_path, manifest, "validation.held_out=1"), tmp_path, "cpu"))
+    more = small_recipe(tmp_path, manifest, "steps=3", "validation.held_out=2", "validation.count=1")
+    assert len(list(train(more, tmp_path, "cpu"))) == 1
 
 
 def test_offloading_changes_no_loss(manifest, tmp_path):

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -59,6 +59,14 @@ def atomic_path(path: Path, overwrite: bool = True) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({reason}): free space or change the folder") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a folder of a temporary name, and put it in the place of `folder`."""
+    part = temporary_sibling(folder)
+    write(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def _rename_once(temporary: Path, path: Path) -> None:

@@ -24,8 +24,9 @@ class Lora(NamedTuple):
 def find_lora(text: str) -> Lora:
     """Return the file and the weight of `NAME[:WEIGHT]`.
 
-    `NAME` is a file, a folder, or a hub id, as `owner/name` or `owner/name/FILE`. Of a folder or a hub id
-    without a file, the file that diffusers or peft saved is read; of a hub id, nothing else is downloaded.
+    `NAME` is a file, a folder, also that of a run, or a hub id, as `owner/name` or `owner/name/FILE`. Of a
+    folder or a hub id without a file, the file that diffusers or peft saved is read; of a hub id, nothing else
+    is downloaded.
     Raises UserError if there is none, or if it is damaged.
     """
     name, weight = _split_weight(text)
@@ -41,7 +42,8 @@ def find_lora(text: str) -> Lora:
         wanted = [file] if file else _USUAL_NAMES
         path = download(hub_id, "`lora`", allow_patterns=[*wanted, "adapter_config.json"]) / file
     if path.is_dir():
-        found = [path / usual for usual in _USUAL_NAMES if (path / usual).is_file()]
+        places = (path, path / "model")  # a run of `rvedit train`
+        found = [place / name for place in places for name in _USUAL_NAMES if (place / name).is_file()]
         if not found:
             raise UserError(f"`lora` {name}: holds no {' or '.join(_USUAL_NAMES)}: name a file in it")
         path = found[0]

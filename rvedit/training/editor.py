@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE as LORA_FILE
 from peft import LoraModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -19,7 +17,7 @@ from rvedit.compat import set_math_attention
 from rvedit.io.errors import UserError
 from rvedit.io.frames import Frames, resize_frames
 from rvedit.io.manifest import read_manifest
-from rvedit.io.temporary import temporary_sibling
+from rvedit.io.temporary import replace_folder
 from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import (
@@ -189,11 +187,11 @@ class EditorTask:
     def export(self, folder: Path) -> None:
         """Write the pipeline, for edits or further training; LoRA weights of the MLLM are merged.
 
-        LoRA weights of the transformer are written instead, beside `folder`, as diffusers names them.
+        LoRA weights of the transformer are written instead, in one file with diffusers' name.
         """
         if self.recipe.model.transformer_lora_rank:
             if self.processes.is_main:
-                self._export_lora(folder.parent)
+                replace_folder(folder, self._save_lora)
             return
         pipeline = self.pipeline
         if self.adapters or self.processes.is_sharded:
@@ -208,22 +206,16 @@ class EditorTask:
                 pipeline = RVEDiTPipeline(**{**pipeline.components, **parts}, **settings)
         if self.processes.is_main:
             pipeline.provenance = self._provenance()
-            part = temporary_sibling(folder)
-            pipeline.save_pretrained(part)
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
+            replace_folder(folder, pipeline.save_pretrained)
 
-    def _export_lora(self, folder: Path) -> None:
+    def _save_lora(self, folder: Path) -> None:
         transformer = self.pipeline.transformer
         state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
-        part = temporary_sibling(folder / LORA_FILE)
         RVEDiTPipeline.save_lora_weights(
-            part,
+            folder,
             {name: tensor.detach().cpu() for name, tensor in state.items()},
             transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
         )
-        (part / LORA_FILE).replace(folder / LORA_FILE)
-        part.rmdir()
 
     def _provenance(self) -> Provenance:
         initial, recipe = self.pipeline.provenance, self.recipe

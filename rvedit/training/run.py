@@ -26,9 +26,13 @@ from rvedit.training.tasks import task_class
 # Recipe keys that may change on resume: length, rates, distribution of work, limits and output.
 CHANGEABLE = {
     *("steps", "optimizer", "accumulation", "parallel", "shard_size", "max_skipped"),
-    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every", "validation", "paper"),
+    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every", "paper"),
 }
-CHANGEABLE_IN_SECTIONS = {"alignment": ("log_ratio_every",), "data": ("workers", "max_unreadable")}
+CHANGEABLE_IN_SECTIONS = {
+    "alignment": ("log_ratio_every",),
+    "data": ("workers", "max_unreadable"),
+    "validation": ("every", "count", "num_inference_steps", "timesteps"),
+}
 RECORDED_PACKAGES = ("rvedit", "torch", "diffusers", "transformers")
 
 
@@ -58,8 +62,8 @@ def train(
     yield from fit(task, recipe, folder, processes, resume=not fresh)
 
 
-def export_run(folder: Path, step: int | None = None) -> Path:
-    """Write `folder/model` from a run's last checkpoint, or that of a step; return the model's folder.
+def export_run(folder: Path, step: int | None = None) -> tuple[Recipe, Path]:
+    """Write `folder/model` from a run's last checkpoint, or that of a step; return recipe and model's folder.
 
     It has the EMA of the weights, if the run computes one. Nothing is trained, and no GPU is needed. Raises
     UserError if there is no such run or checkpoint.
@@ -78,7 +82,7 @@ def export_run(folder: Path, step: int | None = None) -> Path:
     load_weights(chosen, trained, "average" if recipe.ema_decay else "model")
     task.objective.eval()
     task.export(folder / "model")
-    return folder / "model"
+    return recipe, folder / "model"
 
 
 def _check_resumable(recipe: Recipe, folder: Path) -> None:

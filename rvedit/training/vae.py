@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 
 from rvedit.io.errors import UserError
 from rvedit.io.frames import to_model_range
-from rvedit.io.temporary import temporary_sibling
+from rvedit.io.temporary import replace_folder
 from rvedit.models.causal_convolution import start_as_image_autoencoder, use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import find_checkpoint
@@ -187,7 +186,4 @@ class VAETask:
             scale = (values - mean).square().mean().sqrt().item()
             statistics: dict[str, Any] = {"latents_mean": mean.tolist(), "latents_std": [scale] * len(mean)}
             vae.register_to_config(**statistics)
-        part = temporary_sibling(folder)
-        vae.save_pretrained(part / "vae")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        replace_folder(folder, lambda part: vae.save_pretrained(part / "vae"))
