@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rvedit.losses.flow_matching import flow_matching_loss, interpolate, shift_time
 from rvedit.models.transformer import RoutedOutput
+from rvedit.training.step import binned, with_bins
 
 SHAPE = (2, 3, 2, 4, 5)
 
@@ -43,19 +44,21 @@ def test_the_velocity_of_least_loss_is_the_derivative_in_time() -> None:
     target, noise = target_and_noise()
     time, step = torch.tensor([0.3, 0.6], dtype=torch.float64), 1e-3
     derivative = (interpolate(target, noise, time + step) - interpolate(target, noise, time)) / step
-    assert flow_matching_loss(derivative, target, noise) < 1e-12
-    assert flow_matching_loss(noise - target, target, noise) < 1e-12
+    assert flow_matching_loss(derivative, target, noise).max() < 1e-12
+    assert flow_matching_loss(noise - target, target, noise).max() < 1e-12
 
 
 def test_loss_is_the_mean_square_error_of_the_velocity() -> None:
     target, noise = target_and_noise()
-    assert_close(flow_matching_loss(noise - target + 0.5, target, noise).item(), 0.25, rtol=1e-6, atol=0)
+    error = torch.tensor([0.5, 2.0], dtype=torch.float64)[:, None, None, None, None]
+    losses = flow_matching_loss(noise - target + error, target, noise)
+    assert_close(losses.tolist(), [0.25, 4.0], rtol=1e-6, atol=0)
 
 
 def test_loss_of_a_bf16_velocity_is_taken_in_full_precision() -> None:
     target, noise = (x.float() for x in target_and_noise())
     velocity = (noise - target).bfloat16()
-    loss = flow_matching_loss(velocity, target, noise)
+    loss = flow_matching_loss(velocity, target, noise).mean()
     assert loss.dtype == torch.float32
     assert_close(loss, (velocity.double() - (noise - target).double()).square().mean().float())
 
@@ -102,3 +105,11 @@ def test_the_pipeline_integrates_a_perfect_velocity_to_the_target(
     assert_close(torch.tensor(times, dtype=torch.float64), shift_time(even, shift), rtol=0, atol=1e-6)
     pure_noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(11))
     assert torch.equal(first[0], pure_noise)
+
+
+def test_losses_by_time_are_means_over_all_samples_of_a_bin() -> None:
+    """Also if these are spread over minibatches, which are averaged."""
+    parts = [([1.0, 3.0], [0.1, 0.2]), ([5.0, 7.0], [0.24, 1.0])]
+    metrics = [binned(torch.tensor(errors), torch.tensor(times)) for errors, times in parts]
+    mean = {name: float(sum(m[name] for m in metrics)) / 2 for name in metrics[0]}
+    assert with_bins({"loss": 4.0, **mean}) == {"loss": 4.0, "fm_t0-0.25": 3.0, "fm_t0.75-1": 7.0}

@@ -347,7 +347,8 @@ def test_held_out_pairs_are_not_trained_on(manifest, trained, tmp_path):
     samples, count = held_out_samples(recipe, task.pipeline)
     assert [samples.triplet(number).key for number in range(count)] == [row.key for row in held]
     records = [json.loads(line) for line in (trained / "validation.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [2, 4]
+    assert [record["step"] for record in records] == [0, 2, 4]
+    assert records[0]["held_out_loss_unrouted"] > 0
     times = [records[0][f"held_out_loss_t{t}"] for t in (0.2, 0.5, 0.8)]
     assert records[0]["held_out_loss"] == pytest.approx(np.mean(times))
     assert (trained / "validation" / "step_00000004.png").is_file()

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from rvedit.io.video import VideoReader
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.training.distributed import Processes
 from rvedit.training.editor import EditorTask, merge_lora
-from rvedit.training.loop import rate_fraction
+from rvedit.training.loop import _utilization, rate_fraction
 from rvedit.training.optimizers import Muon, NamedOptimizer
 from rvedit.training.recipe import Recipe, load_recipe
 from rvedit.training.recipe_sections import AlignmentRecipe, OptimizerRecipe, VAELossRecipe
@@ -536,3 +537,30 @@ def test_the_decoder_can_be_trained_on_latents_with_noise():
         latents = posterior.mean + posterior.std * noise + 0.5 * level.view(2, 1, 1, 1, 1) * scale * other
         expected = (vae.decode(latents).sample - clip).abs().mean()
     torch.testing.assert_close(noisy["l1"], expected)
+
+
+def test_the_utilization_of_gpus_is_that_of_their_peak(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    gpus = SimpleNamespace(device=torch.device("cuda", 0), count=4)
+    used = _utilization(8e15, 5.0, gpus)
+    assert used == pytest.approx({"tflops_per_gpu": 400.0, "mfu": 400 / 989})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    assert _utilization(8e15, 5.0, gpus) == pytest.approx({"tflops_per_gpu": 400.0})
+    assert _utilization(8e15, 5.0, SimpleNamespace(device=torch.device("cpu"), count=1)) == {}
+
+
+def test_a_tracker_that_is_not_installed_is_named(recipe_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("rvedit.training.log.is_wandb_available", lambda: False)
+    _, recipe = recipe_of("tracked", "tracker=wandb", "steps=1")
+    with pytest.raises(UserError, match=r"tracker: wandb is not installed: pip install wandb"):
+        list(train(recipe, tmp_path, "cpu"))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(recipe_of, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    for name in ("false", "true"):
+        _, recipe = recipe_of(name, f"compile={name}", "steps=2", "data.still_share=0")
+        list(train(recipe, tmp_path, "cpu"))
+    assert losses_of(tmp_path, "true") == pytest.approx(losses_of(tmp_path, "false"), rel=1e-4)

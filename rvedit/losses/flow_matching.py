@@ -27,12 +27,12 @@ def flow_matching_loss(
     target: Float[Tensor, "b c f y x"],
     noise: Float[Tensor, "b c f y x"],
     weights: Float[Tensor, "b 1 f y x"] | None = None,
-) -> Float[Tensor, ""]:
-    """Return L_fm: the mean squared error to u* = eps - x_1 (Alg. 1, line 8).
+) -> Float[Tensor, " b"]:
+    """Return L_fm of each sample: the mean squared error to u* = eps - x_1 (Alg. 1, line 8).
 
     With `weights`, the errors of each sample are weighted; the weights are divided by their mean.
     """
     errors = (velocity.float() - (noise - target)).square()
     if weights is not None:
         errors = errors * (weights / weights.mean(dim=(1, 2, 3, 4), keepdim=True))
-    return errors.mean()
+    return errors.mean(dim=(1, 2, 3, 4))

@@ -25,9 +25,8 @@ def find_lora(text: str) -> Lora:
     """Return the file and the weight of `NAME[:WEIGHT]`.
 
     `NAME` is a file, a folder, also that of a run, or a hub id, as `owner/name` or `owner/name/FILE`. Of a
-    folder or a hub id without a file, the file that diffusers or peft saved is read; of a hub id, nothing else
-    is downloaded.
-    Raises UserError if there is none, or if it is damaged.
+    folder or a hub id without a file, the file that diffusers or peft saved is read, and nothing else is
+    downloaded. Raises UserError if there is none, or if it is damaged.
     """
     name, weight = _split_weight(text)
     path = Path(name).expanduser()

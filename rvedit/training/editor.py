@@ -131,6 +131,9 @@ class EditorTask:
             _checkpoint_layers(self.pipeline)
         if processes.device.type == "cpu":
             _use_plain_attention(self.pipeline)
+        if recipe.compile:
+            for block in self.pipeline.transformer.blocks:
+                block.compile()
         self.samples = editor_samples(recipe, self.pipeline)
         # Large modules that are not needed on the device are no longer part of the objective.
         if recipe.model.offload:
@@ -162,7 +165,7 @@ class EditorTask:
     def validate(self, step: int, folder: Path) -> dict[str, float]:
         """Write edits of fixed clips, without detail transfer, as videos and as a contact sheet.
 
-        Return the losses of held-out clips.
+        Return the losses of held-out clips; before the first step, also the mean loss without routing.
         """
         steps, device = self.recipe.validation.num_inference_steps, self.processes.device
         with ExitStack() as stack:
@@ -182,7 +185,16 @@ class EditorTask:
             return self.objective.with_latents(self._on_device(self.collate([samples[number]])))
 
         with torch.no_grad(), self.processes.autocast():
-            return self.objective.held_out_losses(batch_of, count, self.processes)
+            losses = self.objective.held_out_losses(batch_of, count, self.processes)
+            transformer = self.pipeline.transformer
+            if step == 0 and transformer.reads_native_tokens:
+                # Deep blocks begin to read tokens that the first stage never saw: what does that cost?
+                depth = transformer.config.routing_depth
+                transformer.register_to_config(routing_depth=len(transformer.blocks))
+                unrouted = self.objective.held_out_losses(batch_of, count, self.processes)
+                transformer.register_to_config(routing_depth=depth)
+                losses["held_out_loss_unrouted"] = unrouted["held_out_loss"]
+        return losses
 
     def export(self, folder: Path) -> None:
         """Write the pipeline, for edits or further training; LoRA weights of the MLLM are merged.

@@ -1,47 +1,74 @@
-"""Metrics of a run: one JSON line per step and per validation, and the same for TensorBoard."""
+"""Metrics of a run: one JSON line per step and per validation, and the same for an experiment tracker."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import is_mlflow_available, is_wandb_available
 
+from rvedit.io.errors import UserError
 from rvedit.io.temporary import atomic_path
+
+PROJECT = "rvedit"
+"""Name of the project, or experiment, in a tracker."""
 
 
 class RunLog:
-    """The files `metrics.jsonl`, `validation.jsonl` and `tensorboard/` in a run's folder.
+    """The files `metrics.jsonl` and `validation.jsonl` in a run's folder, and its tracker.
 
     On resume the lines of steps that will be repeated are removed, including one that a kill left incomplete.
+    Raises UserError if the tracker's package is not installed.
     """
 
-    def __init__(self, folder: Path, first_step: int):
+    def __init__(self, folder: Path, first_step: int, tracker: str = "tensorboard"):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:first_step] if path.exists() else []
         with atomic_path(path) as part:
             part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self.tracker = _open_tracker(tracker, folder, first_step)
         self.file = path.open("a", buffering=1, encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def write(self, record: dict[str, float]) -> None:
         """Write the metrics of a step."""
         self.file.write(json.dumps(record) + "\n")
-        step = int(record["step"])
-        for name, value in record.items():
-            if name != "step":
-                self.board.add_scalar(name, value, step)
+        self._track(record)
 
-    def write_validation(self, step: int, losses: dict[str, float]) -> None:
+    def write_validation(self, record: dict[str, float]) -> None:
         """Write the losses of held-out clips after a number of steps."""
         with (self.folder / "validation.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **losses}) + "\n")
-        for name, value in losses.items():
-            self.board.add_scalar(name, value, step)
+            file.write(json.dumps(record) + "\n")
+        self._track(record)
+
+    def _track(self, record: dict[str, float]) -> None:
+        values = {name: value for name, value in record.items() if name != "step"}
+        self.tracker.log(values, step=int(record["step"]))
 
     def close(self) -> None:
         """Write what is buffered, and close the files."""
         self.file.close()
-        self.board.close()
+        self.tracker.finish()
+
+
+def _open_tracker(name: str, folder: Path, first_step: int) -> GeneralTracker:
+    tracker: Any
+    if name == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", folder, purge_step=first_step)
+    else:
+        is_there = {"wandb": is_wandb_available, "mlflow": is_mlflow_available}[name]
+        if not is_there():
+            raise UserError(f"tracker: {name} is not installed: pip install {name}, or choose tensorboard")
+        if name == "wandb":
+            # The same for a run that is resumed.
+            identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            options = {"name": folder.name, "dir": str(folder), "id": identity, "resume": "allow"}
+            tracker = WandBTracker(PROJECT, **options)
+        else:
+            tracker = MLflowTracker(PROJECT, logging_dir=str(folder / "mlflow"), run_name=folder.name)
+    tracker.start()
+    return tracker

@@ -32,6 +32,10 @@ from rvedit.training.optimizers import NamedOptimizer
 from rvedit.training.recipe import Recipe
 from rvedit.training.recipe_sections import OptimizerRecipe
 from rvedit.training.state import CheckpointWriter, RunState, latest_checkpoint, load_checkpoint
+from rvedit.training.step import with_bins
+
+PEAK_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+"""Dense FLOP/s in bf16 by part of a GPU's name, from the makers' data sheets."""
 
 
 class TrainingTask(Protocol):
@@ -66,16 +70,23 @@ def rate_fraction(recipe: OptimizerRecipe, step: int, steps: int) -> float:
 
 
 def fit(
-    task: TrainingTask, recipe: Recipe, folder: Path, processes: Processes, resume: bool = True
+    task: TrainingTask,
+    recipe: Recipe,
+    folder: Path,
+    processes: Processes,
+    resume: bool = True,
+    flops_per_step: float = 0.0,
 ) -> Generator[dict[str, float], None, None]:
     """Train up to `recipe.steps` and yield each step's metrics; checkpoints and metrics go to `folder`.
+
+    `flops_per_step`, of all processes, is for the logged utilization of GPUs; 0: it is not known.
 
     On SIGTERM, SIGHUP or Ctrl-C the step is finished, a checkpoint is saved and `Interrupted` is raised.
     """
     torch.set_flush_denormal(True)  # CPUs are very slow with denormal numbers
     try:
         with _collect_stop_signals() as signals, ExitStack() as stack:
-            yield from _fit(task, recipe, folder, processes, resume, signals, stack)
+            yield from _fit(task, recipe, folder, processes, resume, flops_per_step, signals, stack)
     finally:
         torch.set_flush_denormal(False)
 
@@ -86,6 +97,7 @@ def _fit(
     folder: Path,
     processes: Processes,
     resume: bool,
+    flops_per_step: float,
     signals: list[int],
     stack: ExitStack,
 ) -> Generator[dict[str, float], None, None]:
@@ -102,14 +114,18 @@ def _fit(
     model.train()
     gradients = StepGradients(task.objective, model, trained, processes, recipe, state.log_ratio)
     writer = stack.enter_context(closing(CheckpointWriter(folder, processes, recipe.keep_checkpoints)))
-    log = stack.enter_context(closing(RunLog(folder, state.step))) if processes.is_main else None
+    log = None
+    if processes.is_main:
+        log = stack.enter_context(closing(RunLog(folder, state.step, recipe.tracker)))
     numbers = sample_numbers(recipe, state.step, processes)
     batches = _TimedIterator(stack.enter_context(closing(task.batches(numbers))))
+    if recipe.validation.every and state.step == 0:
+        _validate(task, model, 0, folder, log)
     while state.step < recipe.steps:
         step, started, batches.waited = state.step, time.perf_counter(), 0.0
         losses = gradients.compute(islice(batches, recipe.accumulation), step, state.step - state.skipped)
         norm = float(full_tensor(nn.utils.clip_grad_norm_(trained.values(), recipe.optimizer.max_grad_norm)))
-        losses = processes.mean(losses)
+        losses = with_bins(processes.mean(losses))
         fraction = rate_fraction(recipe.optimizer, step, recipe.steps)
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
         if is_finite:
@@ -140,6 +156,7 @@ def _fit(
             "waited": batches.waited,
             "clips_per_second": recipe.batch_size / seconds,
             "memory_gb": _peak_memory(processes.device) / 1e9,
+            **_utilization(flops_per_step, seconds, processes),
         }
         if log:
             log.write(record)
@@ -157,11 +174,7 @@ def _fit(
             writer.finish()
         yield {**record, "rank": processes.rank}
         if recipe.validation.every and (done or state.step % recipe.validation.every == 0):
-            model.eval()
-            losses = task.validate(state.step, folder)
-            if log and losses:
-                log.write_validation(state.step, losses)
-            model.train()
+            _validate(task, model, state.step, folder, log)
         if recipe.export_every and state.step % recipe.export_every == 0 and not done:
             writer.wait_for_copy()
             _export(task, model, optimizer, ema, folder / "exports" / f"step_{state.step:08d}")
@@ -172,6 +185,24 @@ def _fit(
             raise Interrupted(line, 128 + (signals or [signal.SIGTERM])[0])
     _export(task, model, optimizer, ema, folder / "model")
     processes.wait()
+
+
+def _utilization(flops: float, seconds: float, processes: Processes) -> dict[str, float]:
+    """Return the TFLOP/s of each GPU, and their share of its peak in bf16 if that is known (MFU)."""
+    if not flops or processes.device.type != "cuda":
+        return {}
+    rate = flops / seconds / processes.count
+    name = torch.cuda.get_device_name(processes.device)
+    peak = next((peak for part, peak in PEAK_RATES.items() if part in name), None)
+    return {"tflops_per_gpu": rate / 1e12, **({"mfu": rate / peak} if peak else {})}
+
+
+def _validate(task: TrainingTask, model: nn.Module, step: int, folder: Path, log: RunLog | None) -> None:
+    model.eval()
+    losses = task.validate(step, folder)
+    if log and losses:
+        log.write_validation({"step": step, **losses})
+    model.train()
 
 
 def _export(

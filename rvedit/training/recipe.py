@@ -60,6 +60,10 @@ class Recipe(Section):
     paper: PaperRow | None = Field(None, description="the paper's results for this configuration")
     checkpoint_every: int = Field(500, gt=0, description="optimizer steps between checkpoints")
     log_every: int = Field(50, gt=0, description="optimizer steps between printed metrics")
+    tracker: Literal["tensorboard", "wandb", "mlflow"] = Field(
+        "tensorboard", description="where metrics go, beside metrics.jsonl"
+    )
+    compile: bool = Field(False, description="compile the transformer's blocks; the first steps take minutes")
     keep_checkpoints: int = Field(2, gt=0, description="number of checkpoints that are kept")
     export_every: int = Field(0, ge=0, description="optimizer steps between exports; 0: only at the end")
     shard_size: int | None = Field(None, gt=0, description="hsdp: processes of a copy; null: of a machine")

@@ -59,7 +59,10 @@ def train(
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         _write_record(recipe, folder, processes)
     processes.wait()
-    yield from fit(task, recipe, folder, processes, resume=not fresh)
+    flops = 0.0
+    if cuda:
+        flops = recipe.batch_size * sum(task_class(recipe.task).costs(recipe).flops().values())
+    yield from fit(task, recipe, folder, processes, not fresh, flops)
 
 
 def export_run(folder: Path, step: int | None = None) -> tuple[Recipe, Path]:

@@ -95,6 +95,11 @@ class TripletBatch:
         )
 
 
+TIME_BINS = 4
+"""Bins of the timestep t, from 0 to 1, by which L_fm is logged."""
+_SUM, _COUNT = "sum_fm_bin", "count_fm_bin"
+
+
 def sample_trace_block(seed: int, step: int, num_layers: int) -> int:
     """Return a uniformly drawn block 1 ... L (Alg. 1, line 9), equal on every rank."""
     return int(np.random.default_rng([seed, step, 9]).integers(1, num_layers + 1))
@@ -156,6 +161,30 @@ def training_losses(
     return losses
 
 
+def binned(errors: Float[Tensor, " b"], t: Float[Tensor, " b"]) -> dict[str, Tensor]:
+    """Return the sum of the errors in each of `TIME_BINS` equal bins of t, and their number, as metrics.
+
+    Sums and numbers can be averaged over minibatches and processes; `with_bins` makes means of them.
+    """
+    index = (t * TIME_BINS).long().clamp_max(TIME_BINS - 1)
+    metrics = {}
+    for bin_number in range(TIME_BINS):
+        inside = index == bin_number
+        metrics[f"{_SUM}{bin_number}"] = (errors * inside).sum()
+        metrics[f"{_COUNT}{bin_number}"] = inside.float().sum()
+    return metrics
+
+
+def with_bins(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics with L_fm by bin of t, as `fm_t0.25-0.5`; bins without a sample are left out."""
+    others = {name: value for name, value in metrics.items() if not name.startswith((_SUM, _COUNT))}
+    for bin_number in range(TIME_BINS):
+        if count := metrics.get(f"{_COUNT}{bin_number}", 0):
+            name = f"fm_t{bin_number / TIME_BINS:g}-{(bin_number + 1) / TIME_BINS:g}"
+            others[name] = metrics[f"{_SUM}{bin_number}"] / count
+    return others
+
+
 def losses_at(
     models: RVEDiTPipeline,
     batch: TripletBatch,
@@ -166,7 +195,7 @@ def losses_at(
     reference_noise: Float[Tensor, "b c f y x"] | None = None,
     only: Loss | None = None,
 ) -> dict[str, Tensor]:
-    """Return `loss_fm` and, if `depth` is a block 1 ... L, `loss_align` of a batch with latents.
+    """Return `loss_fm`, also by t, and, if `depth` is a block 1 ... L, `loss_align` of a batch with latents.
 
     The reference branch gets the same noisy target and timestep as the editing branch, unless it has its own
     noise, so the two traces differ only by the conditioning. It needs no gradient and stops at block `depth`.
@@ -186,7 +215,10 @@ def losses_at(
     )
     losses = {}
     if output.sample is not None:
-        losses["loss_fm"] = flow_matching_loss(output.sample, target, noise, batch.loss_weights)
+        of_samples = flow_matching_loss(output.sample, target, noise, batch.loss_weights)
+        losses = {"loss_fm": of_samples.mean()}
+        if only is None:
+            losses |= binned(of_samples.detach(), t)
     if depth is not None:
         with torch.no_grad():
             if reference_noise is not None:
