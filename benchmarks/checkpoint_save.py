@@ -1,4 +1,4 @@
-"""The share of a save that training waits for, with a training step of the embedded nano in between.
+"""The share of a save that training waits for, with some work in between; for the embedded nano's weights.
 
     python benchmarks/checkpoint_save.py --out benchmarks/results/checkpoint_save.json
 

@@ -80,8 +80,8 @@ def main() -> None:
     warnings.showwarning = console.show_warning
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # diffusers imports torchao if it is installed, which warns of missing kernels for other GPUs.
-    for name in ("torchao", "torch.utils._pytree"):
+    # diffusers and peft import these if they are installed, and they warn of kernels for other machines.
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
