@@ -217,7 +217,7 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         Under autocast they are fp32, as Wan computes them.
         """
         device = timestep.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._embed_time(timestep, torch.float32)
         embedder = self.condition_embedder
