@@ -169,7 +169,7 @@ def test_trace_writes_a_page_and_a_clip(tmp_path):
     arguments = ("analyze", "trace", PARK, WORDS, "--steps", 3, "--blocks", "1,8", "--at-steps", "2")
     done = rvedit(*arguments, "--json", cwd=tmp_path, check=0)
     report = json.loads(done.stdout)
-    assert (report["blocks"], report["steps"], report["frames"]) == ([1, 8], [2], 9)
+    assert (report["blocks"], report["steps"], report["frames"]) == ([1, 8], [2], 21)
     page = (tmp_path / "park_trace/trace.html").read_text()
     assert not re.search(r"(src|href)\s*=\s*[\"']?http", page)
     data = json.loads(re.search(r"^const data = (.*);$", page, re.MULTILINE)[1])
@@ -177,12 +177,12 @@ def test_trace_writes_a_page_and_a_clip(tmp_path):
     shallow, deep = ({m["name"]: m for m in data["readings"][key]} for key in ("1/2", "8/2"))
     assert all(name.startswith("editing token ") for name in shallow)
     assert {"dog", "corgi", VISUAL, EDITING} <= set(deep)
-    assert deep["dog"]["shape"] == [3, 8, 8]
-    assert len(data["edit"]) == len(data["source"]) == 3
+    assert deep["dog"]["shape"] == [6, 8, 8]
+    assert len(data["edit"]) == len(data["source"]) == 6
     assert "oncept" not in "".join((data["about"], *deep)), "nobody asked for them"
     times, frames = decoded(tmp_path / "park_trace/trace.mp4")
-    assert len(frames) == 9
-    assert times == pytest.approx([i / 12 for i in range(9)], abs=1e-3)
+    assert len(frames) == 21
+    assert times == pytest.approx([i / 12 for i in range(21)], abs=1e-3)
     again = rvedit(*arguments, cwd=tmp_path, check=2)
     assert "--overwrite" in again.stderr
 
@@ -191,7 +191,7 @@ def test_trace_writes_a_page_and_a_clip(tmp_path):
     ("option", "value", "said"),
     [
         ("--blocks", "9", "from 1 to 8"),
-        ("--at-steps", "0", "from 1 to 12"),
+        ("--at-steps", "0", "from 1 to 2"),
         ("--blocks", "two", "such as 1,4,8"),
     ],
 )
@@ -363,7 +363,7 @@ def test_concepts_on_the_page_and_in_the_clip(tmp_path):
     ball, sky = (deep[name] for name in sorted(concepts))
     assert 0 < ball["low"] < ball["high"] < 1
     assert ball["low"] + sky["high"] == pytest.approx(1)  # two concepts: one has what the other has not
-    assert len(decoded(tmp_path / "out/trace.mp4")[1]) == 9
+    assert len(decoded(tmp_path / "out/trace.mp4")[1]) == 21
 
 
 def test_the_clip_leaves_out_words_before_concepts(monkeypatch):

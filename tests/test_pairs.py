@@ -308,15 +308,15 @@ def test_offloading_changes_no_loss(manifest, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("storage", "error"), [("bf16", 0.01), ("fp8", 0.05), pytest.param("nf4", 0.1, marks=needs_bitsandbytes)]
+    ("storage", "error"), [("bf16", 0.0), ("fp8", 0.05), pytest.param("nf4", 0.25, marks=needs_bitsandbytes)]
 )
 def test_small_frozen_weights_train_nearly_alike(manifest, tmp_path, storage, error):
     for name in ("fp32", storage):
         recipe = small_recipe(tmp_path, manifest, f"model.frozen_weights={name}", name=name)
         list(train(recipe, tmp_path, "cpu"))
     exact, small = (np.array(losses_of(tmp_path, name)) for name in ("fp32", storage))
-    assert small == pytest.approx(exact, rel=error)
-    assert not np.array_equal(small, exact)
+    assert small == pytest.approx(exact, rel=error, abs=0)
+    assert np.array_equal(small, exact) is (error == 0)  # the embedded weights are bf16
 
 
 def test_stored_weights_pass_gradients_on():

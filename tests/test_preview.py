@@ -213,4 +213,4 @@ def test_it_is_whole_at_any_moment(tmp_path: Path) -> None:
     command.send_signal(signal.SIGKILL)
     assert command.finish().returncode == -signal.SIGKILL, "it was killed in the middle"
     assert len(pictures) == 8
-    assert len(read(tmp_path / "seen.webp")) == 3
+    assert len(read(tmp_path / "seen.webp")) == 6

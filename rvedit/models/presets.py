@@ -60,7 +60,7 @@ NANO_PIPELINE: dict[str, Any] = {
     "window_stride": 16,
     "min_area": 112 * 128,
     "max_area": 136 * 128,
-    "default_steps": 4,
+    "default_steps": 2,
     "default_guidance": 1.0,
 }
 
