@@ -131,7 +131,7 @@ def test_validation_shows_clips_that_can_be_read(recipe_on, manifest):
         path.unlink()
     with (
         pytest.warns(UserWarning, match="validation shows another clip"),
-        pytest.raises(UserError, match="no clip of the first shape"),
+        pytest.raises(UserError, match="has no clip to validate with"),
     ):
         validation_clips(recipe)
 
