@@ -147,7 +147,7 @@ def pairs(
     from rvedit.datasets.survey import DatasetConfig, survey_dataset
     from rvedit.io.manifest import failures_path, read_manifest, read_rows
 
-    config = DatasetConfig("pairs", (folder,), out, min_frames=min_frames, workers=workers)
+    config = DatasetConfig("pairs", (folder,), out, min_frames=min_frames, level="full", workers=workers)
     survey = survey_dataset(config)
     with console.progress_bar("reading clips", total=len(survey.clips)) as show:
         for done in measure_clips(survey):

@@ -15,10 +15,10 @@ from processes import rvedit
 from safetensors.torch import load_file
 from test_sources import clip, source_clip, target_clip, write_csv
 
-from rvedit.datasets.pairs import shape_counts
+from rvedit.datasets.pairs import shape_counts, write_pairs_sheet
 from rvedit.datasets.prepare import prepare_dataset
 from rvedit.datasets.survey import DatasetConfig
-from rvedit.io.clips import UnreadableClip, read_mask
+from rvedit.io.clips import UnreadableClip, read_mask, read_pair
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import failures_path, read_manifest, read_rows
 from rvedit.io.records import ClipShape
@@ -36,6 +36,7 @@ from rvedit.training.run import train
 RECIPES = Path(__file__).parents[1] / "recipes"
 LORA = "pytorch_lora_weights.safetensors"
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
+ALL_ROWS = ("validation.held_out=0", "validation.timesteps=[]")
 needs_bitsandbytes = pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
 
 
@@ -120,6 +121,36 @@ def test_a_pair_without_an_instruction_is_named(tmp_path):
         prepare(folder)
 
 
+def test_folders_of_images_are_read_and_their_changes_noticed(tmp_path):
+    folder = write_pairs(tmp_path / "pairs", count=2)
+    for side, level in (("source", 40), ("target", 90)):
+        images = folder / side / "walk"
+        images.mkdir()
+        for number in range(5):
+            Image.fromarray(np.full((32, 32, 3), level + number, np.uint8)).save(images / f"{number}.png")
+    damaged = folder / "source" / "walk" / "4.png"
+    damaged.write_bytes(b"no image")
+    manifest, rows = prepare(folder)
+    assert [row.source for row in rows] == ["source/p0.mp4", "source/p1.png"]
+    Image.fromarray(np.full((32, 32, 3), 44, np.uint8)).save(damaged)
+    manifest, rows = prepare(folder)
+    walk = next(row for row in rows if row.source == "source/walk")
+    source, target = read_pair(manifest, walk, ClipShape(5, 32, 32))
+    assert (source[4, 0, 0, 0], target[4, 0, 0, 0]) == (44, 94)
+
+
+def test_an_image_as_a_mask_is_shown_on_both_ends(tmp_path):
+    folder = write_pairs(tmp_path / "pairs", count=1)
+    (folder / "mask").mkdir()
+    Image.fromarray(np.full((32, 32, 3), 255, np.uint8)).save(folder / "mask" / "p0.png")
+    manifest, rows = prepare(folder)
+    write_pairs_sheet(manifest, rows, tmp_path / "sheet.png")
+    row = np.asarray(Image.open(tmp_path / "sheet.png"))[24 : 24 + 128]
+    red, green, _ = (np.float64([row[:, x : x + 128, c].mean() for x in (0, 132, 264)]) for c in range(3))
+    assert (red[:2] > green[:2] + 50).all(), "both ends of the source are tinted"
+    assert abs(red[2] - green[2]) < 5
+
+
 def test_the_command_shows_what_will_be_learned(tmp_path):
     folder = write_pairs(tmp_path / "pairs")
     source_clip(folder / "source" / "alone.mp4")
@@ -176,7 +207,7 @@ def test_masks_weight_the_loss_of_their_samples_only(tmp_path):
     white[:8, :8] = 255
     Image.fromarray(white).save(folder / "mask" / "p0.png")
     manifest, _ = prepare(folder)
-    recipe = small_recipe(tmp_path, manifest, "data.mask_weight=3", "validation.held_out=0", "batch_size=2")
+    recipe = small_recipe(tmp_path, manifest, "data.mask_weight=3", *ALL_ROWS, "batch_size=2")
     task = EditorTask(recipe, Processes("ddp", "cpu"))
     numbers = range(4)  # two batches: of clips and of images, in the order of the seed
     weights = [task.collate([task.samples[n] for n in pair]).loss_weights for pair in ((0, 1), (2, 3))]
@@ -190,7 +221,7 @@ def test_masks_weight_the_loss_of_their_samples_only(tmp_path):
     assert cells.any()
     assert not cells.all()
     assert cells[:, -1, -1].any().item() is False
-    plain = EditorTask(small_recipe(tmp_path, manifest, "validation.held_out=0"), Processes("ddp", "cpu"))
+    plain = EditorTask(small_recipe(tmp_path, manifest, *ALL_ROWS), Processes("ddp", "cpu"))
     assert all(plain.collate([plain.samples[n]]).loss_weights is None for n in range(3))
 
 
@@ -410,6 +441,10 @@ def test_the_dry_run_prices_the_vae_in_fp32(tmp_path):
         ("model.lora_rank=4", "transformer_lora_rank freezes the MLLM"),
         ("model.transformer_lora_rank=0", "frozen_weights and offload are for LoRA weights"),
         ("task=distill", "transformer_lora_rank is for task: editor, not distill"),
+        ("parallel=fsdp2", "transformer_lora_rank cannot be sharded: set parallel: ddp"),
+        ("validation.held_out=0", "validation.timesteps needs held-out rows: set validation.held_out"),
+        ("validation.timesteps=[200]", "less than or equal to 1"),
+        ("model.transformer_lora_targets=[query]", "query: no layer has it: choose from attn1.to_q"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_anything_is_loaded(setting, said):

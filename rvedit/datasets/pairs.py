@@ -40,7 +40,8 @@ def write_pairs_sheet(manifest: Path, triplets: Sequence[Triplet], path: Path) -
     for triplet in triplets[:MAX_ROWS]:
         ends = {side: _ends(manifest, triplet, side) for side in ("source", "target")}
         if triplet.mask:
-            for frame, mask in zip(ends["source"], _ends(manifest, triplet, "mask"), strict=False):
+            masks = _ends(manifest, triplet, "mask")
+            for frame, mask in zip(ends["source"], masks * 2, strict=False):  # an image is for both ends
                 image = Image.fromarray(mask).convert("L").resize(frame.shape[1::-1])
                 inside = np.asarray(image) > 127
                 frame[inside] = frame[inside] // 2 + _MASK // 2

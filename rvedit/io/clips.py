@@ -42,7 +42,7 @@ def read_pair(manifest: Path, triplet: Triplet, shape: ClipShape) -> list[Frames
     clips = []
     for side in ("source", "target"):
         path = clip_path(manifest, triplet, side)
-        if not path.is_file():
+        if not path.exists():
             raise UnreadableClip(
                 f"{manifest}: the {side} of {triplet.key} is missing: {path}: run `rvedit prepare` again",
                 path,

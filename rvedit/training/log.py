@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ class RunLog:
         lines = path.read_text(encoding="utf-8").splitlines()[:first_step] if path.exists() else []
         with atomic_path(path) as part:
             part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        validations = folder / "validation.jsonl"
+        if validations.exists():
+            records = validations.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in records if json.loads(line)["step"] <= first_step and first_step]
+            with atomic_path(validations) as part:
+                part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.tracker = _open_tracker(tracker, folder, first_step)
         self.file = path.open("a", buffering=1, encoding="utf-8")
 
@@ -64,11 +70,17 @@ def _open_tracker(name: str, folder: Path, first_step: int) -> GeneralTracker:
         if not is_there():
             raise UserError(f"tracker: {name} is not installed: pip install {name}, or choose tensorboard")
         if name == "wandb":
-            # The same for a run that is resumed.
-            identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            record = folder / "wandb_id"  # the same for a run that is resumed
+            if first_step == 0 or not record.is_file():
+                record.write_text(secrets.token_hex(8), encoding="utf-8")
+            identity = record.read_text(encoding="utf-8")
             options = {"name": folder.name, "dir": str(folder), "id": identity, "resume": "allow"}
             tracker = WandBTracker(PROJECT, **options)
         else:
             tracker = MLflowTracker(PROJECT, logging_dir=str(folder / "mlflow"), run_name=folder.name)
-    tracker.start()
+    try:
+        tracker.start()
+    except Exception as error:  # whatever the tracker's package raises, such as for a missing login
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"tracker: {name}: {reason}: set it up, or choose tensorboard") from None
     return tracker

@@ -173,13 +173,15 @@ def _fit(
         if stop or done:
             writer.finish()
         yield {**record, "rank": processes.rank}
-        if recipe.validation.every and (done or state.step % recipe.validation.every == 0):
+        ends_early = stop and not done
+        is_due = recipe.validation.every and (done or state.step % recipe.validation.every == 0)
+        if is_due and not ends_early:
             _validate(task, model, state.step, folder, log)
-        if recipe.export_every and state.step % recipe.export_every == 0 and not done:
+        if recipe.export_every and state.step % recipe.export_every == 0 and not (stop or done):
             writer.wait_for_copy()
             _export(task, model, optimizer, ema, folder / "exports" / f"step_{state.step:08d}")
             processes.wait()
-        if stop and not done:
+        if ends_early:
             again = "run it again" if resume else "run it again without `fresh`"
             line = f"{folder}: stopped after step {state.step}, which is saved: {again} to resume"
             raise Interrupted(line, 128 + (signals or [signal.SIGTERM])[0])
@@ -236,11 +238,11 @@ class _TimedIterator(Iterator[Any]):
 
 @contextmanager
 def _collect_stop_signals() -> Iterator[list[int]]:
-    """Append signals that stop a run to the list in this context; a second one raises KeyboardInterrupt."""
+    """Append signals that stop a run to the list in this context; Ctrl-C after one interrupts at once."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and number == signal.SIGINT:  # schedulers may send SIGTERM to all processes, and again
             raise KeyboardInterrupt
         received.append(number)
 

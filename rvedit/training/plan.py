@@ -218,7 +218,8 @@ def _remedies(recipe: Recipe, costs: Costs, gpus: int, budget: float) -> tuple[s
     if recipe.model.transformer_lora_rank:
         settings += ["model.offload: true"] * (not recipe.model.offload)
         settings += ["model.frozen_weights: nf4"] * (recipe.model.frozen_weights != "nf4")
-    if recipe.parallel == "ddp" and recipe.optimizer.name == "adamw":
+    can_be_sharded = recipe.optimizer.name == "adamw" and not recipe.model.transformer_lora_rank
+    if recipe.parallel == "ddp" and can_be_sharded:
         settings.append("parallel: fsdp2")
     numbers = [n for n in range(gpus, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     # At least one clip per forward pass; then as few settings as possible.

@@ -101,6 +101,11 @@ def load_recipe(
             warnings.warn(f"{path}: {key} is not used, as data.buckets has the shapes", stacklevel=2)
     if recipe.model.transformer_lora_rank and recipe.task in ("distill", "vae"):
         raise UserError(f"{path}: model.transformer_lora_rank is for task: editor, not {recipe.task}")
+    if recipe.model.transformer_lora_rank and recipe.parallel != "ddp":
+        raise UserError(f"{path}: model.transformer_lora_rank cannot be sharded: set parallel: ddp")
+    validation = recipe.validation
+    if validation.timesteps and recipe.data.source == "manifest" and not validation.held_out:
+        raise UserError(f"{path}: validation.timesteps needs held-out rows: set validation.held_out")
     spec = model_spec(recipe.model.preset)
     if recipe.model.word_vectors and not spec.from_scratch:
         raise UserError(

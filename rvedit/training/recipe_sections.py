@@ -275,7 +275,7 @@ class ValidationRecipe(Section):
     held_out: int = Field(
         0, ge=0, description="rows of a manifest that are not trained on; validation has no other clips then"
     )
-    timesteps: tuple[float, ...] = Field(
+    timesteps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (), description="times from 0 to 1 at which L_fm of held-out clips is logged; empty: none"
     )
     num_inference_steps: int | None = Field(

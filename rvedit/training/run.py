@@ -26,7 +26,7 @@ from rvedit.training.tasks import task_class
 # Recipe keys that may change on resume: length, rates, distribution of work, limits and output.
 CHANGEABLE = {
     *("steps", "optimizer", "accumulation", "parallel", "shard_size", "max_skipped"),
-    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every", "paper"),
+    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every", "paper", "tracker", "compile"),
 }
 CHANGEABLE_IN_SECTIONS = {
     "alignment": ("log_ratio_every",),
@@ -80,6 +80,9 @@ def export_run(folder: Path, step: int | None = None) -> tuple[Recipe, Path]:
         found = ", ".join(map(str, checkpoints)) or "none"
         raise UserError(f"{folder}/checkpoints: no checkpoint of that step: those of steps {found} are there")
     recipe = load_recipe(record)
+    model = recipe.model.model_copy(update={"frozen_weights": "fp32", "offload": False})
+    validation = recipe.validation.model_copy(update={"every": 0})
+    recipe = recipe.model_copy(update={"model": model, "validation": validation})
     task: TrainingTask = task_class(recipe.task)(recipe, Processes(device="cpu"))
     trained = {name: p for name, p in task.objective.named_parameters() if p.requires_grad}
     load_weights(chosen, trained, "average" if recipe.ema_decay else "model")

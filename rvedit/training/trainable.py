@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rvedit.compat import computes_bf16
+from rvedit.io.errors import UserError
 from rvedit.models.quantized_linear import store_weights
 from rvedit.pipelines.memory import quantize, transformer_stacks
 from rvedit.training.loop import freeze
@@ -40,7 +41,15 @@ def choose_trained(objective: Any, model: ModelRecipe, seed: int = 0) -> LoraMod
         alpha = model.transformer_lora_alpha or model.transformer_lora_rank
         targets = list(model.transformer_lora_targets)
         config = LoraConfig(r=model.transformer_lora_rank, lora_alpha=alpha, target_modules=targets)
-        transformer.add_adapter(config, ADAPTER)
+        try:
+            transformer.add_adapter(config, ADAPTER)
+        except ValueError:  # peft's, if no layer has such a name
+            block = transformer.blocks[0]
+            layers = [name for name, part in block.named_modules() if isinstance(part, nn.Linear)]
+            raise UserError(
+                f"model.transformer_lora_targets: {', '.join(targets)}: no layer has it: choose from "
+                f"{', '.join(layers)}"
+            ) from None
         cast_training_params(transformer)  # peft gave them the dtype of the frozen weights, which may be fp8
         for layer in transformer.modules():
             if isinstance(layer, LoraLayer):

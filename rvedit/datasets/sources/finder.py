@@ -58,7 +58,14 @@ class Finder:
 
 
 def stat_clip(path: str) -> ClipFile:
-    """Return a clip's size and stamp; size 0 and the stamp "none" if it is not a file or empty."""
+    """Return a clip's size and stamp; size 0 and the stamp "none" if it is missing or empty.
+
+    A folder of images has the sum of its files' sizes, and the latest of their times.
+    """
+    if os.path.isdir(path):
+        files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+        size, latest = sum(file.st_size for file in files), max((f.st_mtime_ns for f in files), default=0)
+        return ClipFile(path, size, f"{len(files)}.{size}.{latest}")
     status = os.stat(path) if os.path.isfile(path) else None
     if not status or not status.st_size:
         return ClipFile(path, 0, "none")
