@@ -210,7 +210,7 @@ def test_regions_from_the_command_line(tmp_path):
         "--fade",
         0.1,
     ]
-    result = rvedit("edit", "clip.mp4", "make it sepia", *options, "--contact-sheet", "sheet.png",
+    result = rvedit("edit", "clip.mp4", "make it night", *options, "--contact-sheet", "sheet.png",
                     "--save-mask", "mask.png", "--json", cwd=tmp_path, check=0)  # fmt: skip
     report = json.loads(result.stdout)
     assert report["contact_sheet"] == "sheet.png"
