@@ -100,14 +100,9 @@ class StubPipeline(nn.Module):
     def __init__(self, transformer: RoutedWanTransformer3DModel, shape: Shape):
         super().__init__()
         like = {"device": transformer.device, "dtype": transformer.patch_embedding.weight.dtype}
-        channels, tokens = shape.config["in_channels"], shape.text_tokens
+        tokens = shape.text_tokens
         self.transformer = transformer
         self.config = SimpleNamespace(max_text_length=tokens)
-        self.vae = SimpleNamespace(
-            dtype=torch.float32,
-            config=SimpleNamespace(latents_mean=[0.0] * channels, latents_std=[1.0] * channels),
-            encode=lambda latents: SimpleNamespace(latent_dist=SimpleNamespace(mean=latents)),
-        )
         ids = torch.ones(1, tokens, dtype=torch.long, device=transformer.device)
         self.tokenizer = lambda *args, **kwargs: BatchEncoding({"input_ids": ids, "attention_mask": ids})
         self.text_encoder = _Table(torch.randn(1, tokens, shape.config["text_dim"], **like))
@@ -128,6 +123,7 @@ class _Table(nn.Module):
 
 
 def random_batch(shape: Shape, device: torch.device) -> TripletBatch:
-    """Return a triplet whose clips are latents (see `StubPipeline`)."""
-    source, target = (BranchInputs(torch.randn(shape.latents, device=device), [], []) for _ in range(2))
+    """Return a triplet of random latents."""
+    latents = (torch.randn(shape.latents, device=device) for _ in range(2))
+    source, target = (BranchInputs(None, [], [], clip) for clip in latents)
     return TripletBatch(source, target)
