@@ -41,7 +41,7 @@ from rvedit.training.dataloader import build_dataloader
 from rvedit.training.distributed import Processes, full_state_dict
 from rvedit.training.offload import encode_batch, on_device
 from rvedit.training.recipe import Recipe
-from rvedit.training.samples import collate
+from rvedit.training.samples import Samples, collate
 from rvedit.training.step import Loss, TripletBatch, training_losses, with_latents
 from rvedit.training.trainable import ADAPTER, choose_trained, store_frozen
 from rvedit.training.validation import held_out_losses, validation_clips, write_validation
@@ -142,6 +142,9 @@ class EditorTask:
             del self.objective.text_encoder
         self.unreadable: dict[str, str] = {}
         self.validation_clips = validation_clips(recipe) if recipe.validation.every else []
+        self.held_out: tuple[Samples, int] | None = None
+        if recipe.validation.every and recipe.validation.timesteps:
+            self.held_out = held_out_samples(recipe, self.pipeline)
         self.collate = partial(
             collate,
             text_length=self.pipeline.config.max_text_length,
@@ -177,9 +180,9 @@ class EditorTask:
             edits = [self.objective.edit(c.source, c.instruction, steps) for c in self.validation_clips]
         if self.processes.is_main:
             write_validation(folder / "validation", step, self.validation_clips, edits)
-        if not self.recipe.validation.timesteps:
+        if self.held_out is None:
             return {}
-        samples, count = held_out_samples(self.recipe, self.pipeline)
+        samples, count = self.held_out
 
         def batch_of(number: int) -> TripletBatch:
             return self.objective.with_latents(self._on_device(self.collate([samples[number]])))

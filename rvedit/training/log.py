@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,12 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:first_step] if path.exists() else []
-        with atomic_path(path) as part:
-            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        _write_lines(path, lines)
         validations = folder / "validation.jsonl"
         if validations.exists():
             records = validations.read_text(encoding="utf-8").splitlines()
             kept = [line for line in records if json.loads(line)["step"] <= first_step and first_step]
-            with atomic_path(validations) as part:
-                part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            _write_lines(validations, kept)
         self.tracker = _open_tracker(tracker, folder, first_step)
         self.file = path.open("a", buffering=1, encoding="utf-8")
 
@@ -59,6 +58,11 @@ class RunLog:
         """Write what is buffered, and close the files."""
         self.file.close()
         self.tracker.finish()
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with atomic_path(path) as part:
+        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _open_tracker(name: str, folder: Path, first_step: int) -> GeneralTracker:
