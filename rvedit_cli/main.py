@@ -34,9 +34,10 @@ PARAMETERS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _command in (edit, caption, train, judge):
+for _command in (edit, caption, train):
     app.command(cls=console.PanelCommand)(_command)
 app.add_typer(prepare, name="prepare")
+app.add_typer(judge, name="judge")
 app.add_typer(analyze, name="analyze")
 
 

@@ -1,4 +1,4 @@
-"""`rvedit judge`."""
+"""`rvedit judge OUTPUTS`: score edits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _URL_HELP = (
 )
 
 
-def judge(
+def score(
     edits: Annotated[Path | None, typer.Argument(metavar="OUTPUTS", help="Folder of edited clips.")] = None,
     bench: Annotated[Path | None, _files(_BENCH_HELP, metavar="CSV|MANIFEST")] = None,
     out: Annotated[
