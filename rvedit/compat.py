@@ -94,6 +94,26 @@ def set_math_attention(processor: Any) -> None:
     processor._attention_backend = AttentionBackendName._NATIVE_MATH
 
 
+def enable_ulysses(transformer: Any, mesh: Any) -> None:
+    """Do what a Wan transformer's `enable_parallelism` does, which needs an accelerator (diffusers)."""
+    from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+
+    degree = mesh["ulysses"].size()
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=degree, mesh=mesh))
+    device = next(transformer.parameters()).device
+    config.setup(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, mesh=mesh)
+    transformer._parallel_config = config
+    for block in transformer.blocks:
+        block.attn1.processor._parallel_config = config
+
+
+def sequence_mesh(transformer: Any) -> Any:
+    """Return the mesh of processes that share a clip; None without context parallelism (diffusers)."""
+    config = transformer._parallel_config
+    context = config and config.context_parallel_config
+    return context and context._flattened_mesh
+
+
 def convert_wan_keys(state: dict[str, Any]) -> dict[str, Any]:
     """Return a Wan transformer's original weights under diffusers' names; empties `state` (diffusers)."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers

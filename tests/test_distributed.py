@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,21 +28,30 @@ from rvedit.training.run import train
 STEPS = 4
 
 
-def launch(path, runs, processes, *assignments):
-    """`torchrun ... rvedit train PATH`, as users start it."""
+def torchrun(path, runs, processes, *assignments):
+    """The command `torchrun ... rvedit train PATH`, as users start it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "rvedit_cli"]
     command += ["train", str(path), "--runs", str(runs), "--device", "cpu"]
-    command += [part for value in assignments for part in ("--set", value)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return command + [part for value in assignments for part in ("--set", value)]
+
+
+def launch(*arguments):
+    """Run `torchrun` to its end."""
+    env, command = {**os.environ, "OMP_NUM_THREADS": "1"}, torchrun(*arguments)
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 ONE_COPY_EACH, ONE_COPY = ("parallel=hsdp", "shard_size=1"), ("parallel=hsdp", "shard_size=2")
+ONE_CLIP = ("parallel=ddp", "context_parallel=2")
+ONE_CLIP_SHARDED = ("parallel=fsdp2", "context_parallel=2", "model.gradient_checkpointing=true")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [["parallel=ddp"], ["parallel=fsdp2"], ONE_COPY_EACH, ONE_COPY])
+@pytest.mark.parametrize(
+    "strategy",
+    [["parallel=ddp"], ["parallel=fsdp2"], ONE_COPY_EACH, ONE_COPY, ONE_CLIP, ONE_CLIP_SHARDED],
+)
 def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}", "alignment.weight=0.75")
     path, recipe = recipe_of("one", *options)
@@ -101,7 +114,7 @@ def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [["parallel=fsdp2"], ONE_COPY_EACH])
+@pytest.mark.parametrize("strategy", [["parallel=fsdp2"], ONE_COPY_EACH, ONE_CLIP_SHARDED])
 def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}")
     path, recipe = recipe_of("whole", *options)
@@ -115,6 +128,31 @@ def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path, str
     assert done.returncode == 0, done.stderr
     assert len(losses_of(tmp_path, "moved")) == STEPS
     np.testing.assert_allclose(losses_of(tmp_path, "moved"), losses_of(tmp_path, "whole"), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [ONE_COPY, ONE_COPY_EACH, ONE_CLIP_SHARDED])
+def test_killed_processes_are_resumed_by_one(recipe_of, tmp_path, strategy):
+    options = ("ema_decay=0.9", "batch_size=4", "steps=12", "checkpoint_every=3")
+    path, recipe = recipe_of("whole", *options)
+    list(train(recipe, tmp_path, "cpu"))
+    command = torchrun(path, tmp_path, 2, *SMALL, *options, "name=killed", *strategy)
+    env, log = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(command, env=env, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for part in Path("/proc").glob("[0-9]*/cmdline"):  # torchrun's workers have sessions of their own
+        with suppress(OSError):
+            if f"{tmp_path}\0".encode() in part.read_bytes():
+                os.kill(int(part.parent.name), signal.SIGKILL)
+    done = len(losses_of(tmp_path, "killed"))
+    assert 5 <= done < 12, "it was killed between two checkpoints, or after the end"
+    _, alone = recipe_of("killed", *options)
+    list(train(alone, tmp_path, "cpu"))
+    np.testing.assert_allclose(losses_of(tmp_path, "killed"), losses_of(tmp_path, "whole"), rtol=1e-4)
 
 
 @pytest.fixture
@@ -258,10 +296,10 @@ def test_a_run_of_two_processes_goes_on_in_one(recipe_of, tmp_path):
 
 
 class Share:
-    """Process `rank` of `count`."""
+    """Process `rank` of `count`, each with minibatches of its own."""
 
     def __init__(self, rank, count):
-        self.rank, self.count = rank, count
+        self.data_rank, self.data_count = rank, count
 
 
 @pytest.mark.parametrize(("count", "accumulation"), [(1, 1), (2, 1), (1, 3), (2, 3)])

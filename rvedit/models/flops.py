@@ -24,6 +24,8 @@ class Shape:
     edit_tokens: int
     """K."""
     text_tokens: int
+    shared_by: int = 1
+    """Processes that compute the clip together (context parallelism)."""
 
     @property
     def latents(self) -> tuple[int, int, int, int, int]:
@@ -48,6 +50,11 @@ class Shape:
             size *= length // patch
         return size
 
+    @property
+    def rows(self) -> int:
+        """Return the number of video tokens that each process computes."""
+        return self.sequence // self.shared_by
+
 
 def context_lengths(shape: Shape, context: str = "routed") -> list[int]:
     """Return the number of context tokens of each block (Eq. 3); constant for `full` and `text only`."""
@@ -61,16 +68,17 @@ def context_lengths(shape: Shape, context: str = "routed") -> list[int]:
 def forward_flops(
     shape: Shape, lengths: Sequence[int], reuse: bool = False, stop_at: int | None = None
 ) -> float:
-    """Return the FLOPs of a forward pass of one clip.
+    """Return the FLOPs of a forward pass of one clip, over all processes that share it.
 
     A block: self-attention 4 S^2 d and its projections 8 S d^2; cross-attention 4 S C d, its queries and
-    output 4 S d^2, its keys and values 4 C d^2 (0 with `reuse`); feed-forward 4 S d f. A pass with `stop_at`
-    ends before the feed-forward of that block.
+    output 4 S d^2, its keys and values 4 C d^2 (0 with `reuse`) on each process; feed-forward 4 S d f. A pass
+    with `stop_at` ends before the feed-forward of that block.
     """
     s, d, f = shape.sequence, shape.width, shape.config["ffn_dim"]
     total = 0.0
     for depth, c in enumerate(lengths, start=1):
-        total += 4 * s * s * d + 8 * s * d * d + 4 * s * c * d + 4 * s * d * d + 4 * c * d * d * (not reuse)
+        total += 4 * s * s * d + 8 * s * d * d + 4 * s * c * d + 4 * s * d * d
+        total += 4 * c * d * d * (not reuse) * shape.shared_by
         if depth == stop_at:
             break
         total += 4 * s * d * f
@@ -94,7 +102,7 @@ def step_flops(
         "transformer, recomputed": forward * checkpointing,
         "reference branch, expected": sum(reference) / len(reference) if depths else 0.0,
         # Eq. 5 and its gradient: the similarities twice, and their product with a*.
-        "alignment loss": 6.0 * shape.sequence**2 * shape.width if depths else 0.0,
+        "alignment loss": 6.0 * shape.sequence**2 * shape.width * shape.shared_by if depths else 0.0,
     }
 
 

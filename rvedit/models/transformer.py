@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ModelMixin, WanTransformer3DModel  # noqa: F401 (diffusers looks ModelMixin up here)
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rvedit.compat import onload
+from rvedit.models.context_parallel import all_rows, own_rows
 from rvedit.models.cross_attention import BlockContext, RoutedCrossAttnProcessor, Trace, block_trace
 from rvedit.models.routing import TokenGroups, route
 from rvedit.models.visual_tokens import flatten_tokens, position_embedding
@@ -42,6 +44,9 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         reads_reference_images: have an embedder for the latents of reference images.
         reference_first: put the tokens of a reference image before the video's instead of after them.
     """
+
+    # `forward` splits the sequence itself: traces and stopped passes must be gathered, too.
+    _cp_plan: ClassVar[dict[str, Any]] = {}
 
     @register_to_config
     def __init__(
@@ -170,29 +175,32 @@ class RoutedWanTransformer3DModel(WanTransformer3DModel):
         tokens, is_video, num_frames = self._with_reference(tokens, groups.reference_tokens, grid)
         # The rotary embedding depends on the shape alone.
         rotary_emb = self.rope(hidden_states[:, :, :1].expand(-1, -1, num_frames, -1, -1))
+        tokens = own_rows(self, tokens)
+        rotary_emb = tuple(own_rows(self, table) for table in rotary_emb)
 
         trace = Trace()
         for depth, (block, context) in enumerate(zip(self.blocks, contexts, strict=True), start=1):
             if depth == trace_depth and stop_at_trace:
                 # A block sharded by FSDP2 has a `trace` method that gathers its weights first.
                 run = getattr(block, "trace", None) or partial(block_trace, block)
-                return RoutedOutput(None, run(tokens, context, timestep_proj, rotary_emb)[:, is_video])
+                value = run(tokens, context, timestep_proj, rotary_emb)
+                return RoutedOutput(None, all_rows(self, value)[:, is_video])
             context.trace = trace if depth == trace_depth else None
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, context, timestep_proj, rotary_emb)
             else:
                 tokens = block(tokens, context, timestep_proj, rotary_emb)
 
-        tokens = tokens[:, is_video]
         shift, scale = (self.scale_shift_table + temb[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         p_t, p_h, p_w = self.config.patch_size
         sample = rearrange(
-            self.proj_out(tokens),
+            all_rows(self, self.proj_out(tokens))[:, is_video],
             "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)",
             f=grid[0], h=grid[1], w=grid[2], pt=p_t, ph=p_h, pw=p_w,
         )  # fmt: skip
-        return RoutedOutput(sample, None if trace.value is None else trace.value[:, is_video])
+        value = trace.value
+        return RoutedOutput(sample, None if value is None else all_rows(self, value)[:, is_video])
 
     def _with_reference(
         self, tokens: Tensor, reference: Tensor | None, grid: Sequence[int]

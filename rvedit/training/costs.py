@@ -92,11 +92,15 @@ class Costs(Protocol):
 
 def clips_at_once(recipe: Recipe, gpus: int) -> int:
     """Return the clips in one forward pass on a GPU. Raises UserError if the batch cannot be divided."""
-    clips, rest = divmod(recipe.batch_size, max(1, gpus * recipe.accumulation))
+    at_once, left = divmod(gpus, recipe.context_parallel)
+    if left:
+        raise UserError(f"context_parallel is {recipe.context_parallel}: it must divide {gpus} GPUs")
+    clips, rest = divmod(recipe.batch_size, max(1, at_once * recipe.accumulation))
     if gpus < 1 or rest:
+        shared = " / context_parallel" if recipe.context_parallel > 1 else ""
         raise UserError(
-            f"batch_size is {recipe.batch_size}: it must be a multiple of GPUs x accumulation, "
-            f"{gpus} x {recipe.accumulation}"
+            f"batch_size is {recipe.batch_size}: it must be a multiple of GPUs{shared} x accumulation, "
+            f"{at_once} x {recipe.accumulation}"
         )
     return clips
 
@@ -130,7 +134,8 @@ class EditorCosts:
         self.language: Any = objective.mllm.model.language_model
         self.vision: Any = objective.mllm.model.visual
         self.max_text_length: int = spec.pipeline["max_text_length"]
-        check_shapes(recipe.data.shapes, SimpleNamespace(vae=self.vae, transformer=self.transformer))
+        models = SimpleNamespace(vae=self.vae, transformer=self.transformer)
+        check_shapes(recipe.data.shapes, models, recipe.context_parallel)
         self.groups = self._groups()
         self._counted: dict[tuple[int, int, int], float] = {}
         # A batch has only stills or only clips; the largest shape determines the memory.
@@ -173,7 +178,8 @@ class EditorCosts:
         if connector.num_reference_queries:  # every batch is counted with a picture
             edit_tokens = connector.num_reference_queries + connector.max_reference_tokens
             grid = (grid[0] + 1, *grid[1:])
-        return Shape(dict(self.transformer.config), grid, edit_tokens, text)
+        shared_by = self.recipe.context_parallel
+        return Shape(dict(self.transformer.config), grid, edit_tokens, text, shared_by)
 
     def tokens_of(self, clip: ClipShape) -> Tokens:
         """Return the tokens of a clip."""
@@ -226,8 +232,7 @@ class EditorCosts:
             self.vision, tokens.patches
         )
         text = self.text_encoder.config
-        return {
-            **step,
+        encoders = {
             "MLLM, roughly": towers,
             "text encoder": (branches + 2 * (1 + again) * is_trained(self.text_encoder))
             * stack_flops(
@@ -235,6 +240,8 @@ class EditorCosts:
             ),
             VAE_PART: 0.0 if self.recipe.data.cache else 2 * self.encode_flops(clip),
         }
+        # Processes that share a clip all encode it.
+        return {**step, **{part: shape.shared_by * flops for part, flops in encoders.items()}}
 
     def _language_backward(self) -> int:
         """Return the cost of the language tower's backward pass in forward passes: 0, 1 or 2."""

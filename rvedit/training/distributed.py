@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rvedit.compat import computes_bf16
 from rvedit.io.errors import UserError
+from rvedit.models.context_parallel import share_clips
 from rvedit.models.cross_attention import block_trace
 
 SHARDED_LAYERS = (
@@ -45,13 +46,19 @@ class Processes:
         device: str | None = None,
         precision: Literal["bf16", "fp32"] = "fp32",
         shard_size: int | None = None,
+        context_parallel: int = 1,
     ):
-        self.strategy, self.shard_size = strategy, shard_size
+        self.strategy, self.shard_size, self.context_parallel = strategy, shard_size, context_parallel
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device is None else torch.device(device)
         if self.count > 1:
             self.device = self.accelerator.device
         self.bf16 = precision == "bf16" and computes_bf16(self.device)
+        if self.count % context_parallel:
+            raise UserError(
+                f"context_parallel is {context_parallel}: it must divide the number of processes, "
+                f"{self.count}: set it to 1, or start more with torchrun"
+            )
 
     @property
     def count(self) -> int:
@@ -62,6 +69,16 @@ class Processes:
     def rank(self) -> int:
         """Return the rank of this process, from 0."""
         return int(self.accelerator.process_index)
+
+    @property
+    def data_count(self) -> int:
+        """Return the number of minibatches that are computed at once: by one process, or by several."""
+        return self.count // self.context_parallel
+
+    @property
+    def data_rank(self) -> int:
+        """Return which of these minibatches this process computes, or helps to compute."""
+        return self.rank // self.context_parallel
 
     @property
     def is_main(self) -> bool:
@@ -89,6 +106,12 @@ class Processes:
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=idle)
         wrapped: nn.Module = self.accelerator.prepare_model(objective)
         return wrapped
+
+    def share_clips(self, transformer: nn.Module) -> None:
+        """Let `context_parallel` processes compute each clip together."""
+        if self.context_parallel > 1:
+            shape, names = (self.data_count, 1, self.context_parallel), ("data", "ring", "ulysses")
+            share_clips(transformer, init_device_mesh(self.device.type, shape, mesh_dim_names=names))
 
     def _mesh(self) -> DeviceMesh:
         """Return the processes as a row of shards; for HSDP, as a row of them for each copy of the model."""

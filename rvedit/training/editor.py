@@ -115,7 +115,7 @@ class EditorTask:
         self.processes = processes
         self.pipeline = _initial_pipeline(recipe)
         self.pipeline.set_progress_bar_config(disable=True)
-        check_shapes(recipe.data.shapes, self.pipeline)
+        check_shapes(recipe.data.shapes, self.pipeline, recipe.context_parallel)
         if recipe.data.crop:
             raise UserError(
                 "data.crop is for task: vae: for an editor set data.height and data.width instead"
@@ -129,7 +129,8 @@ class EditorTask:
         self.adapters = choose_trained(self.objective, recipe.model, recipe.seed)
         if recipe.model.gradient_checkpointing:
             _checkpoint_layers(self.pipeline)
-        if processes.device.type == "cpu":
+        processes.share_clips(self.pipeline.transformer)
+        if processes.device.type == "cpu" and recipe.context_parallel == 1:
             _use_plain_attention(self.pipeline)
         if recipe.compile:
             for block in self.pipeline.transformer.blocks:

@@ -85,16 +85,17 @@ class StepGradients:
     ) -> dict[str, float]:
         """Add the mean gradient over minibatches to the parameters' `grad`; return the mean losses.
 
-        Gradients are averaged over the processes only if `synchronize`.
+        Gradients are averaged over the processes only if `synchronize`. Processes that share a clip have
+        parts of its gradient, of which the average has to be the sum.
         """
-        count = self.recipe.accumulation
+        count, shared = self.recipe.accumulation, self.processes.context_parallel
         losses: dict[str, float] = {}
         for part, batch in enumerate(minibatches, start=1):
             with self.processes.gradient_sync(self.model, synchronize and part == count):
                 with self.processes.autocast():
                     arguments = (batch, step) if only is None else (batch, step, only)
                     scalars: dict[str, Tensor] = self.model(*arguments)
-                (scalars["loss"] / count).backward()
+                (scalars["loss"] * shared / count).backward()
             for name, value in scalars.items():
                 losses[name] = losses.get(name, 0.0) + float(value.detach()) / count
         return losses

@@ -286,12 +286,12 @@ def sample_numbers(recipe: Recipe, first_step: int, processes: Processes) -> Ite
     The minibatches of step s share the samples s B ... (s + 1) B - 1, so that the order resumes from the step
     alone. Raises UserError if the batch cannot be divided.
     """
-    minibatches = processes.count * recipe.accumulation
+    minibatches = processes.data_count * recipe.accumulation
     size, rest = divmod(recipe.batch_size, minibatches)
     if rest:
         raise UserError(
             f"batch_size is {recipe.batch_size}: it must be a multiple of processes x accumulation, "
-            f"{processes.count} x {recipe.accumulation}"
+            f"{processes.data_count} x {recipe.accumulation}"
         )
     return _numbers(recipe, first_step, processes, size)
 
@@ -299,5 +299,5 @@ def sample_numbers(recipe: Recipe, first_step: int, processes: Processes) -> Ite
 def _numbers(recipe: Recipe, first_step: int, processes: Processes, size: int) -> Iterator[list[int]]:
     for step in range(first_step, recipe.steps):
         for part in range(recipe.accumulation):
-            first = step * recipe.batch_size + (part * processes.count + processes.rank) * size
+            first = step * recipe.batch_size + (part * processes.data_count + processes.data_rank) * size
             yield list(range(first, first + size))

@@ -70,9 +70,7 @@ def activation_bytes(stack: str, tokens: int, d: int, f: int, bf16: bool, contex
 
 def block_bytes(shape: Shape, context: int, bf16: bool) -> float:
     """Return the bytes that a transformer block with `context` context tokens saves."""
-    return activation_bytes(
-        "transformer", shape.sequence, shape.width, shape.config["ffn_dim"], bf16, context
-    )
+    return activation_bytes("transformer", shape.rows, shape.width, shape.config["ffn_dim"], bf16, context)
 
 
 def saved_bytes(shape: Shape, checkpointing: bool, aligned: bool, bf16: bool) -> float:
@@ -84,9 +82,10 @@ def saved_bytes(shape: Shape, checkpointing: bool, aligned: bool, bf16: bool) ->
     """
     lengths = context_lengths(shape)
     token = (BF16 if bf16 else FP32) * shape.width
-    extra = shape.sequence * (2 * FP32 * shape.width + (2 + 3 * aligned) * token) + max(lengths) * token
+    extra = shape.rows * (2 * FP32 * shape.width + token) + max(lengths) * token
+    extra += shape.sequence * (1 + 3 * aligned) * token  # whole on each process that shares the clip
     if checkpointing:
-        return shape.blocks * shape.sequence * token + extra
+        return shape.blocks * shape.rows * token + extra
     return sum(block_bytes(shape, context, bf16) for context in lengths) + extra
 
 
@@ -96,7 +95,7 @@ def temporary_bytes(shape: Shape, checkpointing: bool, bf16: bool) -> tuple[floa
     Forward: twice the hidden values of the feed-forward. Backward: three fp32 gradients of S d, and with
     checkpointing the recomputed activations of the block.
     """
-    s, d, f = shape.sequence, shape.width, shape.config["ffn_dim"]
+    s, d, f = shape.rows, shape.width, shape.config["ffn_dim"]
     recomputed = max(block_bytes(shape, context, bf16) for context in context_lengths(shape)) * checkpointing
     return s * (2 * f + d) * (BF16 if bf16 else FP32), recomputed + 3 * FP32 * s * d
 

@@ -66,6 +66,7 @@ class Recipe(Section):
     compile: bool = Field(False, description="compile the transformer's blocks; the first steps take minutes")
     keep_checkpoints: int = Field(2, gt=0, description="number of checkpoints that are kept")
     export_every: int = Field(0, ge=0, description="optimizer steps between exports; 0: only at the end")
+    context_parallel: int = Field(1, gt=0, description="processes that compute one clip together")
     shard_size: int | None = Field(None, gt=0, description="hsdp: processes of a copy; null: of a machine")
 
     @model_validator(mode="before")
@@ -103,6 +104,8 @@ def load_recipe(
         raise UserError(f"{path}: model.transformer_lora_rank is for task: editor, not {recipe.task}")
     if recipe.model.transformer_lora_rank and recipe.parallel != "ddp":
         raise UserError(f"{path}: model.transformer_lora_rank cannot be sharded: set parallel: ddp")
+    if recipe.context_parallel > 1 and recipe.task in ("distill", "vae"):
+        raise UserError(f"{path}: context_parallel is for task: editor, not {recipe.task}: set it to 1")
     validation = recipe.validation
     if validation.timesteps and recipe.data.source == "manifest" and not validation.held_out:
         raise UserError(f"{path}: validation.timesteps needs held-out rows: set validation.held_out")

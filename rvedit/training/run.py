@@ -25,12 +25,14 @@ from rvedit.training.tasks import task_class
 
 # Recipe keys that may change on resume: length, rates, distribution of work, limits and output.
 CHANGEABLE = {
-    *("steps", "optimizer", "accumulation", "parallel", "shard_size", "max_skipped"),
+    *("steps", "optimizer", "accumulation", "parallel", "shard_size", "context_parallel"),
+    "max_skipped",
     *("checkpoint_every", "keep_checkpoints", "export_every", "log_every", "paper", "tracker", "compile"),
 }
 CHANGEABLE_IN_SECTIONS = {
     "alignment": ("log_ratio_every",),
     "data": ("workers", "max_unreadable"),
+    "model": ("gradient_checkpointing",),
     "validation": ("every", "count", "num_inference_steps", "timesteps"),
 }
 RECORDED_PACKAGES = ("rvedit", "torch", "diffusers", "transformers")
@@ -52,7 +54,9 @@ def train(
         raise UserError(problem)
     if not fresh and latest_checkpoint(folder):
         _check_resumable(recipe, folder)
-    processes = Processes(recipe.parallel, device, recipe.precision, recipe.shard_size)
+    processes = Processes(
+        recipe.parallel, device, recipe.precision, recipe.shard_size, recipe.context_parallel
+    )
     task: TrainingTask = task_class(recipe.task)(recipe, processes)
     if processes.is_main:
         if fresh:  # otherwise a later resume could load a checkpoint of the old recipe

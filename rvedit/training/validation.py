@@ -107,8 +107,8 @@ def held_out_losses(
     """
     times = recipe.validation.timesteps
     sums = torch.zeros(len(times), dtype=torch.float64)
-    rounds = -(-count // processes.count)
-    for number in range(processes.rank, rounds * processes.count, processes.count):
+    at_once = processes.data_count
+    for number in range(processes.data_rank, -(-count // at_once) * at_once, at_once):
         # With sharded weights all processes compute equally often.
         batch = batch_of(number % count)
         latents = batch.reference.latents
@@ -122,5 +122,5 @@ def held_out_losses(
             loss = losses_at(models, batch, t, noise, depth=None)["loss_fm"]
             sums[index] += float(loss) * (number < count)
     names = [f"held_out_loss_t{time:g}" for time in times]
-    means = processes.mean(dict(zip(names, (sums * processes.count / count).tolist(), strict=True)))
+    means = processes.mean(dict(zip(names, (sums * at_once / count).tolist(), strict=True)))
     return {**means, "held_out_loss": sum(means.values()) / len(means)} if means else {}
