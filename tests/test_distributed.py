@@ -200,6 +200,56 @@ def test_adamw_updates_shards_by_fused_kernels_as_it_updates_whole_tensors():
         assert all(torch.equal(sharded[name], value) for name, value in whole.items())
 
 
+class Tied(Regression):
+    """Layers of which two share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = torch.nn.Linear(3, 5, bias=False)
+        self.again.weight = self.layers[0].weight
+        self.register_buffer("offset", torch.ones(2))
+
+
+def load_as_one_of_two(rank, store, strategy):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    processes, built = Processes(strategy, "cpu"), []
+
+    def build():
+        built.append(Tied().requires_grad_(False))
+        built[0].again.weight.requires_grad_(True)
+        return built[0], "the rest"
+
+    def fail():
+        raise UserError("no such model")
+
+    objective, rest = processes.from_main(build)
+    assert rest == "the rest"
+    assert bool(built) == (rank == 0), "one process loads"
+    assert all(p.is_meta == (rank == 1) for p in objective.parameters())
+    assert objective.again.weight is objective.layers[0].weight
+    processes.wrap(objective)
+    expected = dict(Tied().named_parameters())
+    for name, parameter in objective.named_parameters():
+        torch.testing.assert_close(full_tensor(parameter.detach()), expected[name].detach())
+        assert parameter.requires_grad == (name == "layers.0.weight")
+    assert torch.equal(objective.offset, torch.ones(2))
+    with pytest.raises(UserError, match="no such model"):
+        processes.from_main(fail)
+    frozen = processes.from_main(Tied)
+    processes.receive(frozen)
+    assert torch.equal(frozen.again.weight, expected["layers.0.weight"])
+    assert frozen.again.weight is frozen.layers[0].weight
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "hsdp"])
+def test_one_process_loads_a_model_that_is_sharded(tmp_path, strategy):
+    torch.multiprocessing.spawn(load_as_one_of_two, (tmp_path / "store", strategy), nprocs=2)
+
+
 @pytest.mark.usefixtures("process_group")
 def test_copies_of_hsdp_must_have_equal_shares():
     with pytest.raises(UserError, match="shard_size is 2: it must divide the number of processes, 1"):

@@ -19,10 +19,13 @@ from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
 from rvedit.models import flops
 from rvedit.models.flops import Shape
+from rvedit.models.quantized_linear import store_weights
 from rvedit.training import memory
 from rvedit.training.costs import EditorCosts
 from rvedit.training.plan import plan_training, why_not_runnable
 from rvedit.training.recipe import Recipe, load_recipe
+from rvedit.training.recipe_sections import ModelRecipe
+from rvedit.training.trainable import choose_trained
 from rvedit_cli.plan import print_plan
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -199,7 +202,49 @@ def test_peak_of_a_step_is_as_planned(checkpointing: bool, bf16: bool) -> None:
     forward, backward = memory.temporary_bytes(shape, checkpointing, bf16)
     kept = memory.saved_bytes(shape, checkpointing, aligned=False, bf16=bf16)
     planned = kept + (max(forward + copies, backward) if checkpointing else copies + backward)
-    assert planned == pytest.approx(live.peak, rel=0.15)
+    assert planned == pytest.approx(live.peak, rel=0.10)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_costs_of_a_step_with_lora_are_as_planned(checkpointing: bool, bf16: bool, storage: str) -> None:
+    torch.manual_seed(0)
+    transformer = make_transformer(
+        num_attention_heads=2, attention_head_dim=64, ffn_dim=512, num_layers=4, routing_depth=4
+    ).train()
+    model = ModelRecipe(transformer_lora_rank=2)
+    if storage != "fp32":
+        store_weights(transformer.blocks, torch.bfloat16 if storage == "bf16" else torch.float8_e4m3fn)
+    choose_trained(torch.nn.ModuleDict({"transformer": transformer}), model)
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    shape = Shape(dict(transformer.config), (6, 16, 16), edit_tokens=32, text_tokens=0)
+    edit = torch.randn(1, 32, shape.width)
+    noisy, source = torch.randn(2, *shape.latents)
+    for parameter in transformer.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            sample = transformer(noisy, torch.tensor([500.0]), transformer.embed_tokens(edit, source)).sample
+            loss = sample.float().square().mean()
+            del sample
+        loss.backward()
+
+    with LiveBytes() as live:
+        step()
+    forward, backward = memory.temporary_bytes(shape, checkpointing, bf16, lora=True)
+    kept = memory.saved_bytes(shape, checkpointing, aligned=False, bf16=bf16, lora=True)
+    if storage != "fp32":
+        backward += memory.dequantized_bytes(transformer.blocks[0], 4, checkpointing, bf16)
+    elif bf16 and not checkpointing:
+        kept += memory.BF16 * memory.matrices(transformer)
+    assert kept + max(forward, backward) == pytest.approx(live.peak, rel=0.10)
+    with attention_backend("_native_math"), FlopCounterMode(display=False) as counted:
+        step()
+    planned = flops.step_flops(shape, (), checkpointing, frozen=True)
+    assert sum(planned.values()) == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize("stack", ["language", "vision", "text_encoder"])
@@ -234,7 +279,7 @@ def test_peak_of_a_towers_forward_is_as_planned(
     planned = memory.activation_bytes(stack, tokens, width, inner, bf16)
     if stack == "text_encoder":
         planned += (memory.FP32 * words.num_heads + 8) * tokens**2
-    assert planned == pytest.approx(peaks[1] - peaks[0], rel=0.15)
+    assert planned == pytest.approx(peaks[1] - peaks[0], rel=0.10)
 
 
 def test_memory_is_shared_by_fsdp2_and_not_by_ddp() -> None:

@@ -86,19 +86,29 @@ def forward_flops(
 
 
 def step_flops(
-    shape: Shape, depths: Sequence[int] = (), checkpointing: bool = True, context: str = "routed"
+    shape: Shape,
+    depths: Sequence[int] = (),
+    checkpointing: bool = True,
+    context: str = "routed",
+    frozen: bool = False,
 ) -> dict[str, float]:
     """Return the transformer's FLOPs of a training step for one clip, by part.
 
-    A backward pass counts as two forward passes. The reference branch stops at the sampled block: its figure
-    is the mean over `depths`; without depths there is no alignment.
+    A backward pass counts as two forward passes. With `frozen` weights and context, which LoRA leaves so,
+    only attention does; other layers have no gradients of weights, and the context's keys and values none at
+    all. LoRA's own products are not counted. The reference branch stops at the sampled block: its figure is
+    the mean over `depths`; without depths there is no alignment.
     """
     lengths = context_lengths(shape, context)
     forward = forward_flops(shape, lengths)
+    backward = 2 * forward
+    if frozen:
+        s, d = shape.sequence, shape.width
+        backward = forward_flops(shape, lengths, reuse=True) + sum(4 * s * (s + c) * d for c in lengths)
     reference = [forward_flops(shape, lengths, stop_at=depth) for depth in depths]
     return {
         "transformer, forward": forward,
-        "transformer, backward": 2 * forward,
+        "transformer, backward": backward,
         "transformer, recomputed": forward * checkpointing,
         "reference branch, expected": sum(reference) / len(reference) if depths else 0.0,
         # Eq. 5 and its gradient: the similarities twice, and their product with a*.

@@ -30,6 +30,7 @@ from rvedit.training.memory import (
     activation_bytes,
     checkpoint_bytes,
     count_parameters,
+    dequantized_bytes,
     frozen_bytes,
     is_sharded,
     matrices,
@@ -215,9 +216,8 @@ class EditorCosts:
         aligned = self.recipe.alignment.enabled
         depths = range(1, shape.blocks + 1) if aligned else ()
         checkpointing = self.recipe.model.gradient_checkpointing
-        step = step_flops(shape, depths, checkpointing)
-        if self.recipe.model.transformer_lora_rank:  # no gradients of weights
-            step["transformer, backward"] /= 2
+        is_lora = self.recipe.model.transformer_lora_rank > 0
+        step = step_flops(shape, depths, checkpointing, frozen=is_lora)
         again = self.recipe.alignment.ratio is not None  # each loss has passes of its own
         if again:
             passes = 3 + checkpointing
@@ -293,7 +293,9 @@ class EditorCosts:
             scores = (FP32 * text.num_heads + 8) * tokens.text**2  # umT5's attention is not fused
             encoder = text.num_layers * (layer + scores)
             cast = matrices(self.text_encoder)
-        forward, backward = (clips * work for work in temporary_bytes(shape, checkpointing, bf16))
+        is_lora = recipe.model.transformer_lora_rank > 0
+        forward, backward = (clips * size for size in temporary_bytes(shape, checkpointing, bf16, is_lora))
+        saved = clips * saved_bytes(shape, checkpointing, aligned, bf16, is_lora)
         # Autocast copies fp32 weights; sharded ones are gathered in bf16.
         copy = BF16 * (bf16 and not is_sharded(recipe, gpus))
         if checkpointing:  # copies of trained weights are cached until the end of the forward pass
@@ -304,15 +306,18 @@ class EditorCosts:
         if recipe.alignment.ratio is not None:
             state["gradient of alignment"] = state["gradients"]
         activations = {
-            "activations, transformer": clips * saved_bytes(shape, checkpointing, aligned, bf16),
+            "activations, transformer": saved,
             "activations, MLLM": clips * towers,
             "activations, text encoder": clips * encoder,
             "weights in bf16, kept": float(copy * cast),
             "temporary": max(forward, backward, clips * recomputed),
         }
-        if recipe.model.transformer_lora_rank:
+        if is_lora:
             state["frozen weights"], encoders = self._frozen_bytes(recipe)
-            activations["temporary"] = max(forward, backward + self._dequantized_bytes(recipe))
+            if recipe.model.frozen_weights != "fp32":
+                block = self.transformer.blocks[0]
+                backward += dequantized_bytes(block, shape.blocks, checkpointing, bf16)
+            activations["temporary"] = max(forward, backward)
             if recipe.model.offload:  # an encoder is on the device while there are no activations
                 space = sum(activations.values())
                 activations["an encoder, beyond the activations"] = max(0.0, max(encoders) - space)
@@ -328,12 +333,6 @@ class EditorCosts:
         held = sum(frozen_bytes(recipe, name, children.pop(name)) for name in ("connector", "transformer"))
         encoders = [frozen_bytes(recipe, name, module) for name, module in children.items()]
         return held, [*encoders, float(FP32 * count_parameters("VAE", self.vae).frozen)]
-
-    def _dequantized_bytes(self, recipe: Recipe) -> float:
-        """Return the bytes of a block's weights as they are multiplied, also in its backward pass."""
-        block = matrices(self.transformer.blocks[0])
-        blocks = 1 if recipe.model.gradient_checkpointing else len(self.transformer.blocks)
-        return 0.0 if recipe.model.frozen_weights == "fp32" else float((FP32 + BF16) * blocks * block)
 
     def disk(self) -> dict[str, float]:
         """See `Costs.disk`; the cache has all sources and targets, instructions and captions."""

@@ -60,7 +60,7 @@ class DistillTask(EditorTask):
                 f"model.frozen: distillation trains the transformer only, but {stray} is trained: set it to "
                 "[connector, mllm, text_encoder]"
             )
-        self.objective = DistillObjective(self.pipeline, recipe, processes.device)
+        self.objective = DistillObjective(self.pipeline, recipe, processes)
         # The student's edits take its own number of steps.
         self.pipeline.register_to_config(
             default_steps=recipe.distillation.student_steps, default_guidance=1.0
@@ -72,11 +72,13 @@ class DistillObjective(EditorObjective):
 
     teacher: RoutedWanTransformer3DModel
 
-    def __init__(self, pipeline: RVEDiTPipeline, recipe: Recipe, device: torch.device):
+    def __init__(self, pipeline: RVEDiTPipeline, recipe: Recipe, processes: Processes):
         super().__init__(pipeline, recipe)
-        teacher = copy.deepcopy(pipeline.transformer).requires_grad_(False).eval().to(device)
+        device = processes.device
+        teacher = copy.deepcopy(pipeline.transformer).requires_grad_(False).eval()
         if recipe.precision == "bf16" and computes_bf16(device):
             teacher.to(torch.bfloat16)
+        processes.receive(teacher)
         object.__setattr__(self, "teacher", teacher)
         pipeline.set_timesteps(recipe.distillation.student_steps, device)
         self.boundaries = tuple(pipeline.scheduler.sigmas.tolist())

@@ -7,10 +7,11 @@ torch's `fully_shard`, called here directly, since accelerate does not support i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,9 @@ from rvedit.compat import computes_bf16
 from rvedit.io.errors import UserError
 from rvedit.models.context_parallel import share_clips
 from rvedit.models.cross_attention import block_trace
+from rvedit.training.skeleton import skeleton_of
+
+Value = TypeVar("Value")
 
 SHARDED_LAYERS = (
     *("WanTransformerBlock", "UMT5Block"),
@@ -94,6 +98,45 @@ class Processes:
         """Return the context in which the model computes in bf16, if the run does and if `enabled`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled and self.bf16)
 
+    def from_main(self, build: Callable[[], Value]) -> Value:
+        """Return the result of a function that only the main process calls, if the model is sharded.
+
+        The other processes get it with its parameters on the meta device, so that one process alone holds all
+        of the model, in host memory. `wrap` and `receive` give them their values. Errors of the main process
+        are raised in all of them.
+        """
+        if not self.is_sharded or self.count == 1:
+            return build()
+        message: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                value = build()
+                message[0] = skeleton_of(value)
+            except UserError as error:
+                message[1] = error
+        dist.broadcast_object_list(message, device=self.device)
+        if message[1] is not None:
+            raise message[1]
+        return value if self.is_main else pickle.loads(message[0])
+
+    def receive(self, module: nn.Module) -> None:
+        """Move a module to the device, with the main process's values if the model is sharded.
+
+        Parts that are shards already are left as they are.
+        """
+        shared = self.is_sharded and self.count > 1
+        for parameter in module.parameters():
+            if not isinstance(parameter, DTensor):
+                values = torch.empty_like(parameter, device=self.device)
+                if self.is_main or not shared:
+                    values.copy_(parameter.detach())
+                if shared:
+                    dist.broadcast(values, 0)
+                # In place, as several modules may share it.
+                torch.utils.swap_tensors(parameter, nn.Parameter(values, parameter.requires_grad))
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(self.device)
+
     def wrap(self, objective: nn.Module) -> nn.Module:
         """Return the model on the device, wrapped for DDP or FSDP2; `objective` keeps its parameter names."""
         if self.is_sharded:  # moves one layer at a time: the whole may not fit on a device
@@ -146,13 +189,16 @@ class Processes:
         for module in list(objective.modules()):
             if isinstance(module, WanTimeTextImageEmbedding):
                 for layer in (module.time_embedder, module.time_proj):
+                    self.receive(layer)
                     fully_shard(layer, mesh=mesh, mp_policy=exact)
             if type(module).__name__ not in SHARDED_LAYERS:
                 continue
+            self.receive(module)
             fully_shard(module, mesh=mesh, mp_policy=policy)
             if isinstance(module, WanTransformerBlock):
                 module.trace = MethodType(block_trace, module)
                 register_fsdp_forward_method(module, "trace")
+        self.receive(objective)
         fully_shard(objective, mesh=mesh, mp_policy=policy)
         for method in ("edit", "held_out_losses"):
             if hasattr(objective, method):

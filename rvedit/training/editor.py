@@ -113,7 +113,7 @@ class EditorTask:
     def __init__(self, recipe: Recipe, processes: Processes):
         self.recipe = recipe
         self.processes = processes
-        self.pipeline = _initial_pipeline(recipe)
+        self.pipeline = processes.from_main(partial(_initial_pipeline, recipe))
         self.pipeline.set_progress_bar_config(disable=True)
         check_shapes(recipe.data.shapes, self.pipeline, recipe.context_parallel)
         if recipe.data.crop:
@@ -123,7 +123,7 @@ class EditorTask:
         self.objective = EditorObjective(self.pipeline, recipe)
         self.pipeline.vae.requires_grad_(False)
         if not recipe.model.offload:
-            self.pipeline.vae.to(processes.device)
+            processes.receive(self.pipeline.vae)
         use_fast_convolutions(self.pipeline.vae)
         store_frozen(self.pipeline, recipe.model.frozen_weights, recipe.precision, processes.device)
         self.adapters = choose_trained(self.objective, recipe.model, recipe.seed)
@@ -135,7 +135,7 @@ class EditorTask:
         if recipe.compile:
             for block in self.pipeline.transformer.blocks:
                 block.compile()
-        self.samples = editor_samples(recipe, self.pipeline)
+        self.samples = processes.from_main(partial(editor_samples, recipe, self.pipeline))
         # Large modules that are not needed on the device are no longer part of the objective.
         if recipe.model.offload:
             del self.objective.mllm
@@ -145,7 +145,7 @@ class EditorTask:
         self.validation_clips = validation_clips(recipe) if recipe.validation.every else []
         self.held_out: tuple[Samples, int] | None = None
         if recipe.validation.every and recipe.validation.timesteps:
-            self.held_out = held_out_samples(recipe, self.pipeline)
+            self.held_out = processes.from_main(partial(held_out_samples, recipe, self.pipeline))
         self.collate = partial(
             collate,
             text_length=self.pipeline.config.max_text_length,

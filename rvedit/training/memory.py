@@ -24,6 +24,7 @@ MACHINE_GPUS = 8
 """GPUs of a machine, among which HSDP shards a copy by default."""
 ACTIVATION_BYTES = {
     "transformer": ((68, 4, 12), (88, 8, 16)),
+    "transformer, LoRA": ((50, 4, 12), (60, 8, 12)),
     "language": ((32, 8, 0), (34, 16, 0)),
     "vision": ((32, 8, 0), (52, 16, 0)),
     "text_encoder": ((40, 14, 0), (40, 28, 0)),
@@ -32,9 +33,14 @@ ACTIVATION_BYTES = {
 in multiples of the width d and of the feed-forward width f, and per context token in multiples of d.
 
 A Wan block in bf16: 12 tensors of 4 d are fp32 (inputs and outputs of norms, queries and keys inside their
-norm, the feed-forward output), 10 of 2 d and 2 of 2 f are bf16; keys and values of the context are 12 d."""
+norm, the feed-forward output), 10 of 2 d and 2 of 2 f are bf16; keys and values of the context are 12 d. With
+frozen weights, the outputs of norms and the inputs of gates are not saved."""
 
 
+LORA_BACKWARD_BYTES = (10, 6.4), (-11, 8)
+"""Temporary bytes of a block's backward pass with LoRA, (bf16, fp32): per token in multiples of d and of f.
+
+Fitted to measurements with f of 2 d to 8 d. peft casts the inputs of its layers to fp32."""
 STORAGE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "nf4": BITS["nf4"] / 8}
 """Bytes per weight of `model.frozen_weights`."""
 _STACKS = re.compile(r"(^|\.)(blocks|layers|block)\.\d+\.")
@@ -68,12 +74,13 @@ def activation_bytes(stack: str, tokens: int, d: int, f: int, bf16: bool, contex
     return float(tokens * (per_width * d + per_inner * f) + context * per_context * d)
 
 
-def block_bytes(shape: Shape, context: int, bf16: bool) -> float:
+def block_bytes(shape: Shape, context: int, bf16: bool, lora: bool = False) -> float:
     """Return the bytes that a transformer block with `context` context tokens saves."""
-    return activation_bytes("transformer", shape.rows, shape.width, shape.config["ffn_dim"], bf16, context)
+    stack = "transformer, LoRA" if lora else "transformer"
+    return activation_bytes(stack, shape.rows, shape.width, shape.config["ffn_dim"], bf16, context)
 
 
-def saved_bytes(shape: Shape, checkpointing: bool, aligned: bool, bf16: bool) -> float:
+def saved_bytes(shape: Shape, checkpointing: bool, aligned: bool, bf16: bool, lora: bool = False) -> float:
     """Return the bytes that the transformer saves for the backward pass.
 
     With checkpointing a block saves only its input. In addition to the blocks: input and output of the last
@@ -86,18 +93,32 @@ def saved_bytes(shape: Shape, checkpointing: bool, aligned: bool, bf16: bool) ->
     extra += shape.sequence * (1 + 3 * aligned) * token  # whole on each process that shares the clip
     if checkpointing:
         return shape.blocks * shape.rows * token + extra
-    return sum(block_bytes(shape, context, bf16) for context in lengths) + extra
+    return sum(block_bytes(shape, context, bf16, lora) for context in lengths) + extra
 
 
-def temporary_bytes(shape: Shape, checkpointing: bool, bf16: bool) -> tuple[float, float]:
+def temporary_bytes(shape: Shape, checkpointing: bool, bf16: bool, lora: bool = False) -> tuple[float, float]:
     """Return the temporary bytes of one block in the forward pass and in the backward pass.
 
-    Forward: twice the hidden values of the feed-forward. Backward: three fp32 gradients of S d, and with
-    checkpointing the recomputed activations of the block.
+    Forward: twice the hidden values of the feed-forward. Backward: three fp32 gradients of S d, or those of
+    LoRA (`LORA_BACKWARD_BYTES`), and with checkpointing the recomputed activations of the block.
     """
     s, d, f = shape.rows, shape.width, shape.config["ffn_dim"]
-    recomputed = max(block_bytes(shape, context, bf16) for context in context_lengths(shape)) * checkpointing
-    return s * (2 * f + d) * (BF16 if bf16 else FP32), recomputed + 3 * FP32 * s * d
+    largest = max(block_bytes(shape, context, bf16, lora) for context in context_lengths(shape))
+    gradients = 3.0 * FP32 * s * d
+    if lora:
+        per_width, per_inner = LORA_BACKWARD_BYTES[0 if bf16 else 1]
+        gradients = s * (per_width * d + per_inner * f)
+    return s * (2 * f + d) * (BF16 if bf16 else FP32), largest * checkpointing + gradients
+
+
+def dequantized_bytes(block: nn.Module, blocks: int, checkpointing: bool, bf16: bool) -> float:
+    """Return the bytes of quantized weights as they are multiplied.
+
+    Each layer keeps them for its backward pass, and one is converted through fp32.
+    """
+    layers = [m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear)]
+    kept = sum(layers) * (1 if checkpointing else blocks)
+    return float((BF16 if bf16 else FP32) * kept + FP32 * max(layers))
 
 
 def frozen_bytes(recipe: Recipe, name: str, module: nn.Module) -> float:
