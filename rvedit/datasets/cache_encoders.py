@@ -16,7 +16,7 @@ from diffusers import AutoencoderKLWan
 
 from rvedit.io.clips import fitting_bucket, read_pair, read_reference_image
 from rvedit.io.errors import UserError
-from rvedit.io.frames import Frames, to_model_range
+from rvedit.io.frames import Frames, Picture, to_model_range
 from rvedit.io.latent_cache import (
     CachedClip,
     CacheSettings,
@@ -35,7 +35,7 @@ from rvedit.io.records import ClipShape, Triplet
 from rvedit.io.shards import Shard
 from rvedit.models.autoencoder import encode
 from rvedit.models.mllm_frames import MLLMFrameProcessor
-from rvedit.models.reference_images import Picture, shrink_to_fit
+from rvedit.models.reference_images import shrink_to_fit
 from rvedit.models.text_tokens import encode_text, trim_padding
 from rvedit.pipelines.checkpoints import add_text_encoder, find_checkpoint, load_checkpoint
 from rvedit.pipelines.clip_shapes import check_shapes

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from rvedit.io.video.clip import Frames
 
 __all__ = [
     "Frames",
+    "Picture",
     "as_frames",
     "batch_to_model_range",
     "pillow_resize",
@@ -22,6 +24,9 @@ __all__ = [
     "to_frames",
     "to_model_range",
 ]
+
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""One image of any size."""
 
 
 def as_frames(video: Any) -> Frames:

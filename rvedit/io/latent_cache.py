@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import TypeAdapter
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rvedit.io.errors import UserError
-from rvedit.io.frames import Frames
+from rvedit.io.frames import Frames, Picture
 from rvedit.io.manifest import Failure, write_failures, write_json
 from rvedit.io.records import ClipShape, Triplet
 from rvedit.io.temporary import atomic_path
@@ -38,7 +37,6 @@ TEXT_SETTINGS = "texts.json"
 _CLIP_TENSORS = ("source/latents", "source/seen", "target/latents", "target/seen")
 _PICTURE = "reference_image"
 _FAILURES = ".failures.jsonl"
-Picture = UInt8[np.ndarray, "_ _ 3"]
 Entry = Mapping[str, Tensor]
 """Tensors of a key, by name."""
 Settings = TypeVar("Settings", "CacheSettings", "TextSettings")

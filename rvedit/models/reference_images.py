@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from rvedit.io.clips import MAX_ASPECT, is_too_narrow
-from rvedit.io.frames import as_frames
-
-Picture = UInt8[np.ndarray, "_ _ 3"]
+from rvedit.io.frames import Picture, as_frames
 
 
 @dataclass(frozen=True)

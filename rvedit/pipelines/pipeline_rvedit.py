@@ -27,11 +27,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from rvedit.io.frames import Frames, as_frames, to_model_range
+from rvedit.io.frames import Frames, Picture, as_frames, to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
 from rvedit.models.cross_attention import BlockContext
 from rvedit.models.edit_tokens import EditTokenConnector, EditTokenEncoder
-from rvedit.models.reference_images import Picture, ReferenceImages, as_pictures, pad_image
+from rvedit.models.reference_images import ReferenceImages, as_pictures, pad_image
 from rvedit.models.routing import TokenGroups
 from rvedit.models.token_groups import encode_tokens
 from rvedit.models.transformer import RoutedWanTransformer3DModel

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from rvedit.io.clips import UnreadableClip, fitting_bucket, read_mask, read_pair, read_reference_image
 from rvedit.io.errors import UserError
-from rvedit.io.frames import Frames
+from rvedit.io.frames import Frames, Picture
 from rvedit.io.latent_cache import LatentCache, TextCache, fingerprint, texts_of
 from rvedit.io.manifest import rank, read_manifest
 from rvedit.io.records import ClipShape, Triplet
 from rvedit.models.autoencoder import latent_mask
 from rvedit.models.mllm_frames import MLLMFrameProcessor
-from rvedit.models.reference_images import Picture
 from rvedit.pipelines.pipeline_rvedit import RVEDiTPipeline
 from rvedit.playground.degrade import degrade
 from rvedit.playground.world import render, sample_triplet

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rvedit.io.errors import UserError
-from rvedit.io.frames import Frames
+from rvedit.io.frames import Frames, Picture
 from rvedit.io.records import ClipShape
 from rvedit.models.mllm_frames import MLLMFrameProcessor
-from rvedit.models.reference_images import Picture, pad_image
+from rvedit.models.reference_images import pad_image
 from rvedit.models.text_tokens import pad_text_states
 from rvedit.training.buckets import BucketSchedule, drops_pictures, is_still
 from rvedit.training.recipe import Recipe
