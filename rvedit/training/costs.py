@@ -318,9 +318,10 @@ class EditorCosts:
                 block = self.transformer.blocks[0]
                 backward += dequantized_bytes(block, shape.blocks, checkpointing, bf16)
             activations["temporary"] = max(forward, backward)
-            if recipe.model.offload:  # an encoder is on the device while there are no activations
+            if recipe.model.offload:  # encoders are on the device while there are no activations
+                at_once = sum(encoders) + forward if recipe.validation.every else max(encoders)
                 space = sum(activations.values())
-                activations["an encoder, beyond the activations"] = max(0.0, max(encoders) - space)
+                activations["encoders, beyond the activations"] = max(0.0, at_once - space)
             else:
                 state["frozen weights"] += sum(encoders)
         return {**state, **activations}

@@ -21,7 +21,7 @@ GPU_RATE_FP32 = 51e12
 USUAL_SHAPES = tuple(
     ClipShape(num_frames, *size) for size in ((704, 1280), (480, 832)) for num_frames in (81, 41, 17, 1)
 )
-_ACTIVATIONS = ("activations", "temporary", "an encoder")
+_ACTIVATIONS = ("activations", "temporary", "encoders")
 USUAL_GPUS = (12, 16, 24, 32, 48, 80)
 """GB."""
 NANO_REMEDY = "train at nano size: `overlay` recipes/nano_scale.yaml"
