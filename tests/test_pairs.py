@@ -396,8 +396,11 @@ def test_the_dry_run_says_what_fits_small_gpus():
     assert not plan.memory.fits
     assert plan.memory.total < 24e9
     assert any("model.frozen_weights: nf4" in remedy for remedy in plan.memory.remedies)
-    by_shape = {row.shape: row for row in plan.shapes}
+    assert {row.shape: row.smallest_gpu for row in plan.shapes}["17x704x1280"] == 16, "validation"
+    recipe = load_recipe(RECIPES / "pairs_lora.yaml", assignments=["validation.every=0"])
+    by_shape = {row.shape: row for row in plan_training(recipe).shapes}
     assert by_shape["81x704x1280"].smallest_gpu == 24
+    assert by_shape["17x704x1280"].smallest_gpu == 12
     assert by_shape["81x704x1280"].activations > 1.5 * by_shape["81x480x832"].activations
     assert by_shape["81x704x1280"].weights == by_shape["1x480x832"].weights
     groups = {group.name: group for group in plan.parameters}
