@@ -598,7 +598,7 @@ def test_long_instructions_are_wrapped_and_dollars_stay(world, tmp_path):
     ("arguments", "said"),
     [
         (("nowhere",), "no such folder"),
-        (("{world}/good", "{world}/good"), "two methods are named good"),
+        (("{world}/good", "{world}/good"), "two folders are named good"),
         (("{world}/good", "--item", "x"), "--item x: no such item"),
         (("empty={world}/triplets", "{world}/good"), "no item was edited by all of"),
     ],

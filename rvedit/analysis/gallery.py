@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvedit.analysis.gallery_figure import GalleryItem, plot_gallery, side_by_side
-from rvedit.analysis.naming import split_name
+from rvedit.analysis.naming import named_folders
 from rvedit.io.bench import BenchItem, read_bench, resolve_edits
 from rvedit.io.errors import UserError
 from rvedit.io.manifest import prepare_folder
@@ -80,18 +80,10 @@ def analyze_gallery(
 
 def _methods(results: tuple[str, ...]) -> dict[str, Path]:
     """Return name -> folder, in the order of `results`."""
-    methods: dict[str, Path] = {}
-    for result in results:
-        name, folder = split_name(result)
-        path = Path(folder)
-        if not path.is_dir():
-            raise UserError(f"{result}: no such folder: name folders of edits, or NAME=FOLDER")
-        name = name or path.name
-        if name in (SOURCE, TRUE_EDIT):
-            raise UserError(f"{result}: a method cannot be named {name}: write NAME=FOLDER")
+    methods = named_folders(results)
+    for name in (SOURCE, TRUE_EDIT):
         if name in methods:
-            raise UserError(f"{result}: two methods are named {name}: write NAME=FOLDER")
-        methods[name] = path
+            raise UserError(f"{methods[name]}: a method cannot be named {name}: write NAME=FOLDER")
     return methods
 
 

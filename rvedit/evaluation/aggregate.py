@@ -113,8 +113,12 @@ def group(scored: Iterable[tuple[str, str, Scores]]) -> dict[str, dict[str, list
 def resampled_means(rows: Values, rng: np.random.Generator) -> Values:
     """Return bootstrap means, (resamples, columns), of items (items, columns) drawn with replacement."""
     # How often each item is drawn, instead of indices: needs one matrix product.
-    counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)
-    return np.asarray(counts @ rows / len(rows))
+    return np.asarray(draw_counts(len(rows), rng) @ rows / len(rows))
+
+
+def draw_counts(items: int, rng: np.random.Generator, resamples: int = RESAMPLES) -> NDArray[np.int64]:
+    """Return how often each item is drawn with replacement, (resamples, items)."""
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples)
 
 
 def pooled(runs: Sequence[CategoryScores]) -> CategoryScores:

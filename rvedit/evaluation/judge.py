@@ -256,9 +256,15 @@ def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Differenc
 
 
 def read_judged(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
-    """Return a judged folder's protocol and its scores by judge.
+    """Return a judged folder's protocol and its scores by judge. Raises UserError as `read_verdicts` does."""
+    verdicts = read_verdicts(folder)
+    return verdicts[0].protocol if verdicts else PAPER, scores_by_judge(verdicts)
 
-    Raises UserError if the verdicts are those of a probe or of several protocols.
+
+def read_verdicts(folder: Path) -> list[Verdict]:
+    """Return the verdicts of a judged folder.
+
+    Raises UserError if they are those of a probe or of several protocols.
     """
     candidates = (folder, folder / SCORES, folder / "judge" / SCORES)
     path = next((path for path in candidates if path.is_file()), None)
@@ -271,7 +277,7 @@ def read_judged(folder: Path) -> tuple[str, dict[str, CategoryScores]]:
         )
     if len({verdict.protocol for verdict in verdicts}) > 1:
         raise UserError(f"{path}: has verdicts of two protocols, whose scales differ: judge again with one")
-    return verdicts[0].protocol if verdicts else PAPER, scores_by_judge(verdicts)
+    return verdicts
 
 
 async def _score_all(

@@ -162,6 +162,12 @@ class ChatJudge(Judge):
         """See `Judge`."""
         return (self._client.prompt_tokens, self._client.completion_tokens) if self._client else (0, 0)
 
+    @property
+    def client(self) -> CachedChatClient:
+        """The client, which `check` creates."""
+        assert self._client is not None, "call check() first"
+        return self._client
+
     def cached_verdict(self, case: Case) -> Verdict | None:
         """See `Judge`."""
         source, edited = (self.protocol.cached(clip) for clip in self.clips(case))
@@ -199,7 +205,6 @@ class ChatJudge(Judge):
 
     async def score(self, case: Case) -> Verdict:
         """See `Judge`."""
-        assert self._client is not None, "call check() first"
         try:
             source, edited = await asyncio.gather(
                 *(asyncio.to_thread(self.protocol.read, clip) for clip in self.clips(case))
@@ -210,7 +215,7 @@ class ChatJudge(Judge):
             return self.verdict(case, dropped=reason_of(error))
         request = self._request(case, source, edited, reference)
         try:
-            answer = await self._client.ask(request, partial(self._scores, case.category))
+            answer = await self.client.ask(request, partial(self._scores, case.category))
         except UnreadableError as error:
             # The protocol allows three tries for an item in all, not in each run: it stays dropped.
             failure = {"reason": str(error), "reply": asdict(error.reply)}

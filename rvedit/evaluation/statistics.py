@@ -81,7 +81,7 @@ def _difference(groups: list[Values], counts: tuple[int, int, int], seed: int) -
         return Difference(*counts, mean=Estimate(mean, mean, mean), p_value=1.0)
     rng = np.random.default_rng(seed)
     resamples = np.mean([resampled_means(rows[:, None], rng)[:, 0] for rows in groups], axis=0)
-    test = _scipy_stats().permutation_test(
+    test = scipy_stats().permutation_test(
         (values,),
         lambda x, axis: (x * weights).sum(axis=axis),
         permutation_type="samples",
@@ -104,15 +104,16 @@ def agreement(a: CategoryScores, b: CategoryScores) -> dict[str, Agreement]:
         can_rank = np.ptp(left) > 0 and np.ptp(right) > 0
         results[axis] = Agreement(
             len(left),
-            float(_scipy_stats().spearmanr(left, right).statistic) if can_rank else None,
-            float(_scipy_stats().kendalltau(left, right).statistic) if can_rank else None,
+            float(scipy_stats().spearmanr(left, right).statistic) if can_rank else None,
+            float(scipy_stats().kendalltau(left, right).statistic) if can_rank else None,
             float((right - left).mean()),
             float(np.abs(right - left).mean()),
         )
     return results
 
 
-def _scipy_stats() -> Any:
+def scipy_stats() -> Any:
+    """Return scipy.stats. Raises UserError if it is not installed."""
     try:
         from scipy import stats
     except ImportError:

@@ -8,6 +8,9 @@ import typer
 from typer.core import TyperGroup
 
 from rvedit_cli import console
+from rvedit_cli.judge.agreement import agreement
+from rvedit_cli.judge.arena import arena
+from rvedit_cli.judge.label import label
 from rvedit_cli.judge.score import score
 
 
@@ -48,3 +51,6 @@ class DefaultCommandGroup(TyperGroup):
 
 judge = typer.Typer(cls=DefaultCommandGroup, help="Score edits with multimodal LLMs.")
 judge.command(cls=console.PanelCommand)(score)
+judge.command(cls=console.PanelCommand)(agreement)
+judge.command(cls=console.PanelCommand)(label)
+judge.command(cls=console.PanelCommand)(arena)
