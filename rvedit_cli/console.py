@@ -136,11 +136,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def quiet_libraries() -> None:
     """Disable the progress bars that diffusers and transformers show while they load weights."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    from rvedit.pipelines.loading import quiet_libraries as quiet
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    quiet()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from rvedit_cli import console
 from rvedit_cli import edit_options as options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
 
     from rvedit.editing.batch import BatchConfig
     from rvedit.editing.config import EditConfig, Progress
@@ -27,8 +27,13 @@ NANO_NOTE = (
 
 
 def edit(
+    context: typer.Context,
     source: options.Source = None,
     instructions: options.Instructions = None,
+    rewrite: options.Rewrite = False,
+    rewrite_with: options.RewriteWith = None,
+    rewrite_model: options.RewriteModel = None,
+    yes: options.Yes = False,
     output: options.Output = None,
     compare: options.Compare = False,
     contact_sheet: options.ContactSheet = None,
@@ -74,6 +79,7 @@ def edit(
     limit: options.Limit = None,
     together: options.Together = 1,
     ray: options.Ray = None,
+    server: options.Server = None,
 ) -> None:
     """Edit a video by an instruction. The output has the source's length, size, timing and sound."""
     from rvedit.editing.batch import BatchConfig
@@ -92,6 +98,7 @@ def edit(
     from rvedit.io.video import VideoReader, VideoWriter, frame_times, probe, read_image
     from rvedit.pipelines.sigmas import read_sigmas
     from rvedit_cli.masks import check_masks, check_saved_mask, find_masks
+    from rvedit_cli.plan import suggestions_if_out_of_memory
 
     config = EditConfig(
         steps,
@@ -125,6 +132,19 @@ def edit(
         pipe.set_progress_bar_config(disable=True)  # the command has its own
         return pipe
 
+    if rewrite or rewrite_with or rewrite_model or yes:
+        from rvedit_cli.rewrite import rewritten
+
+        if batch or not rewrite:
+            raise UserError(
+                "--rewrite-with, --rewrite-model, --yes: need --rewrite, which is not for --batch"
+            )
+        instructions = rewritten(source, instructions, rewrite_with, rewrite_model, device, yes)
+    if server:
+        from rvedit_cli.remote import edit_on_server
+
+        edit_on_server(context, instructions or [], _parse_detail(detail))
+        return
     if batch:
         if source or output or compare or allow_truncated:
             raise UserError(
@@ -243,7 +263,7 @@ def edit(
             config if found is None else replace(config, mask=found, grow=grow, invert_mask=invert_mask)
             for config, found in zip(configs, masks, strict=True)
         ]
-        with _suggestions_if_out_of_memory(reader.info, model_name, device, dtype, planned):
+        with suggestions_if_out_of_memory(reader.info, model_name, device, dtype, planned):
             pipe = load()
             from rvedit.editing.long_video import count_windows
             from rvedit.editing.preview import Preview
@@ -305,28 +325,6 @@ def edit(
         "preview": preview,
     }
     console.print_result(as_json, result, text)
-
-
-@contextmanager
-def _suggestions_if_out_of_memory(
-    info: VideoInfo, model: str, device: str | None, dtype: str | None, options: Mapping[str, Any]
-) -> Iterator[None]:
-    """Raise UserError with the options that would fit if a device runs out of memory."""
-    try:
-        yield
-    except Exception as error:
-        if not console.is_out_of_memory(error):
-            raise
-        from rvedit.editing.memory_plan import EditPlanOptions, suggest_options
-        from rvedit.io.records import ClipShape
-        from rvedit.pipelines.loading import pick_device, pick_dtype
-        from rvedit.pipelines.memory import usable_bytes
-
-        place = pick_device(device)
-        clip = ClipShape(info.num_frames, info.height, info.width)
-        plan_options = EditPlanOptions(pick_dtype(dtype, place), **options)
-        advice = suggest_options(clip, model, plan_options, usable_bytes(place))
-        raise UserError(f"{model}: out of memory on {place}: {advice}") from error
 
 
 def _parse_detail(text: str) -> float | Literal["auto"]:

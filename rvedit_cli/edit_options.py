@@ -12,6 +12,8 @@ from rvedit_cli import console
 
 _files = partial(console.option, console.FILES)
 _model = partial(console.option, "Model and edit")
+_rewrite = partial(console.option, "Words")
+_server = partial(console.option, "Another machine")
 _where = partial(console.option, "Where and when")
 _sampling = partial(console.option, console.SAMPLING)
 _memory = partial(console.option, console.MEMORY)
@@ -83,6 +85,34 @@ Transformer = Annotated[
     _model(
         "Weights of the transformer, instead of those in the model's folder, such as a GGUF file.",
         metavar="SAFETENSORS|GGUF",
+    ),
+]
+Rewrite = Annotated[
+    bool,
+    _rewrite(
+        "Let a chat model make INSTRUCTION precise, or split it into steps. You see and change the words "
+        "before anything runs.",
+        "--rewrite",
+    ),
+]
+RewriteWith = Annotated[
+    str | None,
+    _rewrite(
+        "OpenAI-compatible server, or a local Qwen-VL. [env: RVEDIT_REWRITE_BASE_URL, and _API_KEY]",
+        metavar="URL|DIR|HUB_ID",
+    ),
+]
+RewriteModel = Annotated[
+    str | None,
+    _rewrite("Its name at the server. [env: RVEDIT_REWRITE_MODEL; default: Qwen/Qwen3-VL-8B-Instruct]"),
+]
+Yes = Annotated[bool, _rewrite("With --rewrite: edit with the new words without asking.", "--yes")]
+Server = Annotated[
+    str | None,
+    _server(
+        "Send the edit to a running `rvedit studio`, and bring the clip back. Its user and password are read "
+        "from RVEDIT_STUDIO_AUTH.",
+        metavar="URL",
     ),
 ]
 Preserve = Annotated[bool, _model("Keep the source's pixels where the edit changes nothing.", "--preserve")]

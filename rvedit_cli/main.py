@@ -20,6 +20,7 @@ from rvedit_cli.caption import caption
 from rvedit_cli.edit import edit
 from rvedit_cli.judge import judge
 from rvedit_cli.prepare import prepare
+from rvedit_cli.studio import studio
 from rvedit_cli.train import train
 
 OUT_OF_MEMORY = (
@@ -34,7 +35,7 @@ PARAMETERS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _command in (edit, caption, train):
+for _command in (edit, caption, train, studio):
     app.command(cls=console.PanelCommand)(_command)
 app.add_typer(prepare, name="prepare")
 app.add_typer(judge, name="judge")

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from rvedit.io.records import ClipShape
+from rvedit.io.errors import UserError
 from rvedit_cli import console
 from rvedit_cli.main import with_flags
 
 if TYPE_CHECKING:
     from rvedit.io.video import VideoInfo
     from rvedit.training.plan import TrainingPlan
-
-CARD_RATE = 1e14
-"""Assumed FLOP/s of matrix products on the GPU of --card, for the estimate of the time."""
 
 
 def print_edit_plan(
@@ -35,30 +32,16 @@ def print_edit_plan(
 
     With `card`, the GB of a GPU's memory, print the time on such a GPU and the options that fit it.
     """
-    from rvedit.editing.memory_plan import EditPlanOptions, Planner, find_fitting_plan, matrix_rate
-    from rvedit.pipelines.loading import DTYPES, pick_device, pick_dtype
-    from rvedit.pipelines.memory import choose_offload, free_bytes
+    from rvedit.editing.plan_edit import CARD_RATE, plan_edit
 
-    place = pick_device(device)
-    # With --card the dtype is the default of a GPU, even if this machine has none.
-    torch_dtype = DTYPES["bf16"] if card and not dtype else pick_dtype(dtype, place)
-    planner = Planner(ClipShape(info.num_frames, info.height, info.width), model)
-    plan_options = EditPlanOptions(torch_dtype, **options)
-    plan = planner(plan_options)
-    if plan_options.offload == "auto":
-        # With --card the plan without options is shown next to the one that fits.
-        memory = float("inf") if card else free_bytes(place)
-        plan_options = replace(plan_options, offload=choose_offload(sum(plan.weights.values()), memory))
-        plan = planner(plan_options)
-    fitting = find_fitting_plan(planner, plan_options, card * 1e9) if card else None
-    rate = CARD_RATE if card else matrix_rate(place, torch_dtype)
-    seconds = plan.seconds(rate)
+    planned = plan_edit(info, model, device, dtype, options, card)
+    plan, fitting, seconds = planned.plan, planned.fitting, planned.seconds
     if as_json:
         console.print_json(
             {
                 "plan": plan.as_json(),
                 "seconds": seconds,
-                "matrix_flops_per_second": rate,
+                "matrix_flops_per_second": planned.rate,
                 "fits": fitting and fitting.as_json(),
             }
         )
@@ -68,14 +51,36 @@ def print_edit_plan(
     typer.echo(f"{windows} at {columns}x{rows} with {plan.options.words}; nothing was loaded")
     _size_table("weights", plan.weights, sum(plan.weights.values()))
     _size_table("additional memory by stage", {stage.name: stage.work for stage in plan.stages})
-    host = "" if str(place) == "cpu" and not card else f", {size(plan.host_bytes)} of host memory"
+    host = "" if planned.device == "cpu" and not card else f", {size(plan.host_bytes)} of host memory"
     typer.echo(f"peak: {size(plan.device_bytes)} on the device{host}")
-    machine = f"a GPU of {flops(CARD_RATE)}/s" if card else str(place)
+    machine = f"a GPU of {flops(CARD_RATE)}/s" if card else planned.device
     typer.echo(f"estimated time on {machine}: {seconds[0]:.3g} s per step, {seconds[1]:.3g} s in total")
     if fitting:
         typer.echo(f"a GPU of {card:g} GB: {fitting.options.words} ({size(fitting.device_bytes)})")
     elif card:
         typer.echo(f"no options fit a GPU of {card:g} GB: use a smaller clip or a larger GPU")
+
+
+@contextmanager
+def suggestions_if_out_of_memory(
+    info: VideoInfo, model: str, device: str | None, dtype: str | None, options: Mapping[str, Any]
+) -> Iterator[None]:
+    """Raise UserError with the options that would fit if a device runs out of memory."""
+    try:
+        yield
+    except Exception as error:
+        if not console.is_out_of_memory(error):
+            raise
+        from rvedit.editing.memory_plan import EditPlanOptions, suggest_options
+        from rvedit.io.records import ClipShape
+        from rvedit.pipelines.loading import pick_device, pick_dtype
+        from rvedit.pipelines.memory import usable_bytes
+
+        place = pick_device(device)
+        clip = ClipShape(info.num_frames, info.height, info.width)
+        plan_options = EditPlanOptions(pick_dtype(dtype, place), **options)
+        advice = suggest_options(clip, model, plan_options, usable_bytes(place))
+        raise UserError(f"{model}: out of memory on {place}: {advice}") from error
 
 
 def print_plan(plan: TrainingPlan, as_json: bool = False) -> None:

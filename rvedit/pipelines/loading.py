@@ -112,6 +112,15 @@ def load_pipeline(
     return pipe
 
 
+def quiet_libraries() -> None:
+    """Disable the progress bars that diffusers and transformers show while they load weights."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def capabilities_of(model: str) -> Capabilities | None:
     """Return a model's capabilities without loading it; None for a hub id, where they are unknown."""
     if is_hub_id(model):
