@@ -57,6 +57,73 @@ def caption_of(digest: str) -> str:
     return f"A clip whose pictures hash to {digest[:16]}."
 
 
+class Batches:
+    """The batch API of a `ChatServer`: files and jobs.
+
+    Jobs are answered when `release` is set. `answer` returns a line's status and the text of its reply.
+    """
+
+    def __init__(self, answer: Callable[[dict[str, Any]], tuple[int, str]]) -> None:
+        self.answer, self.release = answer, threading.Event()
+        self.files: dict[str, str] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.states_asked = 0
+        self.status = "completed"
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all requests that were sent, in order."""
+        return [json.loads(line)["custom_id"] for job in self.jobs.values() for line in job["lines"]]
+
+    def post(self, handler: JsonHandler) -> None:
+        data = handler.rfile.read(int(handler.headers["Content-Length"]))
+        if handler.path.endswith("/files"):
+            name = f"file-{len(self.files)}"
+            lines = data.decode("utf-8", "replace").splitlines()
+            self.files[name] = "\n".join(line for line in lines if line.startswith('{"custom_id'))
+            handler.send(200, {"id": name, "object": "file"})
+            return
+        asked = json.loads(data)
+        name = f"batch-{len(self.jobs)}"
+        lines = self.files[asked["input_file_id"]].splitlines()
+        self.jobs[name] = {"id": name, "lines": lines, "metadata": asked["metadata"]}
+        handler.send(200, self._job(name))
+
+    def get(self, handler: JsonHandler) -> None:
+        place = handler.path.partition("?")[0].split("/")
+        if "files" in place:
+            handler.send(200, self.files[place[place.index("files") + 1]].encode())
+        elif place[-1] == "batches":
+            jobs = [self._job(name) for name in self.jobs]
+            handler.send(200, {"object": "list", "data": jobs, "has_more": False})
+        else:
+            self.states_asked += 1
+            handler.send(200, self._job(place[-1]))
+
+    def _job(self, name: str) -> dict[str, Any]:
+        job = self.jobs[name]
+        shown = {"id": name, "object": "batch", "metadata": job["metadata"], "status": "in_progress"}
+        if self.release.is_set() and self.status == "failed":
+            return shown | {"status": "failed", "errors": {"data": [{"message": "no such model"}]}}
+        if self.release.is_set():
+            output = f"output-{name}"
+            if output not in self.files:
+                self.files[output] = "\n".join(
+                    json.dumps(self._line(json.loads(line))) for line in job["lines"]
+                )
+            shown |= {"status": self.status, "output_file_id": output}
+        return shown
+
+    def _line(self, asked: dict[str, Any]) -> dict[str, Any]:
+        status, text = self.answer(asked)
+        body: dict[str, Any] = {"error": {"message": text}}
+        if status == 200:
+            choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 100, "completion_tokens": 10}
+            body = {"id": "r", "model": asked["body"]["model"], "choices": [choice], "usage": usage}
+        return {"custom_id": asked["custom_id"], "response": {"status_code": status, "body": body}}
+
+
 class ChatServer(LocalServer):
     """Serves while its `with` block runs.
 
@@ -76,7 +143,9 @@ class ChatServer(LocalServer):
         served_as: str | None = None,
         say: Callable[[Asked], str] = lambda asked: caption_of(asked.digest),
         unknown: dict[str, tuple[int, Any]] | None = None,
+        batches: Batches | None = None,
     ) -> None:
+        self.batches = batches
         self.behave, self.latency, self.models, self.key = behave, latency, models, key
         self.together, self.gathered = together, threading.Event()
         self.served_as, self.say, self.unknown = served_as, say, unknown or {}
@@ -103,12 +172,18 @@ class _Handler(JsonHandler):
     def do_GET(self) -> None:
         if not self._admitted():
             return
-        if self.owner.models is None:
+        if self.owner.batches is not None and ("/batches" in self.path or "/files/" in self.path):
+            self.owner.batches.get(self)
+        elif self.owner.models is None or not self.path.endswith("/models"):
             self.send(404, {"error": {"message": "Not Found"}})
         else:
             self.send(200, {"object": "list", "data": [{"id": name} for name in self.owner.models]})
 
     def do_POST(self) -> None:
+        if self.owner.batches is not None and not self.path.endswith("/chat/completions"):
+            if self._admitted():
+                self.owner.batches.post(self)
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._admitted():
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ class GeminiServer(LocalServer):
     ) -> None:
         self.say, self.behave = say, behave
         self.asked: list[dict[str, Any]] = []
+        self.jobs: list[dict[str, Any]] = []
+        """Bodies of batch jobs; they are answered when `release` is set."""
+        self.release = threading.Event()
         super().__init__(_Handler)
 
 
@@ -39,8 +43,35 @@ def pictures(body: dict[str, Any]) -> list[str]:
 class _Handler(JsonHandler):
     owner: GeminiServer
 
+    def do_GET(self) -> None:
+        jobs = [self._job(number) for number in range(len(self.owner.jobs))]
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        self.send(200, {"operations": jobs} if name == "batches" else jobs[int(name)])
+
+    def _job(self, number: int) -> dict[str, Any]:
+        """A job, with the replies to its requests if it is released."""
+        batch = self.owner.jobs[number]["batch"]
+        shown = {"displayName": batch["displayName"], "model": "models/m", "state": "BATCH_STATE_RUNNING"}
+        if self.owner.release.is_set():
+            replies = []
+            for entry in batch["inputConfig"]["requests"]["requests"]:
+                content = {"parts": [{"text": self.owner.say(entry["request"])}]}
+                response = {
+                    "candidates": [{"content": content, "finishReason": "STOP"}],
+                    "modelVersion": "gemini-of-a-batch",
+                    "usageMetadata": {"promptTokenCount": 11000, "candidatesTokenCount": 40},
+                }
+                replies.append({"metadata": entry["metadata"], "response": response})
+            output = {"inlinedResponses": {"inlinedResponses": replies}}
+            shown |= {"state": "BATCH_STATE_SUCCEEDED", "output": output}
+        return {"name": f"batches/{number}", "metadata": shown}
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith(":batchGenerateContent"):
+            self.owner.jobs.append(body)
+            self.send(200, self._job(len(self.owner.jobs) - 1))
+            return
         body |= {"path": self.path}
         key = self.headers.get("x-goog-api-key")
         if key != KEY:

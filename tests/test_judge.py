@@ -473,8 +473,8 @@ def test_keys_are_nowhere(small, tmp_path):
     secret = "sk-very-secret-0123"
     with serve(lambda asked: "400" if asked.number == 2 else "ok", key=secret) as server:
         process = start(
-            small / "edits", "--bench", small / "bench.csv", "--out", "out", "--price-in", 2,
-            "--price-out", 10, cwd=tmp_path, RVEDIT_DEBUG="1", RVEDIT_QWEN_BASE_URL=server.url,
+            small / "edits", "--bench", small / "bench.csv", "--out", "out", "--price", "qwen=2/10",
+            cwd=tmp_path, RVEDIT_DEBUG="1", RVEDIT_QWEN_BASE_URL=server.url,
             RVEDIT_QWEN_API_KEY=secret,
         )  # fmt: skip
         code, out, err = process.finish()
@@ -506,7 +506,8 @@ def test_keys_are_nowhere(small, tmp_path):
         (["edits", "--local", "DIR", "--model", "x"], "leave out --base-url and --model"),
         (["edits", "--judge", "gemini", "--local", "DIR"], "--local: needs --judge qwen"),
         (["edits", "--device", "cpu"], "--device: needs --local"),
-        (["edits", "--price-in", "1"], "go together"),
+        (["edits", "--price", "qwen=1"], "--price qwen=1: give JUDGE=IN/OUT"),
+        (["edits", "--price", "gemini=1/2"], "gemini is not asked: choose one of qwen"),
         (["edits", "--extra", "top_k=3"], "--extra top_k=3: not a JSON object: give one such as"),
         (["edits", "--extra", "[3]"], "--extra [3]: not a JSON object"),
         (["edits", "--extra", '{"model": "x"}'], "--extra: cannot replace the model or the messages"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rvedit.evaluation.judges import Case, ChatJudge
 from rvedit.evaluation.reference import ReferenceJudge
-from rvedit.evaluation.request import SOURCE_HEADER, JudgeSettings, Parts, judge_request
+from rvedit.evaluation.request import SOURCE_HEADER, Parts, judge_request
 from rvedit.evaluation.rubrics import with_instruction
 from rvedit.io.bench import BenchItem
 from rvedit.io.chat import (
@@ -119,12 +119,11 @@ class ChatPairJudge(PairJudge):
     Args:
         judge: has the model, its client and the frames.
         journal: stores why a reply could not be read.
-        settings: sampling, and how to send requests.
     """
 
-    def __init__(self, judge: ChatJudge, journal: Journal, settings: JudgeSettings) -> None:
+    def __init__(self, judge: ChatJudge, journal: Journal) -> None:
         self.judge, self.name, self.concurrency = judge, judge.name, judge.concurrency
-        self._journal, self._settings = journal, settings
+        self._journal, self._settings = journal, judge.settings
 
     @property
     def tokens(self) -> tuple[int, int]:

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from rvedit.evaluation.aggregate import CategoryScores, Table, group, pooled, table_of
+from rvedit.evaluation.aggregate import CategoryScores, group, pooled, table_of
+from rvedit.evaluation.checklist import checklist_table
 from rvedit.evaluation.judges import Case, Judge
-from rvedit.evaluation.protocols import PAPER, JudgeProtocol
-from rvedit.evaluation.report import write_report
+from rvedit.evaluation.measure_table import measure_table
+from rvedit.evaluation.protocols import CHECKLIST, MEASURES, PAPER, WITHOUT_AXES, JudgeProtocol
+from rvedit.evaluation.results import SCORES, JudgeReport, write_results
 from rvedit.evaluation.statistics import Difference, agreement, compare
 from rvedit.evaluation.verdict import Verdict
 from rvedit.io.bench import BenchItem, read_bench, resolve_edits
 from rvedit.io.chat import ChatError
 from rvedit.io.errors import UserError
-from rvedit.io.manifest import prepare_folder, read_rows, write_json, write_rows
+from rvedit.io.manifest import prepare_folder, read_rows
 from rvedit.io.video import probe
 
-SCORES, SUMMARY, REPORT = "scores.jsonl", "summary.json", "report.html"
 OnProgress = Callable[[str, int, int, int], None]
 """Gets the judge's name, the number of verdicts so far, how many of them are dropped, and the total."""
 
@@ -76,33 +74,6 @@ class CostEstimate:
     completion_tokens: int
 
 
-@dataclass
-class JudgeReport:
-    """The results of a run."""
-
-    folder: Path
-    verdicts: list[Verdict]
-    judge_set: JudgeSet
-    tables: dict[str, Table | None]
-    """By judge."""
-    mean: Table | None
-    """Mean over the judges; None for a single judge, or if no item was scored by all."""
-    agreement: dict[str, Any]
-    """By pair of judges and axis."""
-    tokens: dict[str, tuple[int, int]]
-    """By judge: prompt and completion tokens of this run."""
-    seconds: float = 0.0
-    stopped: dict[str, str] = field(default_factory=dict)
-    """By judge: why it stopped early."""
-
-    def counts(self, judge: str) -> Counter[str]:
-        """Count a judge's verdicts that are scored, dropped and from_cache."""
-        verdicts = [verdict for verdict in self.verdicts if verdict.judge == judge]
-        scored = sum(verdict.scores is not None for verdict in verdicts)
-        from_cache = sum(verdict.from_cache for verdict in verdicts)
-        return Counter(scored=scored, dropped=len(verdicts) - scored, from_cache=from_cache)
-
-
 def read_judge_set(config: JudgeConfig, protocol: JudgeProtocol) -> JudgeSet:
     """Find the edits and check the inputs before anything is decoded or sent.
 
@@ -111,6 +82,7 @@ def read_judge_set(config: JudgeConfig, protocol: JudgeProtocol) -> JudgeSet:
     if not config.edits.is_dir():
         raise UserError(f"{config.edits}: no such folder: name the folder of edited clips")
     items = read_bench(config.bench or config.edits)
+    protocol.check_items(items)
     categories: dict[str, str] = {}
     without_rubric: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -124,9 +96,10 @@ def read_judge_set(config: JudgeConfig, protocol: JudgeProtocol) -> JudgeSet:
     selected = [item for item in items if item.id in categories]
     if not selected:
         names = ", ".join(sorted({item.dataset_category for item in items}))
+        known = f"; the {protocol.name} protocol has rubrics for {', '.join(protocol.rubrics)}"
         raise UserError(
-            f"{config.bench or config.edits}: no item to judge: its categories are {names}; the "
-            f"{protocol.name} protocol has rubrics for {', '.join(protocol.rubrics)}"
+            f"{config.bench or config.edits}: no item to judge: its categories are {names}"
+            f"{known if protocol.rubrics else ''}"
         )
     no_source = next((item for item in selected if not os.path.isfile(item.source)), None)
     if no_source:
@@ -224,22 +197,32 @@ def judge_edits(
         },
         tokens={judge.name: judge.tokens for judge in judges},
         stopped=stopped,
+        measures=measure_table(verdicts) if any(v.protocol == MEASURES for v in verdicts) else None,
+        checklists={
+            name: checklist_table([v for v in verdicts if v.judge == name])
+            for name in dict.fromkeys(v.judge for v in verdicts if v.protocol == CHECKLIST)
+        },
     )
-    _write(report)
+    write_results(report)
     report.seconds = time.perf_counter() - started
     return report
 
 
 def scores_by_judge(verdicts: Sequence[Verdict]) -> dict[str, CategoryScores]:
-    """Return the scores of each judge by category and item."""
+    """Return the scores of each judge that gives scores, by category and item."""
     return {
         judge: group((v.category, v.item, v.scores) for v in verdicts if v.judge == judge and v.scores)
-        for judge in dict.fromkeys(v.judge for v in verdicts)
+        for judge in dict.fromkeys(v.judge for v in verdicts if v.protocol not in WITHOUT_AXES)
     }
 
 
-def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Difference]]]:
-    """Return B minus A for each judge that judged both: judge -> category -> axis."""
+def compare_folders(
+    a: Path, b: Path, categories: Sequence[str] = ()
+) -> dict[str, dict[str, dict[str, Difference]]]:
+    """Return B minus A for each judge that judged both: judge -> category -> axis.
+
+    Of `categories`, if there are any, alone; overall is then the mean of these.
+    """
     (protocol_a, scores_a), (protocol_b, scores_b) = (read_judged(path) for path in (a, b))
     if protocol_a != protocol_b:
         raise UserError(
@@ -249,7 +232,14 @@ def compare_folders(a: Path, b: Path) -> dict[str, dict[str, dict[str, Differenc
     if not names:
         judges = " and ".join(", ".join(side) or "nobody" for side in (scores_a, scores_b))
         raise UserError(f"{a} and {b}: no judge in common: judged by {judges}")
-    differences = {name: compare(scores_a[name], scores_b[name]) for name in names}
+    known = {category for side in (scores_a, scores_b) for of_judge in side.values() for category in of_judge}
+    if unknown := [category for category in categories if category not in known]:
+        raise UserError(f"`category` {unknown[0]}: was not judged: choose among {', '.join(sorted(known))}")
+
+    def chosen(scores: CategoryScores) -> CategoryScores:
+        return {name: items for name, items in scores.items() if not categories or name in categories}
+
+    differences = {name: compare(chosen(scores_a[name]), chosen(scores_b[name])) for name in names}
     if not any(differences.values()):
         raise UserError(f"{a} and {b}: no item was scored in both: judge both with the same list")
     return differences
@@ -270,7 +260,10 @@ def read_verdicts(folder: Path) -> list[Verdict]:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise UserError(f"{folder}: has no {SCORES}: run `rvedit judge` on it first")
-    verdicts = TypeAdapter(list[Verdict]).validate_python(read_rows(path))
+    rows = TypeAdapter(list[Verdict]).validate_python(read_rows(path))
+    verdicts = [verdict for verdict in rows if verdict.protocol not in WITHOUT_AXES]
+    if rows and not verdicts:
+        raise UserError(f"{path}: has no scores on the axes: measures and checklists cannot be compared")
     if any(verdict.probe != "none" for verdict in verdicts):
         raise UserError(
             f"{path}: has verdicts of a probe, which tests the judge: compare runs without `probe`"
@@ -300,59 +293,9 @@ async def _score_all(
                 except ChatError as error:
                     stopped = stopped or str(error)
                     verdicts[case] = judge.verdict(case, dropped=str(error))
-            num_dropped += verdicts[case].scores is None
+            num_dropped += verdicts[case].dropped is not None
             on_progress(judge.name, len(verdicts), num_dropped, len(cases))
 
     # More tasks than requests in flight, so that clips are decoded while all request slots are in use.
     await asyncio.gather(*(work() for _ in range(2 * judge.concurrency)))
     return stopped
-
-
-def _write(report: JudgeReport) -> None:
-    """Write scores.jsonl, summary.json and, if the verdicts have changed, report.html."""
-    rows = [asdict(verdict) for verdict in report.verdicts]
-    summary = summary_of(report)
-    stable = [{**row, "from_cache": False} for row in rows]
-    digest = hashlib.sha256(json.dumps([stable, summary["probe"]], sort_keys=True).encode()).hexdigest()
-    summary_path, page = report.folder / SUMMARY, report.folder / REPORT
-    try:
-        old_digest = json.loads(summary_path.read_text(encoding="utf-8")).get("digest")
-    except (OSError, ValueError):
-        old_digest = None
-    write_rows(report.folder / SCORES, rows)
-    if old_digest != digest or not page.is_file():
-        write_report(page, summary, report.verdicts, report.folder / "frames")
-    write_json(summary_path, {**summary, "digest": digest})
-
-
-def summary_of(report: JudgeReport) -> dict[str, Any]:
-    """Return the contents of summary.json."""
-    judges = {}
-    for name, table in report.tables.items():
-        verdicts = [verdict for verdict in report.verdicts if verdict.judge == name]
-        prompt_tokens, completion_tokens = report.tokens[name]
-        judges[name] = {
-            **report.counts(name),
-            "models": sorted({v.model for v in verdicts if v.model}),
-            "asked_models": sorted({v.asked_model for v in verdicts}),
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "tokens_of_all_verdicts": [
-                sum(v.prompt_tokens for v in verdicts),
-                sum(v.completion_tokens for v in verdicts),
-            ],
-            "reasons": dict(Counter(v.dropped for v in verdicts if v.dropped is not None).most_common()),
-            "stopped": report.stopped.get(name),
-            "table": asdict(table) if table else None,
-        }
-    return {
-        "protocol": report.judge_set.protocol.name,
-        "scale": report.judge_set.protocol.scale,
-        "axis_labels": report.judge_set.protocol.axis_labels,
-        "probe": report.verdicts[0].probe,
-        "judges": judges,
-        "mean_over_judges": asdict(report.mean) if report.mean else None,
-        "agreement": report.agreement,
-        "missing": [item.id for item in report.judge_set.missing],
-        "without_rubric": report.judge_set.without_rubric,
-    }

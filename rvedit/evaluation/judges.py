@@ -13,13 +13,12 @@ from typing import Any
 
 from rvedit.evaluation.protocols import JudgeProtocol, Media
 from rvedit.evaluation.request import CLOSING, FORMAT_TRIES, FRAMES, JudgeSettings, Probe, judge_request
-from rvedit.evaluation.rubrics import with_instruction
-from rvedit.evaluation.scores import Scores, read_reasoning, read_scores
 from rvedit.evaluation.verdict import Verdict
 from rvedit.io.bench import BenchItem
 from rvedit.io.chat import (
     Answer,
     BadReplyError,
+    BatchChat,
     CachedChatClient,
     Chat,
     ChatError,
@@ -153,7 +152,7 @@ class ChatJudge(Judge):
     ) -> None:
         super().__init__(name, journal, protocol, settings.probe, settings.concurrency)
         self.model = model
-        self._connect, self._settings, self._image_tokens = connect, settings, image_tokens
+        self._connect, self.settings, self._image_tokens = connect, settings, image_tokens
         self._chat: Chat | None = None
         self._client: CachedChatClient | None = None
 
@@ -176,9 +175,9 @@ class ChatJudge(Judge):
         if source is None or edited is None or reference is None:
             return None
         request = self._request(case, source, edited, reference)
-        if answer := lookup(self._journal, request, partial(self._scores, case.category)):
+        if answer := lookup(self._journal, request, partial(self._parse, case)):
             return self._scored(case, request, answer)
-        failure = None if self._settings.retry_dropped else self._journal.get(f"dropped:{request.key}")
+        failure = None if self.settings.retry_dropped else self._journal.get(f"dropped:{request.key}")
         if failure is None:
             return None
         reply, reason = ChatReply(**failure["reply"]), failure["reason"]
@@ -198,10 +197,10 @@ class ChatJudge(Judge):
         await super().check()
         self._chat = self._connect()
         self._client = CachedChatClient(
-            self._chat, self._journal, self.concurrency, self._settings.policy, FORMAT_TRIES
+            self._chat, self._journal, self.concurrency, self.settings.policy, FORMAT_TRIES
         )
         rubric = next(iter(self.protocol.rubrics.values()))
-        await self._chat.check(judge_request(self.model, rubric, (gray_image(), CLOSING), self._settings))
+        await self._chat.check(judge_request(self.model, rubric, (gray_image(), CLOSING), self.settings))
 
     async def score(self, case: Case) -> Verdict:
         """See `Judge`."""
@@ -215,7 +214,7 @@ class ChatJudge(Judge):
             return self.verdict(case, dropped=reason_of(error))
         request = self._request(case, source, edited, reference)
         try:
-            answer = await self.client.ask(request, partial(self._scores, case.category))
+            answer = await self.client.ask(request, partial(self._parse, case))
         except UnreadableError as error:
             # The protocol allows three tries for an item in all, not in each run: it stays dropped.
             failure = {"reason": str(error), "reply": asdict(error.reply)}
@@ -236,31 +235,30 @@ class ChatJudge(Judge):
             await self._chat.close()
 
     def _request(self, case: Case, source: Media, edited: Media, reference: Media = ()) -> ChatRequest:
-        rubric = with_instruction(self.protocol.rubrics[case.category], case.item.instruction)
+        rubric = self.protocol.rubric_of(case.item, case.category)
         parts = self.protocol.parts(source, edited, reference)
-        return judge_request(self.model, rubric, parts, self._settings, case.repeat)
+        return judge_request(self.model, rubric, parts, self.settings, case.repeat)
 
-    def _scores(self, category: str, reply: ChatReply) -> Scores:
+    def _parse(self, case: Case, reply: ChatReply) -> dict[str, Any]:
         check_not_withheld(reply)
         if is_cut_off(reply):
             raise BadReplyError("cut off by the token limit: raise --max-tokens")
         text = answer_text(reply)
         try:
-            return read_scores(text, *self.protocol.scale, self.protocol.labels(category))
+            return self.protocol.parse(text, case.item, case.category)
         except BadReplyError as error:
             where = "" if reply.text.strip() else " in reasoning_content, and the reply is empty"
             raise BadReplyError(f"{error}{where}") from None
 
-    def _scored(self, case: Case, request: ChatRequest, answer: Answer[Scores]) -> Verdict:
+    def _scored(self, case: Case, request: ChatRequest, answer: Answer[dict[str, Any]]) -> Verdict:
         return self._replied(
             case,
             request,
             answer.reply,
-            scores=answer.value,
-            reasoning=read_reasoning(answer_text(answer.reply)),
             transport_retries=answer.transport_retries,
             format_retries=answer.format_retries,
             from_cache=answer.from_cache,
+            **answer.value,
         )
 
     def _replied(self, case: Case, request: ChatRequest, reply: ChatReply, **fields: Any) -> Verdict:
@@ -302,7 +300,12 @@ def qwen_judge(
     def connect() -> Chat:
         if local:
             return LocalChat(local, device)
-        return EndpointChat(Endpoint.from_environment(QWEN_PREFIX, base_url, settings.timeout))
+        endpoint = Endpoint.from_environment(QWEN_PREFIX, base_url, settings.timeout)
+        if settings.batch_api:
+            from rvedit.io.chat.endpoint_batches import EndpointBatches
+
+            return BatchChat(EndpointBatches(endpoint), journal, settings.retry_dropped)
+        return EndpointChat(endpoint)
 
     if local:
         from rvedit.io.chat.local import LocalChat, local_name
@@ -326,10 +329,18 @@ def gemini_judge(
 
     model = model or os.environ.get(f"{GEMINI_PREFIX}_MODEL") or GEMINI
     url = base_url or os.environ.get(f"{GEMINI_PREFIX}_BASE_URL")
+
+    def connect() -> Chat:
+        if settings.batch_api:
+            from rvedit.io.chat.gemini_batches import GeminiBatches
+
+            return BatchChat(GeminiBatches(url, settings.timeout), journal, settings.retry_dropped)
+        return GeminiChat(url, settings.timeout)
+
     return ChatJudge(
         "gemini",
         model,
-        lambda: GeminiChat(url, settings.timeout),
+        connect,
         journal,
         protocol,
         settings,

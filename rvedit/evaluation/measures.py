@@ -1,11 +1,13 @@
 """Exact metrics of an edit whose target is known, as in the playground.
 
-All functions take uint8 clips (t, h, w, 3) of equal shape.
+Unless they say otherwise, functions take uint8 clips (t, h, w, 3) of equal shape.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from rvedit.io.video.clip import Frames
 
 Mask = NDArray[np.bool_]
+Levels = NDArray[np.floating[Any]]
 SUCCESS_GAIN = 0.5
 """An edit whose gain exceeds this, so removes more than half of the source's error, counts as a success."""
 
@@ -61,11 +64,24 @@ def psnr(output: Frames, target: Frames) -> float:
     return decibels(_mse(output, target, np.ones(target.shape[:3], bool)))
 
 
+def ssim_map(a: Levels, b: Levels, smooth: Callable[[Levels], Levels]) -> Levels:
+    """Return the structural similarity at each pixel of two images of luma (h, w), levels of 0 to 255.
+
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004), with
+    K1 = 0.01 and K2 = 0.03; `smooth` is their Gaussian window of 11 pixels and sigma 1.5.
+    """
+    mean_a, mean_b = smooth(a), smooth(b)
+    var_a, var_b = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2
+    covariance = smooth(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+
+
 def ssim(output: Frames, target: Frames) -> float:
     """Return the structural similarity of luma, mean over pixels and frames; 1 for equal clips.
 
-    Wang et al., "Image Quality Assessment" (2004): Gaussian windows of 11 pixels and sigma 1.5, K1 = 0.01 and
-    K2 = 0.03, without the 5 pixels at each border.
+    It is that of `ssim_map`, without the 5 pixels at each border.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -73,13 +89,7 @@ def ssim(output: Frames, target: Frames) -> float:
     values = []
     for frames in zip(output, target, strict=True):
         a, b = (frame @ np.array([0.299, 0.587, 0.114]) for frame in frames)
-        mean_a, mean_b = smooth(a), smooth(b)
-        var_a, var_b = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2
-        covariance = smooth(a * b) - mean_a * mean_b
-        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-        similarity /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-        values.append(similarity[5:-5, 5:-5].mean())
+        values.append(ssim_map(a, b, smooth)[5:-5, 5:-5].mean())
     return float(np.mean(values))
 
 

@@ -4,6 +4,9 @@
 `openve` (OpenVE-Bench): scores of 1 to 5, both clips as video files, the benchmark's own categories. Its
 rubrics are not distributed with this package: the user names a folder that has them.
 `refvie` (RefVIE-Bench): the same for edits with a reference image, which the judge sees first.
+`checklist`: yes-or-no questions about each item (rvedit/evaluation/checklist.py).
+`vefx` (VEFX-Bench): scores of 1 to 4 by a reward model, which is no chat model (rvedit/evaluation/reward.py).
+`measures`: no scores and no model, for a run without judges that score.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import mimetypes
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rvedit.evaluation.frames import FrameStore
 from rvedit.evaluation.request import CLOSING, EDITED_HEADER, FRAMES, SOURCE_HEADER, Parts
-from rvedit.evaluation.rubrics import EDIT_PROMPT, rubric
-from rvedit.evaluation.scores import AXES, AXIS_LABELS
+from rvedit.evaluation.rubrics import EDIT_PROMPT, rubric, with_instruction
+from rvedit.evaluation.scores import AXES, AXIS_LABELS, read_reasoning, read_scores
 from rvedit.io.bench import BenchItem
 from rvedit.io.chat import Journal, Jpeg, Video, file_key
 from rvedit.io.errors import UserError
@@ -24,6 +28,9 @@ from rvedit.io.records import Category
 
 Media = Sequence[Jpeg | Video]
 PAPER = "paper"
+MEASURES, CHECKLIST = "measures", "checklist"
+WITHOUT_AXES = frozenset({MEASURES, CHECKLIST})
+"""Protocols whose verdicts have no scores on the three axes; they have tables of their own."""
 REFVIE_LABELS = {
     "subject": {
         "ic": "Identity Consistency & Compliance",
@@ -60,6 +67,10 @@ class JudgeProtocol(ABC):
     def category_of(self, item: BenchItem) -> str | None:
         """Return the category that an item is judged by; None if it has no rubric."""
 
+    def check_items(self, items: Sequence[BenchItem]) -> None:
+        """Raise UserError if the protocol does not fit the list."""
+        return
+
     @abstractmethod
     def parts(self, source: Media, edited: Media, reference: Media = ()) -> Parts:
         """Return the user message."""
@@ -67,6 +78,15 @@ class JudgeProtocol(ABC):
     def reference_image(self, item: BenchItem) -> Path | None:
         """Return the picture that the judge sees beside the clips."""
         return None
+
+    def rubric_of(self, item: BenchItem, category: str) -> str:
+        """Return the system prompt for an item."""
+        return with_instruction(self.rubrics[category], item.instruction)
+
+    def parse(self, text: str, item: BenchItem, category: str) -> dict[str, Any]:
+        """Return the fields of a verdict that the reply has. Raises BadReplyError if they are not in it."""
+        scores = read_scores(text, *self.scale, self.labels(category))
+        return {"scores": scores, "reasoning": read_reasoning(text)}
 
     def labels(self, category: str) -> Mapping[str, str]:
         """Return the axes' labels in the replies."""
@@ -102,6 +122,29 @@ class PaperProtocol(JudgeProtocol):
     def parts(self, source: Media, edited: Media, reference: Media = ()) -> Parts:
         """See `JudgeProtocol`."""
         return (SOURCE_HEADER, *source, EDITED_HEADER, *edited, CLOSING)
+
+
+class RubriclessProtocol(JudgeProtocol):
+    """A protocol without rubrics and messages, for judges that are no chat models."""
+
+    num_frames = 0
+
+    def __init__(self, frames: FrameStore) -> None:
+        super().__init__(frames, {})
+
+    def category_of(self, item: BenchItem) -> str | None:
+        """See `JudgeProtocol`; every item has one."""
+        return item.category.value if item.category else item.dataset_category or "no category"
+
+    def parts(self, source: Media, edited: Media, reference: Media = ()) -> Parts:
+        """See `JudgeProtocol`."""
+        return ()
+
+
+class MeasuresProtocol(RubriclessProtocol):
+    """No scale: the measures of rvedit/evaluation/model_free.py are no scores."""
+
+    name, scale = MEASURES, (0, 0)
 
 
 class OpenVEProtocol(JudgeProtocol):

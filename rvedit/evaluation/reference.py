@@ -13,24 +13,22 @@ Each axis is a function of a metric of the whole clips (rvedit/evaluation/measur
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from rvedit.evaluation.judges import Case, Judge
+from rvedit.evaluation.computed import ComputedJudge, Measures
+from rvedit.evaluation.judges import Case
 from rvedit.evaluation.measures import changes, decibels, edit_gain, flicker, preservation
 from rvedit.evaluation.protocols import JudgeProtocol
 from rvedit.evaluation.request import Probe
 from rvedit.evaluation.scores import Scores
-from rvedit.evaluation.verdict import Verdict
-from rvedit.io.chat import Journal, file_key
-from rvedit.io.errors import UserError, reason_of
+from rvedit.io.chat import Journal
+from rvedit.io.errors import UserError
 from rvedit.io.records import Category
 from rvedit.io.video import VideoReader
 from rvedit.io.video.clip import Frames
@@ -42,7 +40,7 @@ CODEC_NOISE = 24
 MIN_PSNR, PSNR_RANGE = 15.0, 30.0
 
 
-def measure(source: Frames, edited: Frames, target: Frames, whole_frame: bool) -> dict[str, float | None]:
+def measure(source: Frames, edited: Frames, target: Frames, whole_frame: bool) -> Measures:
     """Return gain, preservation (dB), instability and flicker of clips (t, h, w, 3) of equal shape.
 
     `whole_frame`: the edit is meant to change the whole frame. Raises UserError if source equals target.
@@ -60,7 +58,7 @@ def measure(source: Frames, edited: Frames, target: Frames, whole_frame: bool) -
     }
 
 
-def scores_of(measures: dict[str, float | None]) -> Scores:
+def scores_of(measures: Measures) -> Scores:
     """Return the scores for the metrics of `measure`."""
     gain, psnr, unstable = (float(measures[name] or 0.0) for name in ("gain", "preservation", "instability"))
 
@@ -90,33 +88,24 @@ def instability(edited: Frames, target: Frames) -> float:
     return float(np.abs(actual - expected).mean() / (np.abs(expected).mean() + 1 / 255))
 
 
-class ReferenceJudge(Judge):
+class ReferenceJudge(ComputedJudge):
     """A judge that computes its scores from the true edit, without a model."""
+
+    version = f"reference-{VERSION}"
 
     def __init__(self, journal: Journal, protocol: JudgeProtocol, probe: Probe = "none") -> None:
         super().__init__("reference", journal, protocol, probe, concurrency=2)
 
-    def cached_verdict(self, case: Case) -> Verdict | None:
-        """See `Judge`."""
-        key = self._key(case)
-        value = self._journal.get(key) if key else None
-        return self._scored(case, value, from_cache=True) if value else None
+    def inputs(self, case: Case) -> Sequence[Path | None]:
+        """See `ComputedJudge`."""
+        return (case.item.target, *self.clips(case))
 
-    async def score(self, case: Case) -> Verdict:
-        """See `Judge`; repeats reuse the first measurement."""
-        if verdict := self.cached_verdict(case):
-            return replace(verdict, from_cache=False)
-        try:
-            measures = await asyncio.to_thread(self._measure, case)
-            for clip in self.clips(case):  # for the report
-                await asyncio.to_thread(self.protocol.frames.read, clip)
-        except Exception as error:  # a clip that fails must not stop the others
-            return self.verdict(case, dropped=reason_of(error))
-        if key := self._key(case):
-            self._journal.put(key, measures)
-        return self._scored(case, measures)
+    def context(self, case: Case) -> Sequence[str]:
+        """See `ComputedJudge`; the category decides what counts as preserved."""
+        return (case.category,)
 
-    def _measure(self, case: Case) -> dict[str, float | None]:
+    def measure(self, case: Case) -> Measures:
+        """See `ComputedJudge`."""
         if case.item.target is None:
             raise UserError("it has no true edit: the reference judge needs a list with targets")
         source, edited, target = (_read(path) for path in (*self.clips(case), case.item.target))
@@ -126,26 +115,9 @@ class ReferenceJudge(Judge):
                 raise UserError(f"its {name} is {shape} (frames x height x width), the source {expected}")
         return measure(source, edited, target, case.category == Category.STYLE)
 
-    def _key(self, case: Case) -> str | None:
-        """Return the journal key of the measurement, or None if a clip is missing."""
-        clips = (case.item.target, *self.clips(case))
-        keys = [clip and file_key("clip", clip) for clip in clips]
-        if None in keys:
-            return None
-        digest = hashlib.sha256(json.dumps([case.category, keys]).encode())
-        return f"reference:{VERSION}:{digest.hexdigest()}"
-
-    def _scored(self, case: Case, measures: dict[str, float | None], from_cache: bool = False) -> Verdict:
-        return self.verdict(
-            case,
-            scores=scores_of(measures),
-            measures=measures,
-            model=f"reference-{VERSION}",
-            from_cache=from_cache,
-            reasoning=", ".join(f"{k} {v:.3g}" for k, v in measures.items() if v is not None),
-            request=self._key(case) or "",
-            **self.shown_frames(case),
-        )
+    def result(self, measures: Measures) -> dict[str, Any]:
+        """See `ComputedJudge`."""
+        return {"scores": scores_of(measures)}
 
 
 def _read(path: Path) -> Frames:

@@ -33,7 +33,8 @@ def write_report(path: Path, summary: dict[str, Any], verdicts: Sequence[Verdict
         )
         item["source"] = item["source"] or verdict.source_frames
         item["edited"] = item["edited"] or verdict.edited_frames
-        shown = {name: getattr(verdict, name) for name in ("judge", "repeat", "dropped", "reasoning")}
+        names = ("judge", "repeat", "dropped", "reasoning", "protocol", "measures", "answers")
+        shown = {name: getattr(verdict, name) for name in names}
         scores = verdict.scores
         item["verdicts"].append({**shown, "scores": scores and scores.values, "mean": scores and scores.mean})
     data = {

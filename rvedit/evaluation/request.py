@@ -43,6 +43,8 @@ class JudgeSettings:
     retry_dropped: bool = False
     """Ask again about items whose replies could not be parsed in an earlier run."""
     policy: RetryPolicy = field(default_factory=RetryPolicy)
+    batch_api: bool = False
+    """Send requests as jobs, which are cheaper and take hours, instead of one by one."""
 
 
 def judge_request(

@@ -1,4 +1,4 @@
-"""A judge's verdict on one edit: scores, or the reason for none; never a zero."""
+"""A judge's verdict on one edit: scores, measures or answers, or the reason for none; never a zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Verdict:
     category: str
     instruction: str
     judge: str
-    """qwen, gemini or reference."""
+    """qwen, gemini, reference, reward or measures."""
     protocol: str
     probe: str
     repeat: int
@@ -48,6 +48,8 @@ class Verdict:
     """Digests of the frames shown as the source."""
     edited_frames: tuple[str, ...] = ()
     measures: dict[str, float | None] = field(default_factory=dict)
-    """The metrics that the reference judge's scores are computed from."""
+    """What the judge measured; the reference judge's scores are computed from it."""
+    answers: dict[str, str] = field(default_factory=dict)
+    """Of a checklist: the answer to each question; empty if the reply has none."""
     note: str = ""
     """Anything unusual about the clips, such as different lengths."""

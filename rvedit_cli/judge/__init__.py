@@ -12,6 +12,7 @@ from rvedit_cli.judge.agreement import agreement
 from rvedit_cli.judge.arena import arena
 from rvedit_cli.judge.label import label
 from rvedit_cli.judge.score import score
+from rvedit_cli.judge.table1 import table1
 
 
 class DefaultCommandGroup(TyperGroup):
@@ -54,3 +55,4 @@ judge.command(cls=console.PanelCommand)(score)
 judge.command(cls=console.PanelCommand)(agreement)
 judge.command(cls=console.PanelCommand)(label)
 judge.command(cls=console.PanelCommand)(arena)
+judge.command(cls=console.PanelCommand)(table1)

@@ -11,13 +11,14 @@ import typer
 from rvedit.io.errors import UserError, check_choice
 from rvedit.io.records import CATEGORY_TITLES
 from rvedit_cli import console
+from rvedit_cli.judge.judges import CHAT_JUDGES, build_judge
 
 if TYPE_CHECKING:
     from rvedit.evaluation.arena import ArenaReport
     from rvedit.evaluation.arena_judges import PairJudge
     from rvedit.evaluation.arena_table import ArenaTable
 
-JUDGES = ("qwen", "gemini", "reference", "human")
+JUDGES = (*CHAT_JUDGES, "reference", "human")
 _files = partial(console.option, console.FILES)
 _comparing = partial(console.option, "Comparing")
 _model = partial(console.option, "Model")
@@ -79,7 +80,7 @@ def arena(
     from rvedit.evaluation import arena as job
 
     check_choice("--judge", judge, JUDGES)
-    chat = judge in ("qwen", "gemini")
+    chat = judge in CHAT_JUDGES
     if (judge == "human") != (labels is not None):
         raise UserError("--judge human and --labels CSV go together")
     if judge == "human" and budget:
@@ -137,22 +138,15 @@ def _pair_judge(
     name: str, out: Path, settings: dict[str, Any], sampling: dict[str, Any], place: dict[str, Any]
 ) -> PairJudge:
     """Return the judge, whose answers are kept in `out`; `place` has the options of its model."""
-    from rvedit.evaluation import judges
     from rvedit.evaluation.arena_judges import ChatPairJudge, ReferencePairJudge
     from rvedit.evaluation.frames import FrameStore
     from rvedit.evaluation.protocols import PaperProtocol
-    from rvedit.evaluation.reference import ReferenceJudge
-    from rvedit.evaluation.request import JudgeSettings
     from rvedit.io.chat import Journal
 
     journal = Journal(out / "journal.jsonl")
     protocol = PaperProtocol(FrameStore(out / "frames", journal))
-    if name == "reference":
-        return ReferencePairJudge(ReferenceJudge(journal, protocol))
-    default = judges.QWEN_SAMPLING if name == "qwen" else judges.GEMINI_SAMPLING
-    chat_settings = JudgeSettings(default.overridden(**sampling), **settings)
-    make = judges.qwen_judge if name == "qwen" else judges.gemini_judge
-    return ChatPairJudge(make(journal, protocol, chat_settings, **place), journal, chat_settings)
+    judge: Any = build_judge(name, journal, protocol, {"probe": "none", **settings}, sampling, place, place)
+    return ReferencePairJudge(judge) if name == "reference" else ChatPairJudge(judge, journal)
 
 
 def _print_report(report: ArenaReport) -> None:
@@ -161,7 +155,7 @@ def _print_report(report: ArenaReport) -> None:
     counts = f"{len(report.comparisons)} comparisons of {report.possible} possible"
     cached = f", {report.from_cache} from cache" if report.from_cache else ""
     typer.echo(f"{report.judge}: {counts}{cached}")
-    if report.judge in ("qwen", "gemini"):
+    if report.judge in CHAT_JUDGES:
         typer.echo(f"in {report.order_disagreements} the answers in the two orders differ, which is a tie")
     if report.unused:
         typer.echo(f"{report.unused} labels are on other items or editors")

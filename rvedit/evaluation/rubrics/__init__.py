@@ -1,4 +1,4 @@
-"""The judge's rubrics, verbatim from Appendix D.3 of the paper."""
+"""The judge's rubrics, verbatim from Appendix D.3 of the paper; that of checklists is our own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EDIT_PROMPT = "{edit_prompt}"
 
 def rubric(category: Category) -> str:
     """Return a category's rubric with the shared blocks filled in; `{edit_prompt}` is still a placeholder."""
-    text = _read(category.value)
+    text = read_rubric(category.value)
     for block in ("common_rules", "response_format"):
-        text = text.replace(f"<{block.upper()}>", _read(block))
+        text = text.replace(f"<{block.upper()}>", read_rubric(block))
     return text
 
 
@@ -22,5 +22,6 @@ def with_instruction(text: str, instruction: str) -> str:
     return text.replace(EDIT_PROMPT, instruction)
 
 
-def _read(name: str) -> str:
+def read_rubric(name: str) -> str:
+    """Return a text of this folder."""
     return files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")

@@ -6,6 +6,7 @@ A captioner or a judge needs `CachedChatClient(chat, journal).ask(request, parse
 """
 
 from rvedit.io.chat.asker import Answer, CachedChatClient, lookup
+from rvedit.io.chat.batches import BatchChat
 from rvedit.io.chat.endpoint import Endpoint, EndpointChat
 from rvedit.io.chat.frames import FrameReader, FrameSettings, file_key, gray_image, take_frames
 from rvedit.io.chat.journal import Journal
@@ -27,6 +28,7 @@ from rvedit.io.chat.text import plain_text
 __all__ = [
     "Answer",
     "BadReplyError",
+    "BatchChat",
     "CachedChatClient",
     "Chat",
     "ChatError",

@@ -149,13 +149,13 @@ class EndpointChat:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         timeout = self.endpoint.timeout
-        arguments = self._known_arguments(_body(request))
+        arguments = self._known_arguments(request_body(request))
         # Not chat.completions.create, which spends three quarters of the time on validating the body.
         response = self._client.post("/chat/completions", body=arguments, cast_to=object)
         try:
             # The client's timeout holds for each part of the body; this one holds for the whole.
             body = await asyncio.wait_for(response, timeout)
-            return _reply(json.loads(body) if isinstance(body, str) else body, request)
+            return read_reply(json.loads(body) if isinstance(body, str) else body, request.model)
         except ChatError as error:
             raise ChatError(self._safe(str(error)), error.scope) from None
         except (asyncio.TimeoutError, APITimeoutError):
@@ -209,14 +209,14 @@ class EndpointChat:
         if error.code == "insufficient_quota":  # a 429 for which a retry is useless
             return ChatError(reason, "all")
         return ChatError(
-            reason, _scope(status), retry_after_seconds(error.response.headers.get("retry-after"))
+            reason, status_scope(status), retry_after_seconds(error.response.headers.get("retry-after"))
         )
 
     def _safe(self, reason: str) -> str:
         return safe_reason(reason, self.endpoint.api_key)
 
 
-def _body(request: ChatRequest) -> dict[str, Any]:
+def request_body(request: ChatRequest) -> dict[str, Any]:
     """Return the request's JSON body."""
     content = [_part(part) for part in request.parts]
     system = [] if request.system is None else [{"role": "system", "content": request.system}]
@@ -245,7 +245,7 @@ def _data_url(data: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
-def _reply(body: Any, request: ChatRequest) -> ChatReply:
+def read_reply(body: Any, asked_model: str) -> ChatReply:
     """Parse a reply body, allowing for differences between servers. Raises ChatError if it has no choice."""
     try:
         choice = body["choices"][0]
@@ -255,7 +255,7 @@ def _reply(body: Any, request: ChatRequest) -> ChatReply:
         usage = body.get("usage") or {}
         return ChatReply(
             text=text,
-            model=str(body.get("model") or request.model),
+            model=str(body.get("model") or asked_model),
             finish_reason=choice.get("finish_reason"),
             response_id=body.get("id"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
@@ -281,14 +281,14 @@ def _no_choice(body: Any) -> ChatError:
         code = str(error.get("code")) if isinstance(error, dict) else ""
         return ChatError(
             f"HTTP 200 with the error: {_statement(error)}",
-            _scope(int(code)) if code.isdecimal() else "all",
+            status_scope(int(code)) if code.isdecimal() else "all",
         )
     if isinstance(body, dict) and "choices" in body:
         return ChatError("the reply has no choice", "attempt")
     return no_reply(json.dumps(body))
 
 
-def _scope(status: int) -> Literal["attempt", "request", "all"]:
+def status_scope(status: int) -> Literal["attempt", "request", "all"]:
     """Return what an HTTP status means for further requests."""
     if status in RETRY_STATUSES or status >= 500:
         return "attempt"

@@ -82,17 +82,8 @@ class GeminiChat:
         except errors.APIError as error:
             raise self._refusal(error) from None
         except Exception as error:
-            # The client uses one of several HTTP libraries, each with its own errors.
-            kind = type(error)
-            if "Timeout" in kind.__name__:
-                raise ChatError(f"no reply within {self._timeout:g} s", "attempt") from None
-            if isinstance(error, OSError) or kind.__module__.partition(".")[0] in _TRANSPORTS:
-                reason = f"it cannot be reached, or the connection broke: {error or kind.__name__}"
-                raise ChatError(self._safe(reason), "attempt") from None
-            if isinstance(error, ValueError):  # includes pydantic's ValidationError
-                raise self._unusable(error) from None
-            raise
-        return _reply(reply, request)
+            raise self._transport_error(error) from None
+        return read_reply(reply, request.model)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -132,6 +123,17 @@ class GeminiChat:
             return ChatError(reason, "attempt", retry_after_seconds(headers.get("retry-after")))
         return ChatError(reason, "all" if code in _FATAL_STATUSES else "request")
 
+    def _transport_error(self, error: Exception) -> Exception:
+        """Return the ChatError of an error of the client, which uses one of several HTTP libraries."""
+        kind = type(error)
+        if "Timeout" in kind.__name__:
+            return ChatError(f"no reply within {self._timeout:g} s", "attempt")
+        if isinstance(error, OSError) or kind.__module__.partition(".")[0] in _TRANSPORTS:
+            reason = f"it cannot be reached, or the connection broke: {error or kind.__name__}"
+            return ChatError(self._safe(reason), "attempt")
+        # Includes pydantic's ValidationError.
+        return self._unusable(error) if isinstance(error, ValueError) else error
+
     def _unusable(self, error: ValueError) -> ChatError:
         """Return the error of a body that Google's client cannot parse."""
         cause = error.__cause__ or error
@@ -143,7 +145,7 @@ class GeminiChat:
         return safe_reason(reason, self._key)
 
 
-def _reply(reply: Any, request: ChatRequest) -> ChatReply:
+def read_reply(reply: Any, asked_model: str) -> ChatReply:
     """Return the reply; a blocked reply has no text, and the reason for it as `finish_reason`.
 
     Raises ChatError if the body has nothing of a reply.
@@ -159,7 +161,7 @@ def _reply(reply: Any, request: ChatRequest) -> ChatReply:
         finish = reply.prompt_feedback.block_reason
     return ChatReply(
         text=text,
-        model=reply.model_version or request.model,
+        model=reply.model_version or asked_model,
         finish_reason=str(getattr(finish, "value", finish)) if finish else None,
         response_id=reply.response_id,
         prompt_tokens=(usage.prompt_token_count or 0) if usage else 0,
