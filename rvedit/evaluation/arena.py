@@ -153,7 +153,7 @@ def run_arena(
     async def run() -> None:
         nonlocal stopped
         try:
-            await judge.check()
+            await judge.judge.check()
             while len(comparisons) < total and not stopped:
                 if config.budget:
                     wins, ties = (x.sum(axis=0) for x in _counts(comparisons, contest.editors))
@@ -164,10 +164,10 @@ def run_arena(
                 done, stopped = await _compare_all(judge, contest, chosen, note)
                 comparisons.extend(done)
         finally:
-            await judge.close()
+            await judge.judge.close()
 
     asyncio.run(run())
-    return write_results(config, contest, judge.name, comparisons, stopped, judge.tokens)
+    return write_results(config, contest, judge.name, comparisons, stopped, judge.judge.tokens)
 
 
 def human_arena(config: ArenaConfig, contest: Contest, labels: HumanLabels) -> ArenaReport:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rvedit.evaluation.judges import Case, ChatJudge
+from rvedit.evaluation.judges import Case, ChatJudge, Judge
 from rvedit.evaluation.reference import ReferenceJudge
 from rvedit.evaluation.request import SOURCE_HEADER, Parts, judge_request
 from rvedit.evaluation.rubrics import with_instruction
@@ -90,53 +90,34 @@ class Comparison:
 
 
 class PairJudge(ABC):
-    """A judge that compares two edits."""
+    """Compares two edits with the help of a judge that scores them one by one."""
 
-    name: str
-    concurrency: int
+    judge: Judge
 
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Prompt and completion tokens used in this run."""
-        return 0, 0
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.name, self.concurrency = judge, judge.name, judge.concurrency
 
     @abstractmethod
     async def compare(self, item: ArenaItem, left: str, right: str) -> Comparison:
-        """Return the comparison of two editors. Raises ChatError of scope "all" if none can be made."""
+        """Return the comparison of two editors, after `judge.check`.
 
-    @abstractmethod
-    async def check(self) -> None:
-        """Raise UserError if the judge cannot answer; call it before `compare`."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Release connections or weights."""
+        Raises ChatError of scope "all" if none can be made.
+        """
 
 
 class ChatPairJudge(PairJudge):
     """A multimodal chat model that compares edits.
 
     Args:
-        judge: has the model, its client and the frames.
+        judge: has the model, its client, its settings and the frames.
         journal: stores why a reply could not be read.
     """
 
+    judge: ChatJudge
+
     def __init__(self, judge: ChatJudge, journal: Journal) -> None:
-        self.judge, self.name, self.concurrency = judge, judge.name, judge.concurrency
+        super().__init__(judge)
         self._journal, self._settings = journal, judge.settings
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """See `PairJudge`."""
-        return self.judge.tokens
-
-    async def check(self) -> None:
-        """See `PairJudge`."""
-        await self.judge.check()
-
-    async def close(self) -> None:
-        """See `PairJudge`."""
-        await self.judge.close()
 
     async def compare(self, item: ArenaItem, left: str, right: str) -> Comparison:
         """See `PairJudge`."""
@@ -203,18 +184,7 @@ class ChatPairJudge(PairJudge):
 class ReferencePairJudge(PairJudge):
     """A judge that knows the true edit: the edit with the greater gain is better."""
 
-    name = "reference"
-
-    def __init__(self, judge: ReferenceJudge) -> None:
-        self.judge, self.concurrency = judge, judge.concurrency
-
-    async def check(self) -> None:
-        """See `PairJudge`."""
-        await self.judge.check()
-
-    async def close(self) -> None:
-        """See `PairJudge`."""
-        await self.judge.close()
+    judge: ReferenceJudge
 
     async def compare(self, item: ArenaItem, left: str, right: str) -> Comparison:
         """See `PairJudge`; the order of the edits makes no difference."""

@@ -60,7 +60,7 @@ def arena(
         _model("Run this Qwen model on this machine instead of an endpoint.", metavar="DIR|HUB_ID"),
     ] = None,
     device: console.LocalDevice = None,
-    concurrency: Annotated[int, _requests("Maximum number of concurrent requests.", min=1)] = 16,
+    concurrency: console.Concurrency = 16,
     timeout: console.Timeout = 300.0,
     max_tokens: console.MaxTokens = None,
     extra: console.Extra = None,
