@@ -124,13 +124,15 @@ def test_what_cannot_be_shared_is_refused_before_a_run():
         return plan_training(recipe, gpus)
 
     assert plan().clips_at_once == 1
-    with pytest.raises(UserError, match="context_parallel is 3: it must divide 8 GPUs"):
+    with pytest.raises(UserError, match="context_parallel is 3: it must divide 8 processes"):
         plan(context_parallel=3)
     with pytest.raises(UserError, match="context_parallel is 5: it must divide 24 attention heads"):
         plan(5, context_parallel=5)
     with pytest.raises(UserError, match="context_parallel is 3: it must divide the 880 tokens"):
         plan(3, context_parallel=3, batch_size=3)
-    with pytest.raises(UserError, match=r"batch_size is 6: .* GPUs / context_parallel x accumulation, 4 x 1"):
+    with pytest.raises(
+        UserError, match=r"batch_size is 6: .* processes / context_parallel x accumulation, 4 x 1"
+    ):
         plan(batch_size=6)
     with pytest.raises(UserError, match="context_parallel is 2: it must divide the number of processes, 1"):
         Processes("ddp", "cpu", context_parallel=2)

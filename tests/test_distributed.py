@@ -17,7 +17,10 @@ from conftest import SMALL, losses_of, make_connector, make_pipeline, make_trans
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from rvedit.datasets.cache_job import CacheConfig, cache_manifest
 from rvedit.io.errors import UserError
+from rvedit.io.records import ClipShape
+from rvedit.playground.prepare import PlaygroundConfig, prepare_playground
 from rvedit.training.distributed import Processes, full_tensor
 from rvedit.training.gradients import StepGradients
 from rvedit.training.loop import sample_numbers
@@ -111,6 +114,30 @@ def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, t
     done = launch(path, tmp_path, 2, *SMALL, *options, "name=two", "parallel=ddp")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses_of(tmp_path, "two"), losses_of(tmp_path, "one"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_from_a_cache_validates(tmp_path):
+    """Training needs no text encoder then, but edits do: also where it was loaded by another process."""
+    size = {"num_frames": 5, "height": 32, "width": 32}
+    list(prepare_playground(PlaygroundConfig(3, **size), tmp_path / "triplets", workers=1))
+    manifest, cache = tmp_path / "triplets" / "manifest.parquet", tmp_path / "cache"
+    list(cache_manifest(CacheConfig(manifest, cache, shapes=(ClipShape(**size),)), "cpu"))
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        "model: {preset: nano, init_from: nano, routing_depth: 4, frozen: [text_encoder]}\nsteps: 1\n"
+        "validation: {every: 1, count: 1, num_inference_steps: 1, timesteps: [0.5], held_out: 1}\n"
+        f"data: {{source: manifest, manifest: {manifest}, cache: {cache}}}\n"
+    )
+    list(train(load_recipe(path, assignments=SMALL), tmp_path, "cpu"))
+    done = launch(path, tmp_path, 2, *SMALL, "name=two", "parallel=fsdp2")
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [json.loads(line) for line in (tmp_path / run / "validation.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    )
+    losses = [[step["held_out_loss"] for step in run] for run in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -222,7 +249,7 @@ def load_as_one_of_two(rank, store, strategy):
         return built[0], "the rest"
 
     def fail():
-        raise UserError("no such model")
+        raise OSError("no such model")
 
     objective, rest = processes.from_main(build)
     assert rest == "the rest"
@@ -235,7 +262,7 @@ def load_as_one_of_two(rank, store, strategy):
         torch.testing.assert_close(full_tensor(parameter.detach()), expected[name].detach())
         assert parameter.requires_grad == (name == "layers.0.weight")
     assert torch.equal(objective.offset, torch.ones(2))
-    with pytest.raises(UserError, match="no such model"):
+    with pytest.raises(UserError if rank else OSError, match="no such model"):
         processes.from_main(fail)
     frozen = processes.from_main(Tied)
     processes.receive(frozen)
@@ -349,7 +376,7 @@ class Share:
     """Process `rank` of `count`, each with minibatches of its own."""
 
     def __init__(self, rank, count):
-        self.data_rank, self.data_count = rank, count
+        self.data_rank, self.data_count, self.count = rank, count, count
 
 
 @pytest.mark.parametrize(("count", "accumulation"), [(1, 1), (2, 1), (1, 3), (2, 3)])

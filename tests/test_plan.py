@@ -422,7 +422,7 @@ def test_weights_gathered_in_bf16_are_not_copied() -> None:
 
 def test_batch_that_gpus_cannot_share() -> None:
     with pytest.raises(
-        UserError, match="batch_size is 8: it must be a multiple of GPUs x accumulation, 3 x 1"
+        UserError, match="batch_size is 8: it must be a multiple of processes x accumulation, 3 x 1"
     ):
         plan_training(paper(), 3)
 

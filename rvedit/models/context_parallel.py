@@ -35,7 +35,8 @@ def _cast_as_values(module: nn.Module, arguments: tuple[Any, ...], output: Tenso
     """Cast queries or keys to autocast's dtype, which the values have.
 
     Norms are fp32 under autocast, and diffusers computes the attention again in the backward pass, which is
-    outside of autocast.
+    outside of autocast. They are thus rounded to bf16 once more than without context parallelism, before the
+    rotary embedding.
     """
     device = output.device.type
     return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rvedit.io.errors import UserError
 from rvedit.io.records import ClipShape
 from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.edit_tokens import EditTokenEncoder
@@ -23,6 +22,7 @@ from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints import add_reference_modules
 from rvedit.pipelines.checkpoints.outline import meta_modules
 from rvedit.pipelines.clip_shapes import check_shapes
+from rvedit.training.limits import clips_at_once
 from rvedit.training.memory import (
     BF16,
     FP32,
@@ -89,21 +89,6 @@ class Costs(Protocol):
 
     def disk(self) -> dict[str, float]:
         """Return the bytes on disk, by part."""
-
-
-def clips_at_once(recipe: Recipe, gpus: int) -> int:
-    """Return the clips in one forward pass on a GPU. Raises UserError if the batch cannot be divided."""
-    at_once, left = divmod(gpus, recipe.context_parallel)
-    if left:
-        raise UserError(f"context_parallel is {recipe.context_parallel}: it must divide {gpus} GPUs")
-    clips, rest = divmod(recipe.batch_size, max(1, at_once * recipe.accumulation))
-    if gpus < 1 or rest:
-        shared = " / context_parallel" if recipe.context_parallel > 1 else ""
-        raise UserError(
-            f"batch_size is {recipe.batch_size}: it must be a multiple of GPUs{shared} x accumulation, "
-            f"{at_once} x {recipe.accumulation}"
-        )
-    return clips
 
 
 class EditorCosts:

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rvedit.compat import computes_bf16
-from rvedit.io.errors import UserError
+from rvedit.io.errors import UserError, reason_of
 from rvedit.models.context_parallel import share_clips
 from rvedit.models.cross_attention import block_trace
 from rvedit.training.skeleton import skeleton_of
@@ -112,11 +112,11 @@ class Processes:
             try:
                 value = build()
                 message[0] = skeleton_of(value)
-            except UserError as error:
-                message[1] = error
+            except Exception as error:  # the others must not wait for what does not come
+                failure, message[1] = error, reason_of(error)
         dist.broadcast_object_list(message, device=self.device)
         if message[1] is not None:
-            raise message[1]
+            raise failure if self.is_main else UserError(message[1])
         return value if self.is_main else pickle.loads(message[0])
 
     def receive(self, module: nn.Module) -> None:

@@ -139,7 +139,9 @@ class EditorTask:
         # Large modules that are not needed on the device are no longer part of the objective.
         if recipe.model.offload:
             del self.objective.mllm
-        if self.samples.has_text_embeds or (recipe.model.offload and self.pipeline.text_encoder is not None):
+        # A validation encodes texts: a sharded model's text encoder has no values but its shards.
+        is_idle = self.samples.has_text_embeds and not (processes.is_sharded and recipe.validation.every)
+        if is_idle or (recipe.model.offload and self.pipeline.text_encoder is not None):
             del self.objective.text_encoder
         self.unreadable: dict[str, str] = {}
         self.validation_clips = validation_clips(recipe) if recipe.validation.every else []

@@ -1,4 +1,4 @@
-"""Limits of what a run may skip: updates that are not finite, and clips that cannot be read."""
+"""Limits of a run: how a batch can be divided, and how many updates and clips may be skipped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from rvedit.training.state import RunState, last_checkpoint_before
 MAX_SKIPPED_IN_A_ROW = 10
 """Single batches may overflow; so many in a row mean that the weights are spoiled."""
 _NAMED_CLIPS = 20
+
+
+def clips_at_once(recipe: Recipe, processes: int) -> int:
+    """Return the clips in one forward pass of a process. Raises UserError if the batch cannot be divided."""
+    shared = recipe.context_parallel
+    at_once, left = divmod(processes, shared)
+    if left:
+        raise UserError(f"context_parallel is {shared}: it must divide {processes} processes")
+    clips, rest = divmod(recipe.batch_size, max(1, at_once * recipe.accumulation))
+    if processes < 1 or rest:
+        divided = " / context_parallel" if shared > 1 else ""
+        raise UserError(
+            f"batch_size is {recipe.batch_size}: it must be a multiple of processes{divided} x accumulation, "
+            f"{at_once} x {recipe.accumulation}"
+        )
+    return clips
 
 
 def check_skipped(folder: Path, state: RunState, recipe: Recipe) -> None:

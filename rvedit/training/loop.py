@@ -26,7 +26,7 @@ from rvedit.io.errors import Interrupted, UserError
 from rvedit.io.signals import stop_signals
 from rvedit.training.distributed import Processes, full_tensor
 from rvedit.training.gradients import StepGradients
-from rvedit.training.limits import check_skipped, check_unreadable
+from rvedit.training.limits import check_skipped, check_unreadable, clips_at_once
 from rvedit.training.log import RunLog
 from rvedit.training.optimizers import NamedOptimizer
 from rvedit.training.recipe import Recipe
@@ -286,13 +286,7 @@ def sample_numbers(recipe: Recipe, first_step: int, processes: Processes) -> Ite
     The minibatches of step s share the samples s B ... (s + 1) B - 1, so that the order resumes from the step
     alone. Raises UserError if the batch cannot be divided.
     """
-    minibatches = processes.data_count * recipe.accumulation
-    size, rest = divmod(recipe.batch_size, minibatches)
-    if rest:
-        raise UserError(
-            f"batch_size is {recipe.batch_size}: it must be a multiple of processes x accumulation, "
-            f"{processes.data_count} x {recipe.accumulation}"
-        )
+    size = clips_at_once(recipe, processes.count)
     return _numbers(recipe, first_step, processes, size)
 
 

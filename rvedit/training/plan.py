@@ -7,7 +7,8 @@ from typing import Any
 
 from rvedit.io.records import ClipShape
 from rvedit.models.model_spec import model_spec
-from rvedit.training.costs import VAE_PART, Costs, Tokens, clips_at_once
+from rvedit.training.costs import VAE_PART, Costs, Tokens
+from rvedit.training.limits import clips_at_once
 from rvedit.training.memory import Group
 from rvedit.training.recipe import Recipe
 from rvedit.training.tasks import task_class

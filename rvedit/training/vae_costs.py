@@ -11,7 +11,8 @@ from rvedit.compat import storage_key
 from rvedit.models.causal_convolution import use_fast_convolutions
 from rvedit.models.model_spec import model_spec
 from rvedit.pipelines.checkpoints.outline import meta_modules
-from rvedit.training.costs import Tokens, clips_at_once, is_trained
+from rvedit.training.costs import Tokens, is_trained
+from rvedit.training.limits import clips_at_once
 from rvedit.training.loop import freeze
 from rvedit.training.memory import checkpoint_bytes, count_parameters, state_bytes
 from rvedit.training.recipe import Recipe
