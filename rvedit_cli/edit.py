@@ -132,13 +132,14 @@ def edit(
         pipe.set_progress_bar_config(disable=True)  # the command has its own
         return pipe
 
-    if rewrite or rewrite_with or rewrite_model or yes:
+    needs_rewrite = {"--rewrite-with": rewrite_with, "--rewrite-model": rewrite_model, "--yes": yes}
+    if not rewrite and (given := [flag for flag, value in needs_rewrite.items() if value]):
+        raise UserError(f"{given[0]}: needs --rewrite")
+    if rewrite:
         from rvedit_cli.rewrite import rewritten
 
-        if batch or not rewrite:
-            raise UserError(
-                "--rewrite-with, --rewrite-model, --yes: need --rewrite, which is not for --batch"
-            )
+        if batch:
+            raise UserError("--rewrite: cannot be used with --batch")
         instructions = rewritten(source, instructions, rewrite_with, rewrite_model, device, yes)
     if server:
         from rvedit_cli.remote import edit_on_server

@@ -132,6 +132,18 @@ def test_wans_original_keys_are_converted() -> None:
     assert converted.keys() == model.state_dict().keys()
 
 
+def test_gradio_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gr = pytest.importorskip("gradio")
+    names = gr.processing_utils
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(names, "async_ssrf_protected_get", names.async_ssrf_protected_get)  # set back
+    compat.refuse_downloads()
+    url = "http://203.0.113.1/x.mp4"
+    for download in (gr.File().move_resource_to_block_cache, gr.File()._download_files):
+        with pytest.raises(gr.Error, match="other addresses are not fetched"):
+            download(url)
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [((100, 200), (112, 196)), ((10, 10), (28, 28)), ((1000, 1000), (504, 504))]
 )

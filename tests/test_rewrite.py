@@ -136,4 +136,7 @@ def test_without_a_model_the_remedy_is_said(clip: Path) -> None:
     assert "--rewrite-with or RVEDIT_REWRITE_BASE_URL" in done.stderr
     for option in ("--yes", "--rewrite-model=x"):
         done = rvedit("edit", clip, "make it better", option, cwd=clip.parent, check=2)
-        assert "need --rewrite" in done.stderr
+        assert done.stderr.startswith(f"rvedit: {option.partition('=')[0]}: needs --rewrite\n")
+    batch = ("edit", "--batch", "list.csv", "--out-dir", "out", "--rewrite")
+    done = rvedit(*batch, cwd=clip.parent, check=2)
+    assert done.stderr == "rvedit: --rewrite: cannot be used with --batch\n"

@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import multiprocessing
+import os
 import shlex
+import shutil
+import subprocess
+import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ from clips import write_clip
 from conftest import random_clip
 from PIL import Image
 from processes import rvedit
+from studio_server import ROOT, free_port, until
 
 from rvedit.io.errors import UserError
 from rvedit.io.video import VideoReader, probe
@@ -22,9 +29,11 @@ from rvedit.studio.app import check_config
 from rvedit.studio.edit_job import JobEditor, LoadOptions, write_view
 from rvedit.studio.guard import Guard
 from rvedit.studio.jobs import Job, JobStore
+from rvedit.studio.remote import RemoteStudio
 from rvedit.studio.request import EditFiles, EditRequest, command_line
 from rvedit.studio.studio import Studio, StudioConfig
 from rvedit.studio.uploads import canvas_of, check_upload, strip_of, write_drawn_mask
+from rvedit.studio.worker import Worker
 
 REQUEST = EditRequest(instructions=("make it sepia",), model="nano", seed=3)
 
@@ -80,7 +89,7 @@ def test_a_job_shows_its_own_files_only(tmp_path: Path, clip: Path) -> None:
     for name in ("job.json", "../secret.txt", "/etc/passwd", "result.mp4", ""):
         with pytest.raises(UserError, match="has no file"):
             store.file(job.id, name)
-    with pytest.raises(UserError, match="there is none"):
+    with pytest.raises(UserError, match=r"^no job \.\.: see /jobs"):
         store.file("..", "secret.txt")
 
 
@@ -93,19 +102,77 @@ def test_a_job_that_was_cancelled_stays_so_when_its_edit_ends(tmp_path: Path, cl
     assert Job.from_json(json.loads((store.folder(job) / "job.json").read_text())) == store.get(job.id)
 
 
+def test_a_job_whose_folder_was_deleted_is_forgotten(tmp_path: Path, clip: Path) -> None:
+    store = JobStore(tmp_path / "jobs")
+    gone, kept = (store.add(REQUEST, EditFiles(clip, "park.mp4")) for _ in range(2))
+    shutil.rmtree(store.folder(gone))
+    with pytest.raises(UserError, match=f"^no job {gone.id}: see /jobs for the ids$"):
+        store.get(gone.id)
+    assert store.jobs() == [kept]
+    later = store.add(REQUEST, EditFiles(clip, "park.mp4"))
+    assert kept.id[:22] < later.id[:22]  # ids stay in the order of the jobs
+
+
+def test_a_job_that_cannot_be_queued_leaves_nothing(tmp_path: Path, clip: Path) -> None:
+    store = JobStore(tmp_path / "jobs")
+    job = store.add(REQUEST, EditFiles(clip, "park.mp4"))
+    before = sorted(store.root.iterdir())
+    with pytest.raises(UserError, match=r"^park\.mp4: cannot be queued"):
+        store.add(REQUEST, EditFiles(clip, "park.mp4", mask=tmp_path / "deleted.png"))
+    assert sorted(store.root.iterdir()) == before
+    assert store.jobs() == [job]
+
+
+def test_the_queue_goes_on_after_a_job_that_cannot_be_written(tmp_path: Path, clip: Path) -> None:
+    store = JobStore(tmp_path / "jobs")
+    worker = Worker(store, LoadOptions("cpu"))
+    jobs = [store.add(REQUEST, EditFiles(clip, "park.mp4")) for _ in range(3)]
+    for job in (jobs[0], jobs[2]):  # cannot be replaced by a file, as on a disk that is full
+        (store.folder(job) / "job.json").unlink()
+        (store.folder(job) / "job.json").mkdir()
+    shutil.rmtree(store.folder(jobs[1]))
+
+    def run() -> None:
+        worker.start()
+        until(lambda: store.next_queued() is None, 10)
+
+    with pytest.warns(UserWarning, match="is given up"):
+        run()
+    assert [(job.id, job.state) for job in store.jobs()] == [(jobs[0].id, "failed"), (jobs[2].id, "failed")]
+    assert "cannot be written" in str(store.get(jobs[2].id).error)
+
+
+def test_a_cancel_does_not_close_what_another_thread_reads(tmp_path: Path) -> None:
+    worker = Worker(JobStore(tmp_path / "jobs"), LoadOptions("cpu"))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=wait, args=([theirs],), daemon=True)
+    process.start()
+    theirs.close()
+    worker._child = process, ours
+    worker.stop()
+    assert not process.is_alive()
+    with pytest.raises(EOFError):  # an OSError or a TypeError, if it were closed here
+        ours.recv()
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"instructions": []}, "instructions"),
-        ({"instructions": ["  "]}, "instructions.0"),
-        ({"instructions": ["a"], "seed": -1}, "seed"),
-        ({"instructions": ["a"], "steps": "many"}, "steps"),
-        ({"instructions": ["a"], "detail": 3}, "detail"),
-        ({"instructions": ["a"], "output": "/etc/passwd"}, "output"),
+        ({"instructions": []}, "instructions .*: give another value"),
+        ({}, "instructions: field required: give it"),
+        ({"instructions": ["  "]}, "instructions.0   : string should have .*: give another value"),
+        ({"instructions": ["a"], "seed": -1}, "seed -1: input should be .*: give another value"),
+        ({"instructions": ["a"], "steps": "many"}, "steps many: input should be .*: give another value"),
+        ({"instructions": ["a"], "detail": 3}, "detail 3: input should be .*: give another value"),
+        (
+            {"instructions": ["a"], "output": "/etc/passwd"},
+            "output /etc/passwd: extra inputs are not permitted: leave it out",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=f"^{said}"):
+    with pytest.raises(UserError, match=f"^{said}$"):
         EditRequest.parse(values)
 
 
@@ -152,6 +219,38 @@ def test_the_command_does_what_the_job_did(tmp_path: Path, clip: Path) -> None:
     assert (tmp_path / "park_edited.mp4").read_bytes() == (folder / "result.mp4").read_bytes()
 
 
+@pytest.mark.slow
+def test_an_edit_outlives_a_view_that_cannot_be_written(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "view.mp4").mkdir()
+    reports: list[dict[str, Any]] = []
+    with pytest.warns(UserWarning, match=r"^park\.mp4: the page shows no view"):
+        values = JobEditor(LoadOptions("cpu"))(REQUEST, EditFiles(clip, clip.name), reports.append)
+    assert reports[-1]["edited"] == values
+    assert probe(tmp_path / values["output"]).num_frames == 9
+
+
+def _report_and_die(connection: Any) -> None:
+    connection.recv()
+    connection.send(("progress", {"stage": "writing the view", "edited": {"output": "result.mp4"}}))
+
+
+def test_an_edit_outlives_its_process_and_has_no_view(tmp_path: Path, clip: Path) -> None:
+    studio = Studio(StudioConfig(tmp_path / "jobs"))
+    job = studio.store.add(REQUEST, EditFiles(clip, "park.mp4"))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_report_and_die, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    studio.worker._child = process, ours
+    studio.worker.start()
+    until(lambda: studio.store.get(job.id).state not in ("queued", "running"), 30)
+    files = studio.describe(studio.store.get(job.id))["files"]
+    assert files.keys() == {"source", "output"}
+    (studio.store.folder(job) / "view.mp4").touch()
+    assert "view" in studio.describe(studio.store.get(job.id))["files"]
+
+
 @pytest.mark.parametrize("size", [(64, 96), (65, 33)])
 def test_a_view_shows_source_and_edit_in_even_halves(tmp_path: Path, size: tuple[int, int]) -> None:
     before, after, view = (tmp_path / name for name in ("before.mkv", "after.gif", "view.mp4"))
@@ -177,7 +276,7 @@ def test_uploads_are_files_of_their_folder(tmp_path: Path, upload: Path) -> None
     secret.write_bytes(upload.read_bytes())
     (uploads / "link.mp4").symlink_to(secret)
     for path in (secret, uploads / ".." / "secret.mp4", uploads / "link.mp4", "/etc/passwd", uploads, ""):
-        with pytest.raises(UserError, match="is no upload"):
+        with pytest.raises(UserError, match="does not have this upload"):
             check_upload(path, uploads)
 
 
@@ -280,6 +379,38 @@ async def reading_app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+def test_without_gradio_the_remedy_is_said(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio_client", None)
+    files = EditFiles(clip, clip.name)
+    with pytest.raises(UserError, match=r"pip install 'rvedit\[ui\]'"):
+        RemoteStudio("http://127.0.0.1:1").edit({"instructions": ["make it sepia"]}, files, clip)
+
+
+def test_an_edit_that_cannot_be_fetched_is_said_with_its_address(tmp_path: Path) -> None:
+    pytest.importorskip("httpx")
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"^{url}/jobs/x/result.mp4: the edit is done, .*: get it from"):
+        RemoteStudio(url)._download("/jobs/x/result.mp4", tmp_path / "out.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_helping_process_ends_with_a_killed_server(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path;"
+        "from rvedit.studio.studio import Studio, StudioConfig;"
+        "print(Studio(StudioConfig(Path(sys.argv[1])))._help(os.getpid), flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "jobs")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        helper = Path("/proc") / server.stdout.readline().strip() / "stat"
+        assert helper.exists()
+        server.kill()
+    until(lambda: not helper.exists() or ") Z " in helper.read_text(), 10)
+
+
 def test_hosts_and_origins() -> None:
     guard = Guard(reading_app, 100)
     local = {"Host": "127.0.0.1:7860"}
@@ -294,7 +425,8 @@ def test_hosts_and_origins() -> None:
         assert ask(guard, {**local, "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}) == 403
         assert ask(guard, {**local, "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}) == 200  # a link
         assert ask(guard, {**local, "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}, "POST") == 403
-    for path in ("/gradio_api/file=http://10.0.0.1/", "/gradio_api/proxy=http://10.0.0.1/"):
+    for route in ("file=http", "file=https", "file/http", "file/https", "proxy=http"):
+        path = f"/gradio_api/{route}://10.0.0.1/"
         assert ask(guard, local, path=path) == 403
 
 

@@ -227,7 +227,7 @@ def test_a_drawn_mask_and_a_range_limit_the_edit(server: StudioServer, page: Pag
         "from.dispatchEvent(new Event('input')); from.dispatchEvent(new Event('change'))"
     )
     page.click("#rv-where > button")
-    until(lambda: page.wait("#rv-from input, #rv-from textarea").get_attribute("value") == "1.00")
+    until(lambda: page.wait("#rv-from input, #rv-from textarea").get_attribute("value") == "12f")
     canvas = page.wait("#rv-mask canvas")
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     until(lambda: page.wait("#rv-mask", "%"))
@@ -243,11 +243,12 @@ def test_a_drawn_mask_and_a_range_limit_the_edit(server: StudioServer, page: Pag
     assert mask.shape == (512, 512)
     assert 0.005 < mask.mean() < 0.1
     assert page.wait(".rv-command code").text == (
-        "rvedit edit park.mp4 'make it sepia' --mask mask.png --from 1.00"
+        "rvedit edit park.mp4 'make it sepia' --mask mask.png --from 12f"
     )
     page.click(".rv-play")
     changed = _changes(folder)
-    assert changed[:11].mean() < 1  # before the range
+    assert changed[:12].mean() < 1  # before the range
+    assert changed[12][mask].mean() > 5
     assert changed[20][mask].mean() > 5
     far = np.ones_like(mask)
     far[np.ix_(*(slice_of(mask, axis) for axis in (1, 0)))] = False

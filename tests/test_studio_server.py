@@ -100,6 +100,7 @@ def test_paths_of_other_files_are_refused(server: StudioServer, clip: Path) -> N
         f"/gradio_api/file={server.folder}/{job['id']}/job.json",
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/file=http://127.0.0.1:1/",
+        "/gradio_api/file/http://127.0.0.1:1/",
         "/gradio_api/proxy=http://127.0.0.1:1/",
     ):
         status, reply = request(server, "GET", name)
@@ -109,9 +110,30 @@ def test_paths_of_other_files_are_refused(server: StudioServer, clip: Path) -> N
     for other in (str(secret), "/etc/passwd", f"{path}/../../../../secret.txt"):
         status, reply = call(server, "edit", {"path": other}, ["make it sepia"])
         assert status != 200
-        assert "is no upload" in json.dumps(reply)
+        assert "does not have this upload" in json.dumps(reply)
     for values in ({"model": "/etc"}, {"output": "/tmp/x.mp4"}):
         assert call(server, "edit", {"path": path}, ["make it sepia"], values)[0] != 200
+
+
+def test_an_address_in_place_of_an_upload_is_not_fetched(server: StudioServer) -> None:
+    file = {"path": "http://127.0.0.1:1/x.mp4", "meta": {"_type": "gradio.FileData"}}
+    status, reply = call(server, "edit", file, ["make it sepia"])
+    assert status != 200
+    assert "other addresses are not fetched" in json.dumps(reply)
+    assert not list(server.folder.glob(".uploads/**/x.mp4"))
+
+
+def test_a_large_body_without_a_stated_length_is_refused(server: StudioServer) -> None:
+    for path, kind in (
+        ("/gradio_api/upload", "multipart/form-data; boundary=x"),
+        ("/gradio_api/run/edit", "application/json"),
+    ):
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+        parts = iter([multipart("large.mp4", b"x" * 500_000)[0][:-9], b"x" * 600_000])
+        connection.request("POST", path, parts, {"Content-Type": kind}, encode_chunked=True)
+        reply = connection.getresponse()
+        assert (reply.status, reply.read()[:15]) == (413, b"larger than the"), path
+        connection.close()
 
 
 def test_a_name_of_an_upload_is_no_path(server: StudioServer, clip: Path) -> None:

@@ -43,8 +43,10 @@ def create_app(studio: Studio) -> Guard:
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse
 
+    from rvedit.compat import refuse_downloads
     from rvedit.studio.page import asset, build_page, theme
 
+    refuse_downloads()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/jobs/{job_id}/{name}")

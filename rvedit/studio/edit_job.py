@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvedit.editing.config import EditConfig, Progress
+from rvedit.io.errors import reason_of
 from rvedit.io.video import VideoInfo, VideoReader, VideoWriter, default_suffix, frame_times
 from rvedit.studio.jobs import PREVIEW, VIEW
 from rvedit.studio.request import EditFiles, EditRequest
@@ -44,7 +46,8 @@ class JobEditor:
     def __call__(self, request: EditRequest, files: EditFiles, report: Report) -> dict[str, Any]:
         """Edit a clip; write the result, the view and the preview beside it. Return fields of the job.
 
-        `report` receives what the job does. Raises UserError for what does not fit the clip or the model.
+        `report` receives what the job does, and as `edited` the fields, as soon as the result is there. The
+        view may be missing, with a warning. Raises UserError for what does not fit the clip or the model.
         """
         from rvedit.editing.edit_file import edit_file
         from rvedit.editing.long_video import count_windows
@@ -76,15 +79,21 @@ class JobEditor:
                 on_progress=_Sampling(report, windows, count),
                 callback_on_step_end=Preview(pipe, folder / PREVIEW, rate),
             )
-        report({"stage": "writing the view"})
-        write_view(files.source, output, folder / VIEW)
-        return {
+        values = {
             "output": output.name,
             "num_frames": edited.num_frames,
             "width": edited.width,
             "height": edited.height,
             "seconds": round(edited.seconds, 3),
         }
+        report({"stage": "writing the view", "edited": values})
+        try:
+            write_view(files.source, output, folder / VIEW)
+        except Exception as error:  # the edit is there, and can be downloaded
+            warnings.warn(
+                f"{files.name}: the page shows no view of its edit ({reason_of(error)})", stacklevel=2
+            )
+        return values
 
     def _pipe(self, request: EditRequest) -> Any:
         from rvedit.pipelines.loading import load_pipeline, quiet_libraries

@@ -15,7 +15,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_FETCHED_ELSEWHERE = ("/gradio_api/proxy=", "/gradio_api/file=http:", "/gradio_api/file=https:")
+_FETCHED_ELSEWHERE = (
+    "/gradio_api/proxy=",
+    *(f"/gradio_api/file{mark}{scheme}:" for mark in "=/" for scheme in ("http", "https")),
+)
 """Routes of Gradio by which the server would fetch other addresses."""
 _HEADERS = (
     # Nothing is loaded from elsewhere, and no other page may frame this one. Gradio compiles its templates.
@@ -63,7 +66,10 @@ class Guard:
         limited = _LimitedBody(receive, send, self.max_bytes)
         try:
             await self.app(scope, limited.receive, limited.send)
-        except _TooLargeError:
+        except Exception:
+            if not limited.is_exceeded:
+                raise
+        if limited.is_exceeded:
             await limited.refuse()
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
@@ -87,20 +93,29 @@ class _TooLargeError(Exception):
 
 
 class _LimitedBody:
-    """The two channels of a request: counts the body, and adds headers to the response."""
+    """The two channels of a request: counts the body, and adds headers to the response.
+
+    What the app says of a body that is too large, such as 500, is dropped.
+    """
 
     def __init__(self, receive: Receive, send: Send, max_bytes: int) -> None:
         self._receive, self._send, self._max_bytes = receive, send, max_bytes
         self._num_bytes, self._is_started = 0, False
 
+    @property
+    def is_exceeded(self) -> bool:
+        return self._num_bytes > self._max_bytes
+
     async def receive(self) -> Message:
         message = await self._receive()
         self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > self._max_bytes:
+        if self.is_exceeded:
             raise _TooLargeError
         return message
 
     async def send(self, message: Message) -> None:
+        if self.is_exceeded and not self._is_started:
+            return
         if message["type"] == "http.response.start":
             self._is_started = True
             message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}

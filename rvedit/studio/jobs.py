@@ -11,7 +11,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,21 +94,23 @@ class JobStore:
         for path in sorted(self.root.iterdir()):
             if _ID.fullmatch(path.name) and (job := _read_job(path)) is not None:
                 self._jobs[job.id] = job
+        self._numbers = count(len(self._jobs))
         for job in self.jobs():
             if job.state == "running":
                 self.update(job.id, state="queued")
 
     def jobs(self) -> list[Job]:
-        """Return all jobs, the oldest first."""
+        """Return all jobs, the oldest first; those whose folders were deleted are forgotten."""
         with self.changed:
+            self._jobs = {job.id: job for job in self._jobs.values() if self.folder(job).is_dir()}
             return list(self._jobs.values())
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises UserError if there is none of this id."""
         with self.changed:
             job = self._jobs.get(job_id)
-        if job is None:
-            raise UserError(f"job {job_id}: there is none: list them")
+        if job is None or not self.folder(job).is_dir():
+            raise UserError(f"no job {job_id}: see /jobs for the ids")
         return job
 
     def folder(self, job: Job) -> Path:
@@ -119,28 +123,35 @@ class JobStore:
         path = self.folder(job) / name
         shown = {job.source, job.mask, job.reference, job.output, VIEW, PREVIEW}
         if name not in shown or not path.is_file():
-            raise UserError(f"job {job_id}: has no file {name}: list its files")
+            raise UserError(f"job {job_id} has no file {name}: see `files` in /job")
         return path
 
     def add(self, request: EditRequest, files: EditFiles) -> Job:
-        """Copy the files into a new job's folder and queue it. The folder appears whole or not at all."""
+        """Copy the files into a new job's folder and queue it. The folder appears whole or not at all.
+
+        Raises UserError if a file is gone, or the folder cannot be written.
+        """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        inputs = {"source": files.source, "mask": files.mask, "reference": files.reference}
         with self.changed:  # ids are in the order of the jobs
-            name = f"{stamp}-{len(self._jobs):06d}-{secrets.token_hex(3)}"
+            name = f"{stamp}-{next(self._numbers):06d}-{secrets.token_hex(3)}"
             part = temporary_sibling(self.root / name)
-            part.mkdir()
             names: dict[str, Any] = {}
-            for kind, path in {
-                "source": files.source,
-                "mask": files.mask,
-                "reference": files.reference,
-            }.items():
-                if path is not None:
-                    names[kind] = kind + safe_suffix(path)
-                    _link_or_copy(path, part / names[kind])
-            job = Job(name, request, files.name, **names)
-            write_json(part / JOB, job.as_json())
-            part.rename(self.folder(job))
+            try:
+                part.mkdir()
+                for kind, path in inputs.items():
+                    if path is not None:
+                        names[kind] = kind + safe_suffix(path)
+                        _link_or_copy(path, part / names[kind])
+                job = Job(name, request, files.name, **names)
+                write_json(part / JOB, job.as_json())
+                part.rename(self.folder(job))
+            except OSError as error:
+                raise UserError(
+                    f"{files.name}: cannot be queued ({error.strerror}): upload it again, or free space"
+                ) from None
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
             self._jobs[job.id] = job
             self.changed.notify_all()
         return job
@@ -156,6 +167,16 @@ class JobStore:
             self._jobs[job_id] = job
             self.changed.notify_all()
         return True
+
+    def fail(self, job_id: str, error: str) -> None:
+        """Mark a job that has not ended as failed: in memory alone, if its folder cannot be written."""
+        with self.changed:
+            job = self._jobs.get(job_id)
+            if job is not None and job.state in ("queued", "running"):
+                self._jobs[job_id] = replace(job, state="failed", error=error)
+                self.changed.notify_all()
+                with suppress(UserError, OSError):
+                    self.update(job_id)
 
     def wait_for(self, is_ready: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until a condition on the jobs holds; return whether it does."""

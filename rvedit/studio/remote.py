@@ -37,8 +37,7 @@ class RemoteStudio:
         `values` are fields of `EditRequest`; `on_progress` receives the job about once a second. The job is
         cancelled if this is interrupted. Raises UserError for what the server refuses, and for its failures.
         """
-        from gradio_client import handle_file
-
+        handle_file = _gradio_client().handle_file
         options = {name: value for name, value in values.items() if name != "instructions"}
         uploads = [
             None if path is None else handle_file(path)
@@ -79,11 +78,7 @@ class RemoteStudio:
 
     @cached_property
     def _client(self) -> Any:
-        try:
-            from gradio_client import Client
-        except ImportError:
-            raise UserError("a studio is reached by Gradio's client: pip install 'rvedit[ui]'") from None
-        return Client(
+        return _gradio_client().Client(
             self.url, headers=self._headers, verbose=False, download_files=False, analytics_enabled=False
         )
 
@@ -107,15 +102,29 @@ class RemoteStudio:
         import httpx
 
         url = self.url.rstrip("/") + address
-        with (
-            httpx.stream("GET", url, headers=self._headers, timeout=60) as reply,
-            atomic_path(output) as part,
-        ):
-            if reply.status_code != 200:
-                raise UserError(f"{url}: cannot be fetched (HTTP {reply.status_code}): get it from the page")
-            with part.open("wb") as file:
-                for data in reply.iter_bytes():
-                    file.write(data)
+        try:
+            with (
+                httpx.stream("GET", url, headers=self._headers, timeout=60) as reply,
+                atomic_path(output) as part,
+            ):
+                reply.raise_for_status()
+                with part.open("wb") as file:
+                    for data in reply.iter_bytes():
+                        file.write(data)
+        except httpx.HTTPError as error:
+            reason = _short(error).partition(" for url")[0]
+            raise UserError(
+                f"{url}: the edit is done, but cannot be fetched ({reason}): get it from this address"
+            ) from None
+
+
+def _gradio_client() -> Any:
+    """Return Gradio's client. Raises UserError where it is not installed."""
+    try:
+        import gradio_client
+    except ImportError:
+        raise UserError("a studio is reached by Gradio's client: pip install 'rvedit[ui]'") from None
+    return gradio_client
 
 
 def _short(error: Exception) -> str:

@@ -15,6 +15,8 @@ from rvedit.io.errors import UserError
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
 Moment = Annotated[str, StringConstraints(strip_whitespace=True, max_length=40)]
 
+_REMEDIES = {"missing": "give it", "extra_forbidden": "leave it out"}
+
 
 class EditRequest(BaseModel):
     """Settings of an edit. Names of models and adapters are checked against those that the server offers."""
@@ -41,13 +43,17 @@ class EditRequest(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> EditRequest:
-        """Return the request with these values. Raises UserError that names the first that is wrong."""
+        """Return the request with these values. Raises UserError that names a wrong one and a remedy."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{name}: {first['msg']}: change it") from None
+            field, *parts = first["loc"]
+            name = ".".join([str(field), *(str(part) for part in parts if isinstance(part, int))])
+            value = "" if first["type"] == "missing" else f" {str(first['input'])[:80]}"
+            reason = first["msg"][0].lower() + first["msg"][1:]
+            remedy = _REMEDIES.get(first["type"], "give another value")
+            raise UserError(f"{name}{value}: {reason}: {remedy}") from None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +94,7 @@ class Studio:
             "mask": job.mask,
             "reference": job.reference,
             "output": job.output,
-            "view": VIEW if job.state == "done" else None,
+            "view": VIEW if job.state == "done" and (folder / VIEW).is_file() else None,
             "preview": PREVIEW if job.state == "running" and (folder / PREVIEW).is_file() else None,
         }
         return {
@@ -133,7 +136,9 @@ class Studio:
     def _help(self, function: Any, *arguments: Any) -> Any:
         """Run a function in a process of its own, as it imports torch, and must not slow down the page."""
         if self._helper is None:
-            self._helper = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            self._helper = ProcessPoolExecutor(
+                1, mp_context=get_context("spawn"), initializer=_end_with_the_server
+            )
         try:
             return self._helper.submit(function, *arguments).result()
         except BrokenProcessPool:
@@ -149,6 +154,18 @@ class Studio:
                 if name not in names:
                     offer = ", ".join(names) or "none"
                     raise UserError(f"{kind} {name}: choose one that this server offers ({offer})")
+
+
+def _end_with_the_server() -> None:
+    """End this process when the server ends, even by a kill."""
+    server = parent_process()
+    assert server is not None
+
+    def follow() -> None:
+        wait([server.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _plan_words(path: Path, request: EditRequest, loading: LoadOptions) -> str:

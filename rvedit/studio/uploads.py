@@ -29,9 +29,7 @@ def check_upload(path: str | Path, uploads: Path) -> Path:
     """
     resolved = Path(path).resolve()
     if not resolved.is_relative_to(uploads.resolve()) or not resolved.is_file():
-        raise UserError(
-            "the file is no upload of this server, or the server was started anew: upload it again"
-        )
+        raise UserError("the server does not have this upload (a restart removes uploads): upload it again")
     with resolved.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if _PLAYLIST.search(head.partition(b"\0")[0]):

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,18 +57,27 @@ class Worker:
     def _run(self) -> None:
         while not self._stopping:
             self.store.wait_for(lambda: self.store.next_queued() is not None)
-            with self.store.changed:
-                job = self.store.next_queued()
-                if job is None:
-                    continue
-                self._running, self.progress = job.id, {"stage": "starting", "started": time.time()}
-                self.store.update(job.id, state="running")
+            job = self.store.next_queued()
+            if job is not None:
+                try:
+                    self._run_job(job)
+                except Exception as error:  # the disk is full, or the folder gone: others may do better
+                    warnings.warn(f"job {job.id}: is given up ({reason_of(error)})", stacklevel=1)
+                    self.store.fail(job.id, reason_of(error))
+
+    def _run_job(self, job: Job) -> None:
+        with self.store.changed:
+            if not self.store.update(job.id, "queued", state="running"):
+                return  # cancelled since
+            self._running, self.progress = job.id, {"stage": "starting", "started": time.time()}
+        try:
             changes = self._edit(job)
+            _remove_parts(self.store.folder(job))
             with self.store.changed:
                 if not self._stopping:
                     self.store.update(job.id, "running", **changes)
-                self._running, self.progress = None, {}
-            _remove_parts(self.store.folder(job))
+        finally:
+            self._running, self.progress = None, {}
 
     def _edit(self, job: Job) -> dict[str, Any]:
         """Edit a job in the child; return the changes of the job at its end."""
@@ -87,6 +97,8 @@ class Worker:
                     return {"state": "failed", "error": values}
         except (EOFError, OSError):  # it has ended, by itself or by a cancel, whose state stays
             self._kill()
+            if "edited" in self.progress:  # only the view is missing
+                return {"state": "done", **self.progress["edited"]}
             return {
                 "state": "failed",
                 "error": "the process that edits was killed, perhaps as memory ran out: choose a smaller "
@@ -106,13 +118,13 @@ class Worker:
             return self._child[1]
 
     def _kill(self) -> None:
+        """End the child. The connection closes with its last user: a thread may be reading from it."""
         with self.store.changed:
             if self._child is not None:
-                process, connection = self._child
+                process, _ = self._child
                 self._child = None
                 process.kill()
                 process.join()
-                connection.close()
 
 
 def _edit_jobs(connection: Connection, loading: LoadOptions) -> None:

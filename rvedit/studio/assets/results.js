@@ -27,6 +27,7 @@ function facts(job) {
 function status(job) {
   const at = job.progress;
   if (job.state === "failed") return job.error;
+  if (job.state === "done") return "No view could be made: download the edit.";
   if (!at) return job.state;
   if (at.stage !== "editing") return at.stage;
   const instruction = at.instructions > 1 ? `instruction ${at.instruction} of ${at.instructions}, ` : "";
@@ -37,7 +38,7 @@ function status(job) {
 // The viewer.
 
 function makePane(job, isOne) {
-  if (job.state !== "done") return makeWaiting(job);
+  if (!job.files.view) return makeWaiting(job);
   const video = make("video", { src: job.files.view, muted: true, loop: job.num_frames > 1, playsInline: true, preload: "auto" });
   const canvas = make("canvas", { className: "rv-canvas", width: job.width, height: job.height });
   const range = make("input", { type: "range", className: "rv-split", min: 0, max: 1000, value: 1000 * split });
@@ -113,7 +114,7 @@ function show() {
     stage.replaceChildren(...panes.map((pane) => pane.node));
     if (!visible.length) stage.append(make("p", { className: "rv-empty", textContent: "Drop a clip, write what to change, and press Edit." }));
     stage.dataset.panes = visible.length;
-    controls.hidden = !visible.some((job) => job.state === "done" && job.num_frames > 1);
+    controls.hidden = !visible.some((job) => job.files.view && job.num_frames > 1);
     about.replaceChildren(...(visible.length === 1 ? describe(visible[0]) : []));
     setSplit(split);
   }

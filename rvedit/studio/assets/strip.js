@@ -1,4 +1,5 @@
-// The strip of frames with two handles. The value is what `strip_of` returns; moving a handle triggers 'range'.
+// The strip of frames with two handles. The value is what `strip_of` returns; moving a handle triggers 'range', in
+// frames: seconds would not be exact, least of all at a variable rate.
 const strip = element.querySelector(".rv-strip");
 
 function handle(label, value, steps) {
@@ -22,7 +23,7 @@ function render() {
   text.textContent = clip.num_frames > 1 ? `${clip.num_frames} frames, ${clip.seconds.toFixed(2)} s, ${size}` : `picture, ${size}`;
   if (clip.num_frames < 2) return;
 
-  const steps = clip.num_frames, seconds = (step) => ((clip.seconds * step) / steps).toFixed(2);
+  const steps = clip.num_frames;
   const shades = ["left", "right"].map((side) => Object.assign(document.createElement("span"), { className: `rv-shade is-${side}` }));
   const from = handle("From", 0, steps), to = handle("To", steps, steps);
   film.append(...shades, from, to);
@@ -33,14 +34,14 @@ function render() {
     shades[0].style.width = `${(100 * from.value) / steps}%`;
     shades[1].style.width = `${100 - (100 * to.value) / steps}%`;
     const isAll = Number(from.value) === 0 && Number(to.value) === steps;
-    const range = isAll ? "" : `, edited: ${seconds(from.value)} to ${seconds(to.value)} s`;
+    const range = isAll ? "" : `, edited: ${from.value}f to ${to.value}f`;
     text.textContent = `${clip.num_frames} frames, ${clip.seconds.toFixed(2)} s, ${size}${range}`;
   }
   for (const input of [from, to]) {
     input.addEventListener("input", () => move(input));
     input.addEventListener("change", () => trigger("range", {
-      start: Number(from.value) === 0 ? "" : seconds(from.value),
-      stop: Number(to.value) === steps ? "" : seconds(to.value),
+      start: Number(from.value) === 0 ? "" : `${from.value}f`,
+      stop: Number(to.value) === steps ? "" : `${to.value}f`,
     }));
   }
 }
