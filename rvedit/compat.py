@@ -165,21 +165,6 @@ def with_gguf_layers(module: Any, tensors: Mapping[str, Tensor], dtype: torch.dt
         _replace_with_gguf_linear(module, dtype, tensors)
 
 
-def refuse_downloads() -> None:
-    """Let Gradio fetch no address that a request gives in place of an upload (gradio).
-
-    It would write what it gets to the uploads, of any size.
-    """
-    import gradio as gr
-
-    async def refuse(url: str) -> Any:
-        raise gr.Error(
-            f"{url}: other addresses are not fetched: upload the file", print_exception=False, title=""
-        )
-
-    gr.processing_utils.async_ssrf_protected_get = refuse
-
-
 def smart_resize(height: int, width: int, grid: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Return the nearest (height, width) on a grid with an area in range (transformers, Qwen2-VL)."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen_smart_resize

@@ -14,6 +14,7 @@ from foreign import make_wan_transformer, to_original_transformer
 from torch import Tensor
 
 from rvedit import compat
+from rvedit.studio.guard import refuse_downloads
 
 ROOT = Path(__file__).parents[1]
 PRIVATE = re.compile(
@@ -137,7 +138,7 @@ def test_gradio_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names = gr.processing_utils
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(names, "async_ssrf_protected_get", names.async_ssrf_protected_get)  # set back
-    compat.refuse_downloads()
+    refuse_downloads()
     url = "http://203.0.113.1/x.mp4"
     for download in (gr.File().move_resource_to_block_cache, gr.File()._download_files):
         with pytest.raises(gr.Error, match="other addresses are not fetched"):

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from rvedit.io.errors import UserError
-from rvedit.studio.guard import LOOPBACK, Guard
+from rvedit.studio.guard import LOOPBACK, Guard, refuse_downloads
 from rvedit.studio.studio import Studio, StudioConfig
 
 
@@ -43,7 +43,6 @@ def create_app(studio: Studio) -> Guard:
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse
 
-    from rvedit.compat import refuse_downloads
     from rvedit.studio.page import asset, build_page, theme
 
     refuse_downloads()

@@ -162,3 +162,18 @@ def _is_authorized(header: str, auth: str) -> bool:
     scheme, _, given = header.partition(" ")
     expected = base64.b64encode(auth.encode()).decode()
     return scheme.lower() == "basic" and secrets.compare_digest(given.strip().encode(), expected.encode())
+
+
+def refuse_downloads() -> None:
+    """Let Gradio fetch no address that a request gives in place of an upload (gradio).
+
+    It would write what it gets to the uploads, of any size.
+    """
+    import gradio as gr
+
+    async def refuse(url: str) -> Any:
+        raise gr.Error(
+            f"{url}: other addresses are not fetched: upload the file", print_exception=False, title=""
+        )
+
+    gr.processing_utils.async_ssrf_protected_get = refuse
