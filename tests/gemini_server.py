@@ -27,6 +27,8 @@ class GeminiServer(LocalServer):
         self.jobs: list[dict[str, Any]] = []
         """Bodies of batch jobs; they are answered when `release` is set."""
         self.release = threading.Event()
+        self.unnamed = 0
+        """How often a job's state is told with replies that do not name their requests."""
         super().__init__(_Handler)
 
 
@@ -61,7 +63,9 @@ class _Handler(JsonHandler):
                     "modelVersion": "gemini-of-a-batch",
                     "usageMetadata": {"promptTokenCount": 11000, "candidatesTokenCount": 40},
                 }
-                replies.append({"metadata": entry["metadata"], "response": response})
+                named = {} if self.owner.unnamed > 0 else {"metadata": entry["metadata"]}
+                replies.append({**named, "response": response})
+            self.owner.unnamed -= 1
             output = {"inlinedResponses": {"inlinedResponses": replies}}
             shown |= {"state": "BATCH_STATE_SUCCEEDED", "output": output}
         return {"name": f"batches/{number}", "metadata": shown}

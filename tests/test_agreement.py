@@ -1,6 +1,7 @@
 """`rvedit judge agreement`: hand-computed coefficients, intervals that cover, labels in each layout."""
 
 import json
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from rvedit.evaluation.agreement import left_out_association
 from rvedit.evaluation.association import preference_association, score_association
 from rvedit.evaluation.bootstrap import bootstrap
 from rvedit.evaluation.human_labels import read_labels
@@ -166,10 +168,26 @@ def test_our_own_table_beside_the_ceiling(tmp_path):
         stats.spearmanr(ratings[:, r], np.delete(ratings, r, axis=1).mean(axis=1)).statistic for r in range(3)
     ]
     assert ceiling["spearman"]["value"] == pytest.approx(np.mean(left_out))
+    same_means = [
+        stats.spearmanr(range(12), np.delete(ratings, r, axis=1).mean(axis=1)).statistic for r in range(3)
+    ]
+    assert ceiling["judge_spearman"]["value"] == pytest.approx(np.mean(same_means))
     assert set(report["judges"]["qwen"]) == {"overall", "change", "add"}
     text = run(human, folder)
     assert "note: 1 labeled edits are in no judged folder, such as unknown" in text.stderr
     assert "Overall, IC" in text.stdout
+    assert re.search(r"alpha +rater Spearman +judge Spearman +rater accuracy +judge accuracy", text.stdout)
+
+
+def test_a_judge_that_is_one_more_person_reaches_the_ceiling():
+    """Beside the mean of all raters it would seem better than they are, as that mean is less noisy."""
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(1500, 1)) + rng.normal(size=(1500, 4))
+    judge, raters, once = seen[:, 0], seen[:, 1:], np.ones((1, 1500))
+    beside_all = score_association(judge, raters.mean(axis=1))(once)[0]
+    person, beside_others = (left_out_association(raters, False, who)(once)[0] for who in (None, judge))
+    assert beside_all[0] > person[0] + 0.02
+    assert beside_others == pytest.approx(person, abs=0.015)
 
 
 def test_a_single_rater_has_no_ceiling_and_ties_everywhere_no_coefficient(tmp_path):

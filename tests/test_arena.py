@@ -88,6 +88,18 @@ def test_an_editor_that_always_wins_is_finite_and_marked():
     assert all(row.strength is None for row in table.editors)  # nothing links a and b with c and d
 
 
+def test_groups_that_always_win_are_marked():
+    """a and b tie, as do c and d; the first two win against the others. Each has won and lost or tied."""
+    outcomes = [Outcome(i, *pair, 0.5) for i in range(6) for pair in ((0, 1), (2, 3))]
+    outcomes += [Outcome(i, *pair, 1.0) for i in range(6) for pair in ((0, 2), (1, 3))]
+    table = arena_table(tuple("abcd"), *count_outcomes(outcomes, 6, 4))
+    assert all(row.unbounded and row.strength for row in table.editors)
+    bounded = {(pair.left, pair.right) for pair in table.pairs if not pair.unbounded}
+    assert bounded == {("a", "b"), ("c", "d")}
+    table = arena_table(tuple("abcd"), *count_outcomes([*outcomes, Outcome(0, 3, 0, 1.0)], 6, 4))
+    assert not any(row.unbounded for row in (*table.editors, *table.pairs)), "a loss links the groups"
+
+
 def test_comparisons_that_are_still_needed():
     """With the number that is named, about 80% of simulated pairs are told apart."""
     truth, log_tie, made = 0.8, np.array([np.log(2.0)]), 40
@@ -152,6 +164,9 @@ def test_choosing_needs_fewer_comparisons_for_the_two_closest_editors():
         ("Preference: tie", "tie"),
         ("Preference: A\nwait\nPreference: Edit B", "b"),
         ("<think>Preference: A</think>Preference: TIE", "tie"),
+        ("Preference: a tie.", "tie"),
+        ("**Preference: A tie**", "tie"),
+        ("Preference: A\r\n", "a"),
     ],
 )
 def test_preferences_are_read(text, preference):
@@ -163,6 +178,8 @@ def test_preferences_are_read(text, preference):
     [
         ChatReply("A", "m", "stop"),
         ChatReply("Preference: Both", "m", "stop"),
+        ChatReply("Preference: A, B or tie", "m", "stop"),
+        ChatReply("Preference: A is sharper, but B follows the instruction", "m", "stop"),
         ChatReply("I have no preference: a or b", "m", "stop"),
         ChatReply("Preference: A", "m", "length"),
         ChatReply("", "m", "content_filter"),
@@ -266,6 +283,7 @@ def test_all_pairs_in_both_orders(world, tmp_path):
     page = (tmp_path / "arena.html").read_text()
     assert "http://www.w3.org/2000/svg" in page
     assert "the answers in the two orders differ" in result.stdout
+    assert result.stdout.count("], no bound") == 3, "all strengths of the table of all items"
 
 
 def test_gemini_compares(world, tmp_path, monkeypatch):
@@ -332,6 +350,8 @@ def test_an_editor_without_some_edits_is_noted(world, tmp_path):
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert "note: bad has no edit of 2 items" in result.stderr
     assert f"{ITEMS - 2} comparisons of {ITEMS - 2}, at most {2 * ITEMS - 4} requests" in result.stdout
+    limited = CliRunner().invoke(app, list(map(str, [*arguments, "--limit", 1])))
+    assert "2 comparisons of 2" in limited.stdout, "the limit is of items that can be compared"
 
 
 def test_people_compare(world, tmp_path):

@@ -1,5 +1,6 @@
 """`--batch-api`: requests as jobs, which a killed run finds again."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from processes import Command, rvedit
 from test_judge import make_bench, words
 
 from rvedit.evaluation.judges import QWEN
+from rvedit.io.chat import BatchChat, ChatError, ChatReply, ChatRequest, Journal, Sampling, batches
+from rvedit.io.errors import UserError
 
 TEXT = words(80, 70, 60)
 
@@ -130,6 +133,8 @@ def test_a_server_without_batches_is_named(small, tmp_path):
     assert "has no batch API" in done.stderr
     refused = rvedit(*command(small, "--judge", "reference"), cwd=tmp_path, check=2)
     assert "--batch-api: needs --judge qwen or gemini" in refused.stderr
+    refused = rvedit(*command(small, "--concurrency", 4), cwd=tmp_path, check=2)
+    assert "--concurrency: has no meaning with --batch-api" in refused.stderr
 
 
 def test_gemini_is_killed_and_resumed(small, tmp_path):
@@ -141,6 +146,7 @@ def test_gemini_is_killed_and_resumed(small, tmp_path):
         time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.finish()
+        server.unnamed = 1
         server.release.set()
         done = rvedit(*arguments, cwd=tmp_path, check=0, **gemini)
     summary = json.loads(done.stdout)["judges"]["gemini"]
@@ -153,3 +159,106 @@ def test_gemini_is_killed_and_resumed(small, tmp_path):
     assert "Instruction Compliance" in first["systemInstruction"]["parts"][0]["text"]
     assert first["generationConfig"]["maxOutputTokens"] == 8192
     assert server.asked == []
+
+
+# One process, a server that answers at once, or fails as it is told
+
+
+class Server:
+    """A `BatchBackend`. `troubles` has the errors of its next calls by the name of the method."""
+
+    name, max_bytes = "server", 1000
+
+    def __init__(self, **troubles):
+        self.troubles, self.jobs = troubles, {}
+
+    def _fail(self, method):
+        if errors := self.troubles.get(method):
+            raise errors.pop(0)
+
+    async def submit(self, token, requests):
+        self.jobs[token] = list(requests)
+        self._fail("submit")
+        return token
+
+    async def find(self, token):
+        self._fail("find")
+        return token if token in self.jobs else None
+
+    async def collect(self, job):
+        self._fail("collect")
+        return {name: ChatReply("yes", "m") for name in self.jobs[job]}
+
+    async def close(self):
+        pass
+
+
+def ask(server, journal, texts, **options):
+    """The replies and errors of one run."""
+
+    async def run():
+        chat = BatchChat(server, journal, **options)
+        requests = [ChatRequest("m", None, (text,), Sampling(), "1") for text in texts]
+        answers = asyncio.gather(*map(chat.complete, requests), return_exceptions=True)
+        return await asyncio.wait_for(answers, 60)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "QUIET", 0.05)
+    return Journal(tmp_path / "journal.jsonl")
+
+
+def test_a_job_is_searched_until_the_server_answers(journal):
+    """Sending fails although the job has arrived, and so does the first search for it."""
+
+    def broken():
+        return ChatError("the connection broke", "attempt")
+
+    server = Server(submit=[broken()], find=[broken()])
+    assert [reply.text for reply in ask(server, journal, "ab")] == ["yes", "yes"]
+    assert len(server.jobs) == 1
+
+
+@pytest.mark.parametrize("method", ["submit", "find", "collect"])
+def test_no_error_leaves_a_request_waiting(journal, method):
+    error = UserError("journal.jsonl: cannot be written to: make room")
+    lost = [ChatError("the connection broke", "attempt")] if method == "find" else []
+    server = Server(**{"submit": lost, method: [error]})
+    assert ask(server, journal, "ab") == [error, error]
+
+
+def test_the_same_requests_in_a_new_job_have_another_label(journal):
+    failed = [ChatError("the batch failed", "all")]
+    server = Server(collect=failed)
+    assert isinstance(ask(server, journal, "a")[0], ChatError)
+    assert ask(server, journal, "a")[0].text == "yes"
+    assert len(server.jobs) == 2
+
+
+def test_a_job_waits_for_requests_that_are_being_made(journal):
+    server, more = Server(), [True]
+
+    async def run():
+        chat = BatchChat(server, journal, has_more=lambda: more[0])
+        requests = [ChatRequest("m", None, (text,), Sampling(), "1") for text in "ab"]
+        first = asyncio.create_task(chat.complete(requests[0]))
+        await asyncio.sleep(0.3)  # six times as long as it is quiet
+        second = asyncio.create_task(chat.complete(requests[1]))
+        more[0] = False
+        await asyncio.gather(first, second)
+
+    asyncio.run(run())
+    assert [len(ids) for ids in server.jobs.values()] == [2]
+
+
+def test_replies_that_cannot_be_read_are_collected_again(small, tmp_path):
+    torn = Batches(lambda line: (200, TEXT))
+    torn.release.set()
+    torn.torn = 1
+    with ChatServer(models=(QWEN,), batches=torn) as server:
+        done = rvedit(*command(small), cwd=tmp_path, RVEDIT_QWEN_BASE_URL=server.url, check=0)
+    assert json.loads(done.stdout)["judges"]["qwen"]["scored"] == 5
+    assert len(torn.jobs) == 1

@@ -47,6 +47,21 @@ def say(asked):
     return "1: Yes\n2: **No**" if "blue" in system else "I cannot tell."
 
 
+def test_the_expected_reply_grows_with_the_questions(folder, tmp_path):
+    command = [
+        "judge",
+        str(folder / "edits"),
+        "--bench",
+        str(folder / "bench.csv"),
+        "--protocol",
+        "checklist",
+    ]
+    command += ["--questions", str(folder / "questions.csv"), "--out", str(tmp_path), "--dry-run", "--json"]
+    (estimate,) = json.loads(CliRunner().invoke(app, command).stdout)["judges"]
+    questions = sum(map(len, read_questions(folder / "questions.csv").values()))
+    assert estimate["completion_tokens"] == 6 * questions
+
+
 def test_an_items_score_is_the_share_of_expected_answers(folder, tmp_path):
     summary, rows, asked = run(folder, tmp_path, say)
     assert (summary["protocol"], summary["scale"]) == ("checklist", None)

@@ -82,6 +82,24 @@ def test_the_page_is_one_file_without_addresses(outputs, tmp_path):
     assert data["items"][0]["instruction"] == TRICKY
 
 
+def test_a_browser_keeps_the_scores_of_each_editor_apart(outputs, tmp_path):
+    shutil.copytree(outputs / "outputs", tmp_path / "other")
+
+    def page_id():
+        result = CliRunner().invoke(
+            app, ["judge", "label", str(tmp_path / "other"), "--bench", str(outputs / "bench.csv")]
+        )
+        assert result.exit_code == 0
+        return json.loads(re.search(r"const data = (.*);\n", (tmp_path / "other/label.html").read_text())[1])[
+            "id"
+        ]
+
+    copied = page_id()
+    assert page_id() == copied
+    write_clip(tmp_path / "other/c3_edited.mp4", np.full((6, 32, 32, 3), 9, np.uint8))
+    assert page_id() != copied, "the edit of another editor"
+
+
 def test_larger_clips_are_linked_and_what_is_missing_is_named(outputs, tmp_path):
     edits = tmp_path / "outputs"
     shutil.copytree(outputs / "outputs", edits)

@@ -1,6 +1,7 @@
 """A reward model in VEFX-Reward's layout: a tiny random one of the real classes."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGene
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from typer.testing import CliRunner
 
-from rvedit.evaluation.reward import read_prompt
+from rvedit.evaluation.frames import FrameStore
+from rvedit.evaluation.judges import Case
+from rvedit.evaluation.reward import RewardJudge, RewardProtocol, read_prompt
 from rvedit.evaluation.reward_model import REWARD_TOKENS, RewardModel, frame_indices, ordinal_scores
+from rvedit.io.bench import BenchItem
+from rvedit.io.chat import Journal
 from rvedit.io.errors import UserError
 from rvedit_cli.main import app
 
@@ -114,8 +119,27 @@ def test_the_command_judges_by_the_models_own_protocol(folder, clips, tmp_path):
         assert row["scores"] == {"ic": measures["IF"], "cf": measures["EE"], "vq": measures["RQ"]}
         assert row["model"].startswith("local:tiny-reward@")
     assert json.loads(CliRunner().invoke(app, command).stdout)["judges"]["reward"]["from_cache"] == 2
+    os.utime(folder / "model.safetensors")  # other weights
+    assert json.loads(CliRunner().invoke(app, command).stdout)["judges"]["reward"]["from_cache"] == 0
     (clips / "prompt.txt").write_text(PROMPT.replace("Two", "Both"))
     assert json.loads(CliRunner().invoke(app, command).stdout)["judges"]["reward"]["from_cache"] == 0
+
+
+def test_scores_of_another_revision_of_the_hub_are_not_reused(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub/models--a--reward"
+    journal = Journal(tmp_path / "journal.jsonl")
+    judge = RewardJudge(journal, RewardProtocol(FrameStore(tmp_path / "frames", journal)), "a/reward", PROMPT)
+    item = BenchItem(0, "c", "add a dog", None, "", tmp_path / "c.mp4")
+    case = Case(item, "add", tmp_path / "c.mp4")
+    seen = []
+    for revision in ("one", "two"):
+        (cached / "snapshots" / revision).mkdir(parents=True)
+        (cached / "snapshots" / revision / "config.json").write_text("{}")
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs/main").write_text(revision)
+        seen.append(judge.context(case))
+    assert seen[0] != seen[1]
 
 
 def test_its_scores_are_not_mixed_with_those_of_other_protocols(folder, clips):
@@ -138,6 +162,9 @@ def test_other_models_are_refused(folder, tmp_path):
     del weights["rm_head.weight"]
     save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="has no rm_head"):
+        RewardModel(str(plain), PROMPT, "cpu")
+    (plain / "vefx_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"vefx_config\.json: is no JSON object"):
         RewardModel(str(plain), PROMPT, "cpu")
     (plain / "vefx_config.json").write_text('{"reward_token": "last"}')
     with pytest.raises(UserError, match="has no reward tokens"):

@@ -82,7 +82,7 @@ def test_ours_stand_beside_the_papers(outputs):
     assert list(shown["tables"]) == ["reference"]
 
 
-def test_cost_is_counted_before_it_is_spent(outputs):
+def test_cost_is_counted_before_it_is_spent(outputs, monkeypatch):
     """One price for each judge; nothing is sent if it is too much."""
     only = ("--only", "RVEDiT", "--max-cost", "0.01")
     with ChatServer(models=(QWEN,)) as server:
@@ -98,6 +98,11 @@ def test_cost_is_counted_before_it_is_spent(outputs):
         plan = json.loads(CliRunner().invoke(app, command(outputs, *dry, *url, "--dry-run", "--json")).stdout)
         (qwen, reference) = plan["rows"][0]["judges"]
         assert (qwen["requests"], reference["requests"]) == (4, 0)
+        assert qwen["completion_tokens"] == 4 * 80
+        monkeypatch.setenv("GEMINI_API_KEY", "none")
+        gemini = command(outputs, "--only", "RVEDiT", "--judge", "gemini", "--dry-run", "--json")
+        (estimate,) = json.loads(CliRunner().invoke(app, gemini).stdout)["rows"][0]["judges"]
+        assert estimate["completion_tokens"] == 4 * 2080, "with its thinking"
         tokens = qwen["prompt_tokens"] + qwen["completion_tokens"]
         assert plan["expected_cost"] == {"qwen": pytest.approx(tokens * 100 / 1e6)}
         assert server.asked == []

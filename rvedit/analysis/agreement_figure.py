@@ -44,14 +44,20 @@ def _plot_panel(panel: Axes, report: AgreementReport, names: list[str], axis: st
     offsets = np.linspace(-0.2, 0.2, len(judges) + 1)
     for (judge, categories), offset, color in zip(judges, offsets, _COLORS * len(judges), strict=False):
         rows = {name: categories.get(name, {}).get(axis) for name in names}
-        _errorbars(panel, {n: getattr(r, measure) for n, r in rows.items() if r}, names, offset, color, judge)
+        estimates = {n: _beside_people(r, measure) for n, r in rows.items() if r}
+        _errorbars(panel, estimates, names, offset, color, judge)
     rows = {name: judges[0][1].get(name, {}).get(axis) for name in names}
     people = {name: _ceiling(row, measure) for name, row in rows.items() if row}
-    _errorbars(panel, people, names, offsets[-1], BLACK, "one person, with the others", marker="D")
+    _errorbars(panel, people, names, offsets[-1], BLACK, "each rater, with the others", marker="D")
     panel.axvline(0 if measure == "spearman" else 0.5, color=BLACK, linewidth=1, linestyle=(0, (1, 2)))
     panel.set_yticks(range(len(names)), [CATEGORY_TITLES.get(name, name) for name in names])
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_xlim(right=1.02)
+
+
+def _beside_people(row: HumanAgreement, measure: str) -> Estimate | None:
+    """Return the judge's agreement with the means that raters are compared with, if there are any."""
+    return getattr(row.ceiling, f"judge_{measure}") if row.ceiling else getattr(row, measure)
 
 
 def _ceiling(row: HumanAgreement, measure: str) -> Estimate | None:

@@ -26,9 +26,10 @@ OVERALL = "overall"
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Agreement of people among themselves.
+    """Agreement of people among themselves, and of the judge where one of them is left out.
 
-    The last three are means over raters, each against the mean of the others.
+    All but alpha are means over raters: of each against the mean of the others, and of the judge against the
+    same mean. That is noisier than the mean of all, which the judge alone can be compared with.
     """
 
     alpha: Estimate | None
@@ -36,6 +37,9 @@ class Ceiling:
     spearman: Estimate | None
     kendall: Estimate | None
     accuracy: Estimate | None
+    judge_spearman: Estimate | None
+    judge_kendall: Estimate | None
+    judge_accuracy: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -194,10 +198,12 @@ def agreement_of_rows(rows: Sequence[LabeledRow], are_preferences: bool, seed: i
     ratings = np.array([[row.human.get(rater, np.nan) for rater in raters] for row in rows])
     group = np.array([items.index(row.item) for row in rows])
     associate = preference_association if are_preferences else score_association
-    parts: list[Statistic] = [associate(np.array([row.judge for row in rows]), np.nanmean(ratings, axis=1))]
+    judge = np.array([row.judge for row in rows])
+    parts: list[Statistic] = [associate(judge, np.nanmean(ratings, axis=1))]
     has_ceiling = bool(((~np.isnan(ratings)).sum(axis=1) > 1).any())
     if has_ceiling:
-        parts += [_alpha(ratings, are_preferences), left_out_association(ratings, are_preferences)]
+        parts.append(_alpha(ratings, are_preferences))
+        parts += [left_out_association(ratings, are_preferences, who) for who in (None, judge)]
 
     def statistic(weights: Values) -> Values:
         of_rows = weights[:, group]
@@ -216,10 +222,11 @@ def _alpha(ratings: Values, are_preferences: bool) -> Statistic:
     return lambda weights: mirrored(np.concatenate([weights, weights], axis=1))
 
 
-def left_out_association(ratings: Values, are_preferences: bool) -> Statistic:
+def left_out_association(ratings: Values, are_preferences: bool, judge: Values | None = None) -> Statistic:
     """Return the coefficients of each rater against the mean of the others, as the mean over raters.
 
-    Left out are raters with fewer than MIN_LEFT_OUT labels that others have given, too.
+    With the scores of a judge, they are its coefficients against the same means, on the same rows. Left out
+    are raters with fewer than MIN_LEFT_OUT labels that others have given, too.
     """
     associate = preference_association if are_preferences else score_association
     parts: list[tuple[NDArray[np.intp], Statistic]] = []
@@ -228,7 +235,8 @@ def left_out_association(ratings: Values, are_preferences: bool) -> Statistic:
         shared = ~np.isnan(ratings[:, rater]) & ~np.isnan(others).all(axis=1)
         if shared.sum() >= MIN_LEFT_OUT:
             means = np.nanmean(others[shared], axis=1)
-            parts.append((np.flatnonzero(shared), associate(ratings[shared, rater], means)))
+            compared = ratings[:, rater] if judge is None else judge
+            parts.append((np.flatnonzero(shared), associate(compared[shared], means)))
 
     def coefficients(weights: Values) -> Values:
         if not parts:

@@ -41,7 +41,7 @@ class ArenaConfig:
     categories: tuple[str, ...] = ()
     """Categories to compare on; empty for all."""
     limit: int | None = None
-    """Number of items per category."""
+    """Number of items per category that at least two editors have edited."""
     budget: int | None = None
     """Number of comparisons, chosen as results come; None for all."""
     seed: int = 0
@@ -113,13 +113,13 @@ def read_contest(config: ArenaConfig) -> Contest:
     for item in items.values():
         category = item.category.value if item.category else item.dataset_category or "other"
         found = {name: edits[name][item.id] for name in config.editors if item.id in edits[name]}
-        if (config.categories and category not in config.categories) or counts[category] == config.limit:
+        is_chosen = not config.categories or category in config.categories
+        if len(found) < 2 or not is_chosen or counts[category] == config.limit:
             continue
         counts[category] += 1
-        if len(found) > 1:
-            if not os.path.isfile(item.source):
-                raise UserError(f"{item.source}: no such file, the source of {item.id}")
-            contest.append(ArenaItem(item, category, found))
+        if not os.path.isfile(item.source):
+            raise UserError(f"{item.source}: no such file, the source of {item.id}")
+        contest.append(ArenaItem(item, category, found))
     for name, folder in config.editors.items():
         if not any(name in item.edits for item in contest):
             raise UserError(

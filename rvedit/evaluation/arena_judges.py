@@ -33,7 +33,7 @@ from rvedit.io.chat import (
 )
 from rvedit.io.errors import reason_of
 
-VERSION = 1
+VERSION = 2
 """Increase it when the same reply would be read differently: cached answers depend on it."""
 PROMPT = """You compare two edits of one source video, which were made by the same instruction:
 
@@ -53,7 +53,9 @@ SAME_GAIN = 0.01
 """Gains of the reference judge that differ by less are a tie."""
 _SIDES = {"a": "left", "b": "right", "tie": "tie"}
 _SIDES_SWAPPED = {"a": "right", "b": "left", "tie": "tie"}
-_PREFERENCE = re.compile(r"^\W*preference\W*(?:edit\W*)?(A|B|tie)\b", re.IGNORECASE | re.MULTILINE)
+_PREFERENCE = re.compile(
+    r"^\W*preference\W*(?:edit\W*|a\W+(?=tie))?(A|B|tie)[^\w\n]*$", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from rvedit.evaluation.bootstrap import bootstrap
 from rvedit.evaluation.bradley_terry import (
     fit_strengths,
     information,
-    is_connected,
     pairs_of,
+    reachable,
     strength_statistic,
 )
 from rvedit.evaluation.statistics import scipy_stats
@@ -36,7 +36,7 @@ class EditorRow:
     strength: Estimate | None
     """Log strength, mean 0 over the editors; None if comparisons do not link all editors, or are few."""
     unbounded: bool
-    """Whether it won or lost every comparison, so that its strength has no bound on one side."""
+    """Whether its strength has no bound, as some editors, or a group of them, won against all others."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class PairRow:
     losses: int
     difference: Estimate | None
     """Of the log strengths, left minus right."""
+    unbounded: bool
+    """Whether the difference has no bound, as in `EditorRow`."""
     apart: bool
     """Whether the interval of the difference excludes 0."""
     needed: int | None
@@ -76,14 +78,15 @@ def arena_table(editors: Sequence[str], wins: Values, ties: Values, seed: int = 
     first, second = pairs_of(len(editors))
     estimates: list[Estimate | None] = [None] * (len(editors) + len(first))
     log_tie = np.zeros(1)
-    if items >= MIN_ITEMS and is_connected(played):
+    if items >= MIN_ITEMS and reachable(played).all():
         estimates = bootstrap(strength_statistic(wins, ties), items, seed)
         log_tie = fit_strengths(won[None], tied[None]).log_tie
+    reached = reachable(won + tied)
+    bounded = reached & reached.T
     rows = []
     for i, name in enumerate(editors):
         w, t, lost = (int(x) for x in (won[i].sum(), tied[i].sum(), won[:, i].sum()))
-        unbounded = w + t + lost in (w, lost) and w + lost > 0
-        rows.append(EditorRow(name, w, t, lost, estimates[i], unbounded))
+        rows.append(EditorRow(name, w, t, lost, estimates[i], not bounded[i].all()))
     rows.sort(key=lambda row: -row.strength.value if row.strength else -row.wins)
     pairs = []
     for number, (i, j) in enumerate(zip(first, second, strict=True)):
@@ -91,7 +94,8 @@ def arena_table(editors: Sequence[str], wins: Values, ties: Values, seed: int = 
         apart = difference is not None and difference.low * difference.high > 0
         needed = None if difference is None else 0 if apart else comparisons_needed(difference, log_tie)
         w, t, lost = (int(x) for x in (won[i, j], tied[i, j], won[j, i]))
-        pairs.append(PairRow(editors[i], editors[j], w, t, lost, difference, apart, needed))
+        unbounded = not bounded[i, j]
+        pairs.append(PairRow(editors[i], editors[j], w, t, lost, difference, unbounded, apart, needed))
     total = float(played.sum() / 2)
     return ArenaTable(
         items, round(total), tuple(rows), tuple(pairs), float(tied.sum() / 2 / total) if total else 0.0

@@ -134,7 +134,10 @@ def pairs_of(editors: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(editors, 1)
 
 
-def is_connected(played: Values) -> bool:
-    """Return whether comparisons (editors, editors) link all editors; strengths are else undefined."""
-    reached = np.linalg.matrix_power(played + np.eye(len(played)), len(played))
-    return bool((reached > 0).all())
+def reachable(arrows: Values) -> NDArray[np.bool_]:
+    """Return the mask [i, j] of whether arrows (editors, editors) lead from i to j.
+
+    Strengths are finite only if the results "won or tied" lead from each editor to each other: Ford,
+    "Solution of a Ranking Problem from Binary Comparisons" (1957).
+    """
+    return np.asarray(np.linalg.matrix_power((arrows > 0) + np.eye(len(arrows)), len(arrows)) > 0)

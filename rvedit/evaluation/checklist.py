@@ -84,6 +84,10 @@ class ChecklistProtocol(JudgeProtocol):
         lines = [f"{number}. {q.text}" for number, q in enumerate(self.questions[item.id], 1)]
         return with_instruction("\n".join([self.rubrics[CHECKLIST], "", *lines]), item.instruction)
 
+    def expected_reply_tokens(self, item: BenchItem) -> int:
+        """See `JudgeProtocol`."""
+        return 6 * len(self.questions[item.id])
+
     def parse(self, text: str, item: BenchItem, category: str) -> dict[str, Any]:
         """See `JudgeProtocol`. Raises BadReplyError if no question has an answer of yes or no."""
         questions = self.questions[item.id]

@@ -46,7 +46,8 @@ QWEN_PREFIX, GEMINI_PREFIX = "RVEDIT_QWEN", "RVEDIT_GEMINI"
 QWEN_SAMPLING = Sampling(max_tokens=1024, seed=0, extra={"chat_template_kwargs": {"enable_thinking": False}})
 # Google advises against changing the temperature. Thinking tokens count as output, hence the higher limit.
 GEMINI_SAMPLING = Sampling(max_tokens=8192)
-EXPECTED_REPLY_TOKENS = 80
+GEMINI_THINKING_TOKENS = 2000
+"""Expected for each reply; they count as completion tokens."""
 _CHARACTERS_PER_TOKEN = 4.5
 
 
@@ -135,26 +136,31 @@ class ChatJudge(Judge):
     Args:
         name, journal, protocol: see `Judge`.
         model: the model's name at the endpoint.
-        connect: creates the chat client; called once, by `check`.
+        connect: creates the chat client; called once, by `check`. Its argument returns whether clips are
+            being read, of which requests will come.
         settings: sampling, probe, and how to send requests.
         image_tokens: returns the tokens of an image of a width and height in pixels.
+        thinking_tokens: expected for each reply.
     """
 
     def __init__(
         self,
         name: str,
         model: str,
-        connect: Callable[[], Chat],
+        connect: Callable[[Callable[[], bool]], Chat],
         journal: Journal,
         protocol: JudgeProtocol,
         settings: JudgeSettings,
         image_tokens: Callable[[int, int], int],
+        thinking_tokens: int = 0,
     ) -> None:
         super().__init__(name, journal, protocol, settings.probe, settings.concurrency)
         self.model = model
         self._connect, self.settings, self._image_tokens = connect, settings, image_tokens
         self._chat: Chat | None = None
         self._client: CachedChatClient | None = None
+        self._thinking_tokens = thinking_tokens
+        self._reading = 0
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -190,12 +196,13 @@ class ChatJudge(Judge):
         request = self._request(case, [], [])
         length = len(request.system or "") + sum(len(part) for part in request.parts if isinstance(part, str))
         frames = self.protocol.num_frames * self._image_tokens(width, height)
-        return round(length / _CHARACTERS_PER_TOKEN) + frames, EXPECTED_REPLY_TOKENS
+        reply = self.protocol.expected_reply_tokens(case.item) + self._thinking_tokens
+        return round(length / _CHARACTERS_PER_TOKEN) + frames, reply
 
     async def check(self) -> None:
         """See `Judge`."""
         await super().check()
-        self._chat = self._connect()
+        self._chat = self._connect(lambda: self._reading > 0)
         self._client = CachedChatClient(
             self._chat, self._journal, self.concurrency, self.settings.policy, FORMAT_TRIES
         )
@@ -204,6 +211,7 @@ class ChatJudge(Judge):
 
     async def score(self, case: Case) -> Verdict:
         """See `Judge`."""
+        self._reading += 1
         try:
             source, edited = await asyncio.gather(
                 *(asyncio.to_thread(self.protocol.read, clip) for clip in self.clips(case))
@@ -212,6 +220,8 @@ class ChatJudge(Judge):
             reference = await asyncio.to_thread(self.protocol.frames.read, picture) if picture else []
         except Exception as error:  # a clip that fails must not stop the others
             return self.verdict(case, dropped=reason_of(error))
+        finally:
+            self._reading -= 1
         request = self._request(case, source, edited, reference)
         try:
             answer = await self.client.ask(request, partial(self._parse, case))
@@ -297,14 +307,14 @@ def qwen_judge(
     RVEDIT_QWEN_API_KEY.
     """
 
-    def connect() -> Chat:
+    def connect(is_reading: Callable[[], bool]) -> Chat:
         if local:
             return LocalChat(local, device)
         endpoint = Endpoint.from_environment(QWEN_PREFIX, base_url, settings.timeout)
         if settings.batch_api:
             from rvedit.io.chat.endpoint_batches import EndpointBatches
 
-            return BatchChat(EndpointBatches(endpoint), journal, settings.retry_dropped)
+            return BatchChat(EndpointBatches(endpoint), journal, settings.retry_dropped, is_reading)
         return EndpointChat(endpoint)
 
     if local:
@@ -330,11 +340,12 @@ def gemini_judge(
     model = model or os.environ.get(f"{GEMINI_PREFIX}_MODEL") or GEMINI
     url = base_url or os.environ.get(f"{GEMINI_PREFIX}_BASE_URL")
 
-    def connect() -> Chat:
+    def connect(is_reading: Callable[[], bool]) -> Chat:
         if settings.batch_api:
             from rvedit.io.chat.gemini_batches import GeminiBatches
 
-            return BatchChat(GeminiBatches(url, settings.timeout), journal, settings.retry_dropped)
+            backend = GeminiBatches(url, settings.timeout)
+            return BatchChat(backend, journal, settings.retry_dropped, is_reading)
         return GeminiChat(url, settings.timeout)
 
     return ChatJudge(
@@ -345,4 +356,5 @@ def gemini_judge(
         protocol,
         settings,
         lambda width, height: IMAGE_TOKENS,
+        GEMINI_THINKING_TOKENS,
     )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import mimetypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -65,7 +65,7 @@ def write_label_page(edits: Path, bench: Path | None, path: Path, max_bytes: int
     embedded = sum(clip.stat().st_size for clip in clips) <= max_bytes
     prepare_folder(path.parent)
     data = {
-        "id": _digest(shown),
+        "id": _digest(shown, found),
         "scale": SCALE,
         "axes": [
             {"key": key, "label": label, "question": QUESTIONS[key], "anchors": ANCHORS[key]}
@@ -88,10 +88,13 @@ def write_label_page(edits: Path, bench: Path | None, path: Path, max_bytes: int
     return LabelPage(path, len(shown), missing, unplayable, embedded)
 
 
-def _digest(items: Sequence[BenchItem]) -> str:
-    """Return a short digest of the items, under which a browser keeps their scores."""
-    text = json.dumps([[item.id, item.instruction] for item in items])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(items: Sequence[BenchItem], edits: Mapping[str, Path]) -> str:
+    """Return a short digest of items and edits, under which a browser keeps their scores."""
+    digest = hashlib.sha256(json.dumps([[item.id, item.instruction] for item in items]).encode())
+    for item in items:
+        with edits[item.id].open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _clip(clip: Path, folder: Path, embedded: bool) -> dict[str, str]:

@@ -88,6 +88,10 @@ class JudgeProtocol(ABC):
         scores = read_scores(text, *self.scale, self.labels(category))
         return {"scores": scores, "reasoning": read_reasoning(text)}
 
+    def expected_reply_tokens(self, item: BenchItem) -> int:
+        """Return roughly the tokens of a reply, without thinking."""
+        return 80
+
     def labels(self, category: str) -> Mapping[str, str]:
         """Return the axes' labels in the replies."""
         return AXIS_LABELS

@@ -78,7 +78,8 @@ class RewardJudge(ComputedJudge):
 
     def context(self, case: Case) -> Sequence[str]:
         """See `ComputedJudge`."""
-        return (hashlib.sha256(self._prompt.encode()).hexdigest(), case.item.instruction)
+        prompt = hashlib.sha256(self._prompt.encode()).hexdigest()
+        return (prompt, case.item.instruction, _downloaded_revision(self._path))
 
     def measure(self, case: Case) -> Measures:
         """See `ComputedJudge`."""
@@ -90,6 +91,17 @@ class RewardJudge(ComputedJudge):
         """See `ComputedJudge`."""
         scores = (float(measures[name] or 0) for name in ("IF", "EE", "RQ"))
         return {"scores": Scores(*scores), "asked_model": self._name}
+
+
+def _downloaded_revision(model: str) -> str:
+    """Return the folder of the downloaded revision of an id on the Hub; empty for a folder.
+
+    The name of a folder has a digest of its files.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    config = None if Path(model).is_dir() else try_to_load_from_cache(model, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else ""
 
 
 def read_prompt(path: Path) -> str:

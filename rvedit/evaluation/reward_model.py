@@ -22,7 +22,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
 
 from rvedit.io.errors import UserError
+from rvedit.io.frames import pillow_resize
 from rvedit.io.video import VideoReader, evenly_spaced
+from rvedit.pipelines.loading import pick_device, pick_dtype
 
 DIMENSIONS = ("IF", "RQ", "EE")
 """Instructional following, render quality and edit exclusivity, in the order of their tokens."""
@@ -54,8 +56,8 @@ class RewardModel:
 
     def __init__(self, model: str, prompt: str, device: str | None = None) -> None:
         self.prompt = prompt
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        place = pick_device(device)
+        dtype = pick_dtype(None, place)
         settings = _settings(model)
         self._is_ordinal = bool(settings.get("use_ordinal", True))
         outputs = int(settings.get("output_dim", len(DIMENSIONS)))
@@ -83,7 +85,7 @@ class RewardModel:
         known = self._tokenizer.get_vocab()
         if missing := [token for token in REWARD_TOKENS if token not in known]:
             raise UserError(f"`local` {model}: its tokenizer has no {missing[0]}: choose a reward model")
-        self._model = reward_model.to(device).eval()
+        self._model = reward_model.to(place).eval()
 
     def score(self, source: Path, edited: Path, instruction: str) -> dict[str, float]:
         """Return the scores by the names of `DIMENSIONS`, from 1 to 4 and rounded to three decimals."""
@@ -137,13 +139,15 @@ class RewardModel:
             if not indices:
                 raise UserError(f"{clip}: has a single frame: the reward model needs a video")
             size = self._size(len(indices), info.height, info.width)
-            frames = [_resized(timed.frame, size) for timed in reader.pick(set(indices))]
-        tensor = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+            frames = [
+                pillow_resize(timed.frame[None], *size, Image.Resampling.BICUBIC)
+                for timed in reader.pick(set(indices))
+            ]
+        tensor = torch.from_numpy(np.concatenate(frames)).permute(0, 3, 1, 2).float() / 255
         mean, std = (
             torch.tensor(values)[:, None, None] for values in (self._video.image_mean, self._video.image_std)
         )
         times = [index / float(info.frame_rate) for index in indices]
-        times += times[-1:] * (len(times) % 2)
         return (tensor - mean) / std, [(a + b) / 2 for a, b in zip(times[::2], times[1::2], strict=True)]
 
     def _size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
@@ -183,10 +187,6 @@ def frame_indices(num_frames: int, frame_rate: float) -> list[int]:
     return evenly_spaced(num_frames, count) if count else []
 
 
-def _resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC))
-
-
 def _settings(model: str) -> dict[str, Any]:
     """Return the contents of vefx_config.json; empty without the file, for the published defaults."""
     path = Path(model) / "vefx_config.json"
@@ -195,7 +195,10 @@ def _settings(model: str) -> dict[str, Any]:
             path = Path(hf_hub_download(model, "vefx_config.json"))
         except OSError:  # of the hub's client, too: no such file, or offline
             return {}
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: is no JSON object: get the model's file again") from None
 
 
 def _escape(text: str) -> str:

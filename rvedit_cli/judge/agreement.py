@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rvedit.io.errors import UserError, check_choice
 from rvedit.io.records import CATEGORY_TITLES
 from rvedit_cli import console
+from rvedit_cli.judge.printing import interval, new_table, print_table
 
 if TYPE_CHECKING:
     from rvedit.evaluation.agreement import AgreementReport
 
+_AMONG_PEOPLE = ("alpha", "spearman", "judge_spearman", "accuracy", "judge_accuracy")
 _SUFFIXES = (".png", ".svg", ".pdf")
 _files = partial(console.option, console.FILES)
 
@@ -70,33 +72,30 @@ def agreement(
 
 def _print_report(report: AgreementReport) -> None:
     """Print a table for each judge."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    names = ("items", "raters", "Spearman", "Kendall", "accuracy", "alpha", "one Spearman", "one accuracy")
-    screen = Console(width=None if Console().is_terminal else 150)
+    names = ["items", "raters", "Spearman", "Kendall", "accuracy", "alpha"]
+    names += [f"{who} {measure}" for measure in ("Spearman", "accuracy") for who in ("rater", "judge")]
     for judge, categories in report.judges.items():
-        columns = [Column(name, justify="right") for name in names]
-        table = Table("", *columns, box=None, pad_edge=False)
+        table = new_table(*names)
         for category, axes in categories.items():
             for axis, row in axes.items():
                 people = row.ceiling
                 values = [row.spearman, row.kendall, row.accuracy]
-                values += [people.alpha, people.spearman, people.accuracy] if people else [None] * 3
+                values += [getattr(people, name) if people else None for name in _AMONG_PEOPLE]
                 title = (
                     f"{CATEGORY_TITLES.get(category, category)}, {axis if axis == 'mean' else axis.upper()}"
                 )
                 style = "bold" if category == "overall" else None
-                table.add_row(title, str(row.items), str(row.raters), *map(_cell, values), style=style)
+                table.add_row(
+                    title,
+                    str(row.items),
+                    str(row.raters),
+                    *(interval(value, ".2f") for value in values),
+                    style=style,
+                )
         typer.echo(f"{judge} and people, who gave {report.kind}")
-        screen.print(table)
+        print_table(table, 190)
     typer.echo(
         "accuracy: pairs of edits ranked as people do. People among themselves: alpha (Krippendorff's, "
-        "ordinal); one: a rater against the mean of the others. In brackets: 95% intervals over items."
+        "ordinal); rater: each rater against the mean of the other raters; judge: the judge against the same "
+        "means. In brackets: 95% intervals over items."
     )
-
-
-def _cell(estimate: Any) -> str:
-    if estimate is None:
-        return "-"
-    return rf"{estimate.value:.2f} \[{estimate.low:.2f}, {estimate.high:.2f}]"

@@ -12,6 +12,7 @@ from rvedit.io.errors import UserError, check_choice
 from rvedit.io.records import CATEGORY_TITLES
 from rvedit_cli import console
 from rvedit_cli.judge.judges import CHAT_JUDGES, build_judge
+from rvedit_cli.judge.printing import interval, new_table, print_table
 
 if TYPE_CHECKING:
     from rvedit.evaluation.arena import ArenaReport
@@ -176,23 +177,17 @@ def _print_report(report: ArenaReport) -> None:
 
 def _print_table(table: ArenaTable) -> None:
     """Print strengths, and the share of wins against each other editor, ties as half."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
     names = [row.name for row in table.editors]
-    columns = [Column(name, justify="right") for name in ("strength", "wins", "ties", "losses")]
-    shown = Table(
-        "", *columns, *(Column(f"vs {name}", justify="right") for name in names), box=None, pad_edge=False
-    )
+    shown = new_table("strength", "wins", "ties", "losses", *(f"vs {name}" for name in names))
     share: dict[tuple[str, str], float] = {}
     for pair in table.pairs:
         if total := pair.wins + pair.ties + pair.losses:
             share[pair.left, pair.right] = (pair.wins + pair.ties / 2) / total
             share[pair.right, pair.left] = (pair.losses + pair.ties / 2) / total
     for row in table.editors:
-        strength = "-"
-        if row.strength:
-            strength = rf"{row.strength.value:+.2f} \[{row.strength.low:+.2f}, {row.strength.high:+.2f}]"
+        strength = interval(row.strength, "+.2f")
+        if row.strength and row.unbounded:
+            strength += ", no bound"
         against = [f"{share[row.name, name]:.0%}" if (row.name, name) in share else "" for name in names]
         shown.add_row(row.name, strength, *map(str, (row.wins, row.ties, row.losses)), *against)
-    Console(width=None if Console().is_terminal else 150).print(shown)
+    print_table(shown, 150)

@@ -49,13 +49,18 @@ def sampling_overrides(
     return {"max_tokens": max_tokens, "extra": console.extra_body(extra, local)}
 
 
-def batch_settings(names: list[str], local: str | None) -> dict[str, Any]:
-    """Return the settings of judges with a batch API. Raises UserError if none of the judges has one."""
+def batch_settings(names: list[str], local: str | None, concurrency: int | None) -> dict[str, Any]:
+    """Return the settings of judges with a batch API.
+
+    Raises UserError if none of the judges has one, or for a `concurrency`.
+    """
     from rvedit.io.chat import RetryPolicy
     from rvedit.io.chat.batches import MAX_REQUESTS
 
     if local or not {*names} & {*CHAT_JUDGES}:
         raise UserError("--batch-api: needs --judge qwen or gemini, without --local")
+    if concurrency:
+        raise UserError("--concurrency: has no meaning with --batch-api, which sends jobs: leave one out")
     # A retry is in the next job, hours later, and all requests of a job wait at the same time.
     return {"batch_api": True, "concurrency": MAX_REQUESTS, "policy": RetryPolicy(total=math.inf)}
 

@@ -12,12 +12,37 @@ from rvedit.io.records import CATEGORY_TITLES
 from rvedit_cli import console
 
 if TYPE_CHECKING:
-    from rvedit.evaluation.aggregate import Table
+    from rich.table import Table as RichTable
+
+    from rvedit.evaluation.aggregate import Estimate, Table
     from rvedit.evaluation.checklist import ChecklistRow
     from rvedit.evaluation.judge import CostEstimate
     from rvedit.evaluation.measure_table import MeasureTable
     from rvedit.evaluation.results import JudgeReport
     from rvedit.evaluation.table1 import Price
+
+
+def new_table(*names: str) -> RichTable:
+    """Return a table without borders: a column of titles, and columns of figures of these names."""
+    from rich.table import Column
+    from rich.table import Table as RichTable
+
+    return RichTable("", *(Column(name, justify="right") for name in names), box=None, pad_edge=False)
+
+
+def interval(estimate: Estimate | None, form: str, bounds: str | None = None) -> str:
+    """Return the cell of an estimate, in a number format; `bounds` is that of the interval."""
+    if estimate is None:
+        return "-"
+    low, high = (format(bound, bounds or form) for bound in (estimate.low, estimate.high))
+    return rf"{estimate.value:{form}} \[{low}, {high}]"
+
+
+def print_table(table: RichTable, width: int) -> None:
+    """Print a table, in `width` columns if the output is no terminal."""
+    from rich.console import Console
+
+    Console(width=None if Console().is_terminal else width).print(table)
 
 
 def print_estimates(
@@ -62,7 +87,7 @@ def print_report(report: JudgeReport, prices: dict[str, Price], as_json: bool) -
         cost = costs[name]
         typer.echo(line if cost is None else f"{line}, cost {cost:.2f}")
         if name in report.tables:
-            _print_table(report.tables[name])
+            _print_scores(report.tables[name])
         elif name in report.checklists:
             _print_checklist(report.checklists[name])
         elif report.measures:
@@ -72,7 +97,7 @@ def print_report(report: JudgeReport, prices: dict[str, Price], as_json: bool) -
             typer.echo(f"  dropped {count}: {reason}")
     if report.mean:
         typer.echo("mean over the judges, on items that all of them scored")
-        _print_table(report.mean)
+        _print_scores(report.mean)
     for pair, axes in report.agreement.items():
         for axis, row in axes.items():
             ranks = [f"{k} {row[k]:.2f}" for k in ("spearman", "kendall") if row[k] is not None]
@@ -87,29 +112,22 @@ def main_reason(report: JudgeReport, name: str) -> str | None:
     return reasons.most_common(1)[0][0]
 
 
-def _print_table(table: Table | None) -> None:
+def _print_scores(table: Table | None) -> None:
     """Print scores by category and axis, with their intervals."""
-    from rich.console import Console
-    from rich.table import Column
-    from rich.table import Table as RichTable
-
     from rvedit.evaluation.scores import AXES
 
     if table is None:
         typer.echo("  nothing was scored")
         return
-    names = ("items", *(axis.upper() for axis in AXES), "mean")
-    columns = [Column(name, justify="right") for name in names]
-    shown = RichTable("", *columns, box=None, pad_edge=False)
+    shown = new_table("items", *(axis.upper() for axis in AXES), "mean")
 
     def cells(row: Any, score: Any) -> list[str]:
-        values = [*(row[axis] for axis in AXES), score]
-        return [f"{v.value:.2f} [{v.low:.1f}, {v.high:.1f}]".replace("[", r"\[") for v in values]
+        return [interval(value, ".2f", ".1f") for value in (*(row[axis] for axis in AXES), score)]
 
     for key, row in table.categories.items():
         shown.add_row(CATEGORY_TITLES.get(key, key), str(row.items), *cells(row.axes, row.score))
     shown.add_row("Overall", "", *cells(table.axes, table.overall), style="bold")
-    Console(width=None if Console().is_terminal else 110).print(shown)
+    print_table(shown, 110)
 
 
 def _print_checklist(table: dict[str, ChecklistRow]) -> None:
@@ -125,25 +143,17 @@ def _print_checklist(table: dict[str, ChecklistRow]) -> None:
 
 def _print_measures(table: MeasureTable) -> None:
     """Print the means of the measures, with their intervals over all items."""
-    from rich.console import Console
-    from rich.table import Column
-    from rich.table import Table as RichTable
-
     from rvedit.evaluation.measure_table import DEFINITIONS
 
     categories = [name for name in table if name != "overall"]
     titles = [CATEGORY_TITLES.get(name, name) for name in categories]
-    columns = [Column(name, justify="right") for name in ("as the source", *titles, "all items")]
-    shown = RichTable("", *columns, box=None, pad_edge=False)
+    shown = new_table("as the source", *titles, "all items")
     for name, definition in DEFINITIONS.items():
         means = [table[category][name] for category in categories]
         cells = [f"{mean.value:.3g}" if mean else "-" for mean in means]
-        if overall := table["overall"][name]:
-            cells.append(rf"{overall.value:.3g} \[{overall.low:.3g}, {overall.high:.3g}]")
-        else:
-            cells.append("-")
-        shown.add_row(definition.label, f"{definition.perfect:g}", *cells)
-    Console(width=None if Console().is_terminal else 130).print(shown)
+        overall = interval(table["overall"][name], ".3g")
+        shown.add_row(definition.label, f"{definition.perfect:g}", *cells, overall)
+    print_table(shown, 130)
 
 
 def print_comparison(results: Any, folders: tuple[Path, Path], as_json: bool) -> None:

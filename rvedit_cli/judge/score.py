@@ -91,7 +91,9 @@ def score(
         _model("Run this Qwen or reward model on this machine.", metavar="DIR|HUB_ID"),
     ] = None,
     device: console.LocalDevice = None,
-    concurrency: console.Concurrency = 16,
+    concurrency: Annotated[
+        int | None, _requests("Maximum number of concurrent requests. Default: 16.", min=1)
+    ] = None,
     timeout: console.Timeout = 300.0,
     max_tokens: console.MaxTokens = None,
     extra: console.Extra = None,
@@ -137,10 +139,12 @@ def score(
             raise UserError(f"--category {name}: has no rubric in protocol {protocol}: choose one of {known}")
     judge_set = job.read_judge_set(config, judge_protocol)
     check_choice("--rubric-in", rubric_in, ("system", "user"))
-    settings: dict[str, Any] = {"probe": probe, "rubric_in": rubric_in, "concurrency": concurrency}
-    settings |= {"timeout": timeout, "retry_dropped": retry_dropped}
+    settings: dict[str, Any] = {"probe": probe, "rubric_in": rubric_in, "timeout": timeout}
+    settings["retry_dropped"] = retry_dropped
     if batch_api:
-        settings |= batch_settings(names, local)
+        settings |= batch_settings(names, local, concurrency)
+    elif concurrency:
+        settings["concurrency"] = concurrency
     qwen = {"base_url": base_url, "model": model, "local": local, "device": device}
     gemini = {"base_url": None if "qwen" in names else base_url, "model": model}
     judge_list = [

@@ -1,15 +1,15 @@
 """A chat model through a batch API: requests are collected, sent as one job, and answered within hours.
 
-What was sent is in the journal before and after it is sent, so a run that is killed finds its jobs again and
-sends nothing twice.
+A job is written to the journal before it is sent, and again with its name afterwards, so a run that is killed
+finds its jobs again and sends nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from rvedit.io.chat.messages import ChatError, ChatReply, ChatRequest
 
 Outcomes = Mapping[str, ChatReply | ChatError]
 QUIET = 1.0
-"""Seconds without a new request after which the collected ones are sent."""
+"""Seconds without a new request after which the collected ones are sent, if no more are being made."""
 LONGEST_POLL = 60.0
 """Seconds between two questions for a job's state; they start at one."""
 MAX_REQUESTS = 500
@@ -61,10 +61,18 @@ class BatchChat:
         backend: the server.
         journal: stores jobs and replies.
         asks_again: do not use replies that an earlier run has seen and dropped.
+        has_more: returns whether more requests are being made, for which a job waits.
     """
 
-    def __init__(self, backend: BatchBackend, journal: Journal, asks_again: bool = False) -> None:
-        self._backend, self._journal, self._asks_again = backend, journal, asks_again
+    def __init__(
+        self,
+        backend: BatchBackend,
+        journal: Journal,
+        asks_again: bool = False,
+        has_more: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._backend, self._journal = backend, journal
+        self._asks_again, self._has_more = asks_again, has_more
         self._attempts: Counter[str] = Counter()
         self._waiting: dict[str, tuple[ChatRequest, asyncio.Future[ChatReply]]] = {}
         self._last_request = 0.0
@@ -109,30 +117,33 @@ class BatchChat:
         return reply
 
     async def _work(self) -> None:
-        """Send and collect until nobody waits; errors that end a job end those who wait."""
+        """Send and collect until nobody waits.
+
+        An error that ends a job is raised to every waiting request.
+        """
         try:
-            await self._find_lost()
             wait, troubles = 1.0, 0
             while self._waiting:
                 try:
+                    await self._find_lost()
                     if await self._submit() or await self._collect():
                         wait = 1.0
                     troubles = 0
                 except ChatError as error:
                     troubles += 1
                     if error.scope != "attempt" or troubles == _TROUBLES:
-                        raise
+                        raise ChatError(str(error), "all") from None
                 if self._waiting:
                     await asyncio.sleep(min(wait, QUIET if self._unsent() else LONGEST_POLL))
                     wait = min(1.5 * wait, LONGEST_POLL)
-        except ChatError as error:
+        except Exception as error:  # of any kind: else they would wait for ever
             for _, future in self._waiting.values():
                 if not future.done():
-                    future.set_exception(ChatError(str(error), "all"))
+                    future.set_exception(error)
             self._waiting.clear()
 
     async def _find_lost(self) -> None:
-        """Find the names of jobs that a killed run was sending; those that never arrived are forgotten."""
+        """Find the names of jobs whose sending was interrupted; those that never arrived are forgotten."""
         found = []
         for job in self._jobs:
             if name := job["name"] or await self._backend.find(job["token"]):
@@ -147,7 +158,7 @@ class BatchChat:
     async def _submit(self) -> bool:
         """Send the requests that are not in a job, if no more are coming; return whether there were any."""
         names = self._unsent()
-        is_quiet = asyncio.get_running_loop().time() - self._last_request >= QUIET
+        is_quiet = not self._has_more() and asyncio.get_running_loop().time() - self._last_request >= QUIET
         if not names or not (is_quiet or len(names) >= MAX_REQUESTS):
             return False
         requests: dict[str, ChatRequest] = {}
@@ -158,20 +169,14 @@ class BatchChat:
             if requests and size > self._backend.max_bytes:
                 break
             requests[name] = request
-        # The label differs for each job, also of the same requests.
-        token = hashlib.sha256(f"{len(self._jobs)}{sorted(requests)}".encode()).hexdigest()[:32]
+        token = secrets.token_hex(16)
         self._jobs = [*self._jobs, {"token": token, "name": None, "ids": list(requests)}]
         try:
             name = await self._backend.submit(token, requests)
         except ChatError as error:
-            if error.scope != "attempt":
+            if error.scope != "attempt":  # else it may have arrived
                 self._forget(token)
-                raise
-            found = await self._backend.find(token)
-            if found is None:
-                self._forget(token)
-                raise
-            name = found
+            raise
         self._jobs = [{**job, "name": name} if job["token"] == token else job for job in self._jobs]
         return True
 

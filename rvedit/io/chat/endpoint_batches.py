@@ -75,10 +75,11 @@ class EndpointBatches(EndpointChat):
         for file in (state.output_file_id, state.error_file_id):
             if file:
                 content = await self._ask(self._client.files.content(file))
-                for line in content.text.splitlines():
-                    if line.strip():
-                        entry = json.loads(line)
-                        outcomes[entry["custom_id"]] = self._outcome(entry)
+                try:
+                    entries = [json.loads(line) for line in content.text.splitlines() if line.strip()]
+                    outcomes |= {entry["custom_id"]: self._outcome(entry) for entry in entries}
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ChatError(f"the replies of {job} are in no known form", "attempt") from None
         return outcomes
 
     def _body_of(self, request: ChatRequest) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class GeminiBatches(GeminiChat):
         if status not in _ENDED:
             return None
         entries = (state.dest and state.dest.inlined_responses) or []
+        if not all(entry.metadata for entry in entries):
+            raise ChatError(f"the replies of {job} do not name their requests", "attempt")
         return {entry.metadata[_ID]: self._outcome(entry, state.model or "") for entry in entries}
 
     def _outcome(self, entry: Any, model: str) -> ChatReply | ChatError:
