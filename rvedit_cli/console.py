@@ -63,6 +63,10 @@ _EXTRA_HELP = (
     "JSON object to merge into the body of each request, such as '{\"temperature\": 0}'; null removes a key."
 )
 Extra = Annotated[str | None, option("Requests", _EXTRA_HELP, metavar="JSON")]
+RetryDropped = Annotated[
+    bool,
+    option("Requests", "Ask again where an earlier reply could not be parsed.", "--retry-dropped"),
+]
 LocalDevice = Annotated[
     str | None, option("Model", "With --local: device, such as cuda:1. Default: a GPU if there is one.")
 ]

@@ -38,6 +38,14 @@ def wait_for(true):
     raise AssertionError("it never came")
 
 
+def kill_while_the_job_runs(small, folder, server, batches):
+    environment = {**os.environ, "RVEDIT_QWEN_BASE_URL": server.url}
+    process = Command(*command(small), cwd=folder, environment=environment)
+    wait_for(lambda: batches.states_asked)
+    process.send_signal(signal.SIGKILL)
+    assert process.finish().returncode == -signal.SIGKILL
+
+
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "out/scores.jsonl").read_text().splitlines()]
 
@@ -45,11 +53,7 @@ def rows_of(folder):
 def test_a_killed_run_finds_its_job_and_pays_once(small, tmp_path):
     batches = Batches(lambda line: (200, TEXT))
     with ChatServer(models=(QWEN,), batches=batches) as server:
-        environment = {**os.environ, "RVEDIT_QWEN_BASE_URL": server.url}
-        process = Command(*command(small), cwd=tmp_path, environment=environment)
-        wait_for(lambda: batches.states_asked)
-        process.send_signal(signal.SIGKILL)
-        assert process.finish().returncode == -signal.SIGKILL
+        kill_while_the_job_runs(small, tmp_path, server, batches)
         assert not (tmp_path / "out/scores.jsonl").exists()
         batches.release.set()
         done = rvedit(*command(small), cwd=tmp_path, RVEDIT_QWEN_BASE_URL=server.url, check=0)
@@ -68,11 +72,7 @@ def test_a_job_whose_name_was_not_written_is_found_by_its_label(small, tmp_path)
     """As if the run was killed between the server's reply and the next line of the journal."""
     batches = Batches(lambda line: (200, TEXT))
     with ChatServer(models=(QWEN,), batches=batches) as server:
-        environment = {**os.environ, "RVEDIT_QWEN_BASE_URL": server.url}
-        process = Command(*command(small), cwd=tmp_path, environment=environment)
-        wait_for(lambda: batches.states_asked)
-        process.send_signal(signal.SIGKILL)
-        process.finish()
+        kill_while_the_job_runs(small, tmp_path, server, batches)
         journal = tmp_path / "out/journal.jsonl"
         lines = journal.read_text().splitlines()
         assert json.loads(lines[-1])["value"][0]["name"] == "batch-0"

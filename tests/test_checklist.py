@@ -47,16 +47,13 @@ def say(asked):
     return "1: Yes\n2: **No**" if "blue" in system else "I cannot tell."
 
 
+def judge_command(folder, questions):
+    command = ["judge", str(folder / "edits"), "--bench", str(folder / "bench.csv")]
+    return [*command, "--protocol", "checklist", "--questions", str(folder / questions)]
+
+
 def test_the_expected_reply_grows_with_the_questions(folder, tmp_path):
-    command = [
-        "judge",
-        str(folder / "edits"),
-        "--bench",
-        str(folder / "bench.csv"),
-        "--protocol",
-        "checklist",
-    ]
-    command += ["--questions", str(folder / "questions.csv"), "--out", str(tmp_path), "--dry-run", "--json"]
+    command = [*judge_command(folder, "questions.csv"), "--out", str(tmp_path), "--dry-run", "--json"]
     (estimate,) = json.loads(CliRunner().invoke(app, command).stdout)["judges"]
     questions = sum(map(len, read_questions(folder / "questions.csv").values()))
     assert estimate["completion_tokens"] == 6 * questions
@@ -133,15 +130,7 @@ def test_lists_of_questions(tmp_path, folder):
         with pytest.raises(UserError, match=says):
             read_questions(path)
     path.write_text("item,question\nnowhere,Is it?\n")
-    command = [
-        "judge",
-        str(folder / "edits"),
-        "--bench",
-        str(folder / "bench.csv"),
-        "--protocol",
-        "checklist",
-    ]
-    refused = CliRunner().invoke(app, [*command, "--questions", str(path)])
+    refused = CliRunner().invoke(app, judge_command(folder, path))
     assert "nowhere is no item of the list" in str(refused.exception)
-    refused = CliRunner().invoke(app, command)
+    refused = CliRunner().invoke(app, judge_command(folder, path)[:-2])
     assert "--questions CSV go together" in str(refused.exception)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rvedit.evaluation.judges import Case, ChatJudge, Judge
+from rvedit.evaluation.judges import Case, ChatJudge, Judge, whole_text
 from rvedit.evaluation.reference import ReferenceJudge
 from rvedit.evaluation.request import SOURCE_HEADER, Parts, judge_request
 from rvedit.evaluation.rubrics import with_instruction
@@ -26,9 +26,6 @@ from rvedit.io.chat import (
     Journal,
     Jpeg,
     UnreadableError,
-    answer_text,
-    check_not_withheld,
-    is_cut_off,
     plain_text,
 )
 from rvedit.io.errors import reason_of
@@ -217,10 +214,7 @@ def score_of(answers: tuple[str, str]) -> float:
 
 def read_preference(reply: ChatReply) -> str:
     """Return a, b or tie: the last line that names a preference. Raises BadReplyError if there is none."""
-    check_not_withheld(reply)
-    if is_cut_off(reply):
-        raise BadReplyError("cut off by the token limit: raise --max-tokens")
-    found = _PREFERENCE.findall(plain_text(answer_text(reply)))
+    found = _PREFERENCE.findall(plain_text(whole_text(reply)))
     if not found:
         raise BadReplyError("no line with the preference A, B or tie")
     return str(found[-1]).lower()

@@ -250,10 +250,7 @@ class ChatJudge(Judge):
         return judge_request(self.model, rubric, parts, self.settings, case.repeat)
 
     def _parse(self, case: Case, reply: ChatReply) -> dict[str, Any]:
-        check_not_withheld(reply)
-        if is_cut_off(reply):
-            raise BadReplyError("cut off by the token limit: raise --max-tokens")
-        text = answer_text(reply)
+        text = whole_text(reply)
         try:
             return self.protocol.parse(text, case.item, case.category)
         except BadReplyError as error:
@@ -358,3 +355,11 @@ def gemini_judge(
         lambda width, height: IMAGE_TOKENS,
         GEMINI_THINKING_TOKENS,
     )
+
+
+def whole_text(reply: ChatReply) -> str:
+    """Return the text of a reply. Raises BadReplyError if it is empty, withheld or cut off."""
+    check_not_withheld(reply)
+    if is_cut_off(reply):
+        raise BadReplyError("cut off by the token limit: raise --max-tokens")
+    return answer_text(reply)

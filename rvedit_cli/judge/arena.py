@@ -65,9 +65,7 @@ def arena(
     timeout: console.Timeout = 300.0,
     max_tokens: console.MaxTokens = None,
     extra: console.Extra = None,
-    retry_dropped: Annotated[
-        bool, _requests("Ask again where an earlier reply could not be parsed.", "--retry-dropped")
-    ] = False,
+    retry_dropped: console.RetryDropped = False,
     dry_run: Annotated[
         bool, _requests("Print the number of comparisons without making any.", "--dry-run")
     ] = False,

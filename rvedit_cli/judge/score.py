@@ -97,9 +97,7 @@ def score(
     timeout: console.Timeout = 300.0,
     max_tokens: console.MaxTokens = None,
     extra: console.Extra = None,
-    retry_dropped: Annotated[
-        bool, _requests("Ask again where an earlier reply could not be parsed.", "--retry-dropped")
-    ] = False,
+    retry_dropped: console.RetryDropped = False,
     batch_api: Annotated[bool, _requests(_BATCH_HELP, "--batch-api")] = False,
     price: Prices = None,
     dry_run: console.DryRun = False,
