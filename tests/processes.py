@@ -65,6 +65,13 @@ class Command:
         return Done(self.poll(), *streams)
 
 
+def on_two(function, *arguments):
+    """Call `function(rank, *arguments)` in two processes; an error of one is raised here."""
+    import torch
+
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
 def rvedit(*arguments, cwd, check=None, **environment):
     """Run a command to its end; `check` is the exit code that it must have."""
     done = Command(*arguments, cwd=cwd, environment={**os.environ, **environment}).finish()

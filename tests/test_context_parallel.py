@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from conftest import CHANNELS, TEXT_WIDTH, make_transformer
 from diffusers import ContextParallelConfig
+from processes import on_two
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -115,7 +116,7 @@ def edits_as_users_of_diffusers_share_them():
 
 @pytest.mark.slow
 def test_outputs_traces_and_gradients_of_a_shared_clip(tmp_path):
-    torch.multiprocessing.spawn(compare, (tmp_path / "store",), nprocs=2)
+    on_two(compare, tmp_path / "store")
 
 
 def test_what_cannot_be_shared_is_refused_before_a_run():

@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import SMALL, losses_of, make_connector, make_pipeline, make_transformer
+from processes import Command, on_two
 from safetensors.torch import load_file
+from studio_server import free_port
 from torch.distributed.tensor import DTensor
 
 from rvedit.datasets.cache_job import CacheConfig, cache_manifest
@@ -31,18 +31,46 @@ from rvedit.training.run import train
 STEPS = 4
 
 
-def torchrun(path, runs, processes, *assignments):
-    """The command `torchrun ... rvedit train PATH`, as users start it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+def torchrun(path, runs, *assignments):
+    """Run `torchrun ... rvedit train PATH`, as users start it, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "rvedit_cli"]
-    command += ["train", str(path), "--runs", str(runs), "--device", "cpu"]
-    return command + [part for value in assignments for part in ("--set", value)]
+    command += arguments(path, runs, assignments)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-def launch(*arguments):
-    """Run `torchrun` to its end."""
-    env, command = {**os.environ, "OMP_NUM_THREADS": "1"}, torchrun(*arguments)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+def arguments(path, runs, assignments):
+    """The words after `rvedit`."""
+    sets = [word for value in assignments for word in ("--set", value)]
+    return ["train", str(path), "--runs", str(runs), "--device", "cpu", *sets]
+
+
+def start(path, runs, *assignments):
+    """Start the two processes that torchrun would start, without its waiting for imports."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return [
+        Command(
+            *arguments(path, runs, assignments),
+            cwd=runs,
+            environment={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+
+
+def run_two(path, runs, *assignments):
+    """Run two processes to their end."""
+    processes = start(path, runs, *assignments)
+    try:
+        for process in processes:
+            done = process.finish()
+            assert done.returncode == 0, done.stderr
+    finally:  # the others would wait for one that failed
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
 
 
 ONE_COPY_EACH, ONE_COPY = ("parallel=hsdp", "shard_size=1"), ("parallel=hsdp", "shard_size=2")
@@ -52,16 +80,20 @@ ONE_CLIP_SHARDED = ("parallel=fsdp2", "context_parallel=2", "model.gradient_chec
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "strategy",
-    [["parallel=ddp"], ["parallel=fsdp2"], ONE_COPY_EACH, ONE_CLIP, ONE_CLIP_SHARDED],
+    ("launch", "strategy"),
+    [
+        (torchrun, ["parallel=ddp"]),
+        (run_two, ["parallel=fsdp2"]),
+        (run_two, ONE_COPY_EACH),
+        (run_two, ONE_CLIP),
+        (run_two, ONE_CLIP_SHARDED),
+    ],
 )
-def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, strategy):
+def test_two_processes_have_the_losses_of_one(recipe_of, tmp_path, launch, strategy):
     options = ("ema_decay=0.9", "batch_size=4", f"steps={STEPS}", "alignment.weight=0.75")
     path, recipe = recipe_of("one", *options)
     list(train(recipe, tmp_path, "cpu"))
-    two = (*SMALL, *options, "name=two", *strategy)
-    done = launch(path, tmp_path, 2, *two)
-    assert done.returncode == 0, done.stderr
+    launch(path, tmp_path, *SMALL, *options, "name=two", *strategy)
     for key in ("loss_fm", "loss_align", "grad_norm"):
         one_process, two_processes = (
             [json.loads(line)[key] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
@@ -90,10 +122,9 @@ def test_two_processes_have_the_gradient_ratio_of_one(recipe_of, tmp_path, strat
     options = ("batch_size=4", "steps=2", option, "optimizer.learning_rate=1e-4")
     path, recipe = recipe_of("one", *options)
     one = list(train(recipe, tmp_path, "cpu"))
-    done = launch(
+    run_two(
         path,
         tmp_path,
-        2,
         *SMALL,
         *options,
         "name=two",
@@ -101,7 +132,6 @@ def test_two_processes_have_the_gradient_ratio_of_one(recipe_of, tmp_path, strat
         "accumulation=2",
         "shard_size=1",
     )
-    assert done.returncode == 0, done.stderr
     two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     for key in {"loss", "grad_norm", "grad_ratio_align", "align_weight"} & one[0].keys():
         np.testing.assert_allclose([s[key] for s in two], [s[key] for s in one], rtol=1e-3, err_msg=key)
@@ -118,8 +148,7 @@ def test_stills_and_clips_with_queries_of_their_own(recipe_of, tiny_tokenizer, t
     options += (f"steps={STEPS}", "data.still_share=0.5")
     path, recipe = recipe_of("one", *options)
     list(train(recipe, tmp_path, "cpu"))
-    done = launch(path, tmp_path, 2, *SMALL, *options, "name=two", "parallel=ddp")
-    assert done.returncode == 0, done.stderr
+    run_two(path, tmp_path, *SMALL, *options, "name=two", "parallel=ddp")
     np.testing.assert_allclose(losses_of(tmp_path, "two"), losses_of(tmp_path, "one"), rtol=1e-4)
 
 
@@ -137,8 +166,7 @@ def test_a_sharded_run_from_a_cache_validates(tmp_path):
         f"data: {{source: manifest, manifest: {manifest}, cache: {cache}}}\n"
     )
     list(train(load_recipe(path, assignments=SMALL), tmp_path, "cpu"))
-    done = launch(path, tmp_path, 2, *SMALL, "name=two", "parallel=fsdp2")
-    assert done.returncode == 0, done.stderr
+    run_two(path, tmp_path, *SMALL, "name=two", "parallel=fsdp2")
     one, two = (
         [json.loads(line) for line in (tmp_path / run / "validation.jsonl").read_text().splitlines()]
         for run in ("one", "two")
@@ -158,8 +186,7 @@ def test_a_run_goes_on_with_another_number_of_processes(recipe_of, tmp_path, str
     for _ in range(STEPS // 2):
         next(run)
     run.close()
-    done = launch(path, tmp_path, 2, *SMALL, *options, "name=moved", *strategy, "accumulation=2")
-    assert done.returncode == 0, done.stderr
+    run_two(path, tmp_path, *SMALL, *options, "name=moved", *strategy, "accumulation=2")
     assert len(losses_of(tmp_path, "moved")) == STEPS
     np.testing.assert_allclose(losses_of(tmp_path, "moved"), losses_of(tmp_path, "whole"), rtol=1e-4)
 
@@ -170,18 +197,13 @@ def test_killed_processes_are_resumed_by_one(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", "steps=12", "checkpoint_every=3")
     path, recipe = recipe_of("whole", *options)
     list(train(recipe, tmp_path, "cpu"))
-    command = torchrun(path, tmp_path, 2, *SMALL, *options, "name=killed", *strategy)
-    env, log = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "killed" / "metrics.jsonl"
-    process = subprocess.Popen(command, env=env, start_new_session=True)
-    deadline = time.monotonic() + 120
+    processes = start(path, tmp_path, *SMALL, *options, "name=killed", *strategy)
+    log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for part in Path("/proc").glob("[0-9]*/cmdline"):  # torchrun's workers have sessions of their own
-        with suppress(OSError):
-            if f"{tmp_path}\0".encode() in part.read_bytes():
-                os.kill(int(part.parent.name), signal.SIGKILL)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.finish()
     done = len(losses_of(tmp_path, "killed"))
     assert 5 <= done < 12, "it was killed between two checkpoints, or after the end"
     _, alone = recipe_of("killed", *options)
@@ -281,7 +303,7 @@ def load_as_one_of_two(rank, store, strategy):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "hsdp"])
 def test_one_process_loads_a_model_that_is_sharded(tmp_path, strategy):
-    torch.multiprocessing.spawn(load_as_one_of_two, (tmp_path / "store", strategy), nprocs=2)
+    on_two(load_as_one_of_two, tmp_path / "store", strategy)
 
 
 @pytest.mark.usefixtures("process_group")
@@ -370,8 +392,7 @@ def test_a_run_of_two_processes_goes_on_in_one(recipe_of, tmp_path):
     options = ("ema_decay=0.9", "batch_size=4")
     path, whole = recipe_of("whole", *options, f"steps={STEPS}")
     list(train(whole, tmp_path, "cpu"))
-    done = launch(path, tmp_path, 2, *SMALL, *options, "steps=2", "name=moved", "parallel=fsdp2")
-    assert done.returncode == 0, done.stderr
+    run_two(path, tmp_path, *SMALL, *options, "steps=2", "name=moved", "parallel=fsdp2")
     files = list((tmp_path / "moved" / "checkpoints" / "step_00000002").glob("model-*"))
     assert {file.name.split("-")[1] for file in files} == {"00000", "00001"}, "each process writes its own"
     _, alone = recipe_of("moved", *options, f"steps={STEPS}")
