@@ -12,8 +12,8 @@ test:
 
 demo:  ## the README's clip and picture
 	python -m rvedit.playground.demo assets/park.mp4
-	rvedit edit assets/park.mp4 "replace the dog with a corgi" --overwrite -o /tmp/park_edited.mp4
-	rvedit edit assets/park.mp4 "replace the dog with a corgi" --overwrite -o /tmp/park_plain.mp4 --detail off
+	rvedit edit assets/park.mp4 "replace the dog with a corgi" --guidance 2 --overwrite -o /tmp/park_edited.mp4
+	rvedit edit assets/park.mp4 "replace the dog with a corgi" --guidance 2 --overwrite -o /tmp/park_plain.mp4 --detail off
 	python benchmarks/contact_sheet.py assets/park_compare.png assets/park.mp4 /tmp/park_plain.mp4 /tmp/park_edited.mp4
 
 nano:  ## train the embedded model again, from nothing

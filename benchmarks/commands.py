@@ -19,7 +19,7 @@ PARK, CORGI = str(ROOT / "assets/park.mp4"), "replace the dog with a corgi"
 RVEDIT = [sys.executable, "-c", "from rvedit_cli.main import main; main()"]
 COMMANDS = {
     "rvedit --help": (["--help"], 0.5),
-    "rvedit edit assets/park.mp4": (["edit", PARK, CORGI], 20.0),
+    "the README's rvedit edit": (["edit", PARK, CORGI, "--guidance", "2"], 10.0),
     "rvedit analyze attention, one clip": (
         ["analyze", "attention", PARK, "--instruction", CORGI, "--out", "found"],
         60.0,

@@ -26,7 +26,8 @@ from rvedit.pipelines.loading import load_pipeline
 from rvedit.playground import grammar
 from rvedit.playground.styles import PHOTOMETRIC, stylize
 
-VARIANTS = {"plain": EditConfig(detail=0), "detail": EditConfig()}
+VARIANTS = {"plain": 0, "detail": "auto"}
+"""Strength of detail transfer."""
 SHOWN = ("psnr", "ssim", "flicker", "worst_flicker", "seconds_a_frame")
 
 
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--frames", type=int, default=17, help="frames per clip")
     parser.add_argument("--styles", nargs="+", choices=grammar.STYLES, default=list(PHOTOMETRIC))
+    parser.add_argument("--steps", type=int, help="default: the model's")
+    parser.add_argument("--guidance", type=float, help="default: the model's")
     parser.add_argument("--sheet", type=Path, help="image of all edits")
     args = parser.parse_args()
     editor = load_pipeline(args.model, args.device.type)
@@ -68,7 +71,8 @@ def main() -> None:
         clips[path.stem] = {"frames": len(source), "height": source.shape[1], "width": source.shape[2]}
         for style in args.styles:
             images = [source[-1]]
-            for variant, settings in VARIANTS.items():
+            for variant, detail in VARIANTS.items():
+                settings = EditConfig(args.steps, args.guidance, detail=detail)
                 row, edit, target = measure(editor, source, style, settings)
                 rows[style, variant].append(row)
                 clips[path.stem][f"{style}/{variant}"] = row
