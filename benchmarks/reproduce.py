@@ -149,7 +149,7 @@ def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> None:
-    """Plot both losses of Eq. 6 by label, averaged over seeds and smoothed over 25 steps."""
+    """Plot both losses of Eq. 6 by label, averaged over seeds and smoothed over 25 or more steps."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -163,12 +163,12 @@ def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> N
                 if not len(curves[0]):
                     continue  # there is no alignment
                 mean = np.mean(curves, axis=0)
-                width = min(25, len(mean))
+                width = min(max(25, len(mean) // 15), len(mean))
                 smooth = np.convolve(mean, np.ones(width) / width, mode="valid")
                 steps, dash = np.arange(len(smooth)) + width, ("-", "--", ":", "-.")[number // 3 % 4]
                 axis.plot(steps, smooth, linestyle=dash, color=f"C{number}")  # the same in both plots
                 ends.append((smooth[-1], label, f"C{number}"))
-            axis.set_title(f"{name}, mean of 25 steps")
+            axis.set_title(f"{name}, mean of {width} steps")
             axis.set_xlabel("step")
             low, high = axis.get_ylim()
             height = -np.inf
