@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from studio_server import free_port
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
@@ -63,6 +65,38 @@ class Command:
         assert self.poll() is not None, f"still running after {timeout} s"
         streams = [(Path(self._streams.name) / name).read_text() for name in ("stdout", "stderr")]
         return Done(self.poll(), *streams)
+
+
+def train_words(path, runs, *assignments):
+    """The words of `rvedit train` after the program's name, with `--set` before each assignment."""
+    sets = [word for assignment in assignments for word in ("--set", assignment)]
+    return ["train", str(path), "--runs", str(runs), "--device", "cpu", *sets]
+
+
+def start_two(path, runs, *assignments):
+    """Start a training as the two processes that torchrun would start, without its waiting for imports."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return [
+        Command(
+            *train_words(path, runs, *assignments),
+            cwd=runs,
+            environment={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+
+
+def run_two(path, runs, *assignments):
+    """Run a training in two processes to its end."""
+    processes = start_two(path, runs, *assignments)
+    try:
+        for process in processes:
+            done = process.finish()
+            assert done.returncode == 0, done.stderr
+    finally:  # the others would wait for one that failed
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
 
 
 def on_two(function, *arguments):

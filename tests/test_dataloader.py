@@ -9,8 +9,7 @@ from itertools import islice
 import psutil
 import pytest
 from conftest import SMALL, losses_of
-from processes import Command
-from test_distributed import run_two, start
+from processes import Command, run_two, start_two
 from test_training import wait_for_steps, words_of
 
 from rvedit.io.errors import UserError
@@ -147,7 +146,7 @@ def test_processes_stay_in_step_over_a_clip_that_cannot_be_read(recipe_on, manif
     assert losses_of(tmp_path, "two") == pytest.approx(losses_of(tmp_path, "one"), rel=1e-4)
     assert unreadable_of(tmp_path, "two") == unreadable_of(tmp_path, "one")
     strict = (*options, "name=strict", "data.max_unreadable=0")
-    for process in start(path, tmp_path, *SMALL, *on_manifest(manifest), *strict):
+    for process in start_two(path, tmp_path, *SMALL, *on_manifest(manifest), *strict):
         done = process.finish()
         assert done.returncode != 0
         assert done.stderr.count("too many for data.max_unreadable") == 1, "both say so, and neither waits"

@@ -5,16 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import SMALL, losses_of, make_connector, make_pipeline, make_transformer
-from processes import Command, on_two
+from processes import on_two, run_two, start_two, train_words
 from safetensors.torch import load_file
-from studio_server import free_port
+from test_training import wait_for_steps
 from torch.distributed.tensor import DTensor
 
 from rvedit.datasets.cache_job import CacheConfig, cache_manifest
@@ -35,42 +34,10 @@ def torchrun(path, runs, *assignments):
     """Run `torchrun ... rvedit train PATH`, as users start it, to its end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "rvedit_cli"]
-    command += arguments(path, runs, assignments)
+    command += train_words(path, runs, *assignments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def arguments(path, runs, assignments):
-    """The words after `rvedit`."""
-    sets = [word for value in assignments for word in ("--set", value)]
-    return ["train", str(path), "--runs", str(runs), "--device", "cpu", *sets]
-
-
-def start(path, runs, *assignments):
-    """Start the two processes that torchrun would start, without its waiting for imports."""
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return [
-        Command(
-            *arguments(path, runs, assignments),
-            cwd=runs,
-            environment={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-
-
-def run_two(path, runs, *assignments):
-    """Run two processes to their end."""
-    processes = start(path, runs, *assignments)
-    try:
-        for process in processes:
-            done = process.finish()
-            assert done.returncode == 0, done.stderr
-    finally:  # the others would wait for one that failed
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
 
 
 ONE_COPY_EACH, ONE_COPY = ("parallel=hsdp", "shard_size=1"), ("parallel=hsdp", "shard_size=2")
@@ -197,10 +164,8 @@ def test_killed_processes_are_resumed_by_one(recipe_of, tmp_path, strategy):
     options = ("ema_decay=0.9", "batch_size=4", "steps=12", "checkpoint_every=3")
     path, recipe = recipe_of("whole", *options)
     list(train(recipe, tmp_path, "cpu"))
-    processes = start(path, tmp_path, *SMALL, *options, "name=killed", *strategy)
-    log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    processes = start_two(path, tmp_path, *SMALL, *options, "name=killed", *strategy)
+    wait_for_steps(tmp_path / "killed" / "metrics.jsonl", 5, processes[0])
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.finish()

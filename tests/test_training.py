@@ -22,7 +22,7 @@ from conftest import SMALL, losses_of, make_mllm, make_vae
 from diffusers.models.autoencoders.vae import DecoderOutput
 from peft import LoraConfig, LoraModel
 from PIL import Image
-from processes import Command, rvedit
+from processes import Command, rvedit, train_words
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_recipes import OVERLAY, PAPER
@@ -236,8 +236,7 @@ def test_muon_steps_as_torchs_own_does():
 
 def words_of(path, tmp_path, *assignments):
     """The command line of a small run."""
-    words = ["train", str(path), "--runs", str(tmp_path), "--device", "cpu"]
-    return words + [part for value in (*SMALL, *assignments) for part in ("--set", value)]
+    return train_words(path, tmp_path, *SMALL, *assignments)
 
 
 def wait_for_steps(log, count, process):
