@@ -6,7 +6,11 @@ At the paper's weights, alignment's gradient is many times that of L_fm at this 
 (benchmarks/gradient_ratio.py). Here every arm starts from one under-trained first stage and is trained with
 AdamW at a fine-tuning rate (recipes/nano_arms.yaml), on the same batches, timesteps and noise: without
 alignment, at three weights, and at a weight that keeps alignment's gradient at a tenth of that of L_fm. One
-pair of arms draws t uniformly, as Algorithm 1 does.
+pair of arms draws t uniformly, as Algorithm 1 does. For the effect of routing alone, in one arm without
+alignment every block reads all tokens:
+
+    python benchmarks/alignment_arms.py --seeds 1 2 3 --arms "lambda = 0" "lambda = 0, L_s = 0" \
+        --out benchmarks/results/routing_arms.json
 
 Losses and edits are compared on held-out clips. Intervals are over clips and do not include the variance of
 trainings; the JSON has the differences of each seed. Finished runs and evaluations are reused, and an
@@ -35,7 +39,7 @@ from rvedit.pipelines.loading import load_pipeline
 from rvedit.training.step import losses_at, sample_noise_and_timesteps
 
 OVERLAY = RECIPES / "nano_arms.yaml"
-NONE, NONE_UNIFORM = "lambda = 0", "lambda = 0, shift 1"
+NONE, NONE_UNIFORM, EVERYWHERE = "lambda = 0", "lambda = 0, shift 1", "lambda = 0, L_s = 0"
 ARMS: dict[str, tuple[str, ...]] = {
     NONE: ("alignment.weight=0",),
     "lambda = 0.01": ("alignment.weight=0.01",),
@@ -44,6 +48,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "ratio = 0.1": ("alignment.weight=null", "alignment.ratio=0.1"),
     NONE_UNIFORM: ("alignment.weight=0", "flow.shift=1"),
     "lambda = 0.1, shift 1": ("alignment.weight=0.1", "flow.shift=1"),
+    EVERYWHERE: ("alignment.weight=0", "model.routing_depth=0"),
 }
 """By label: the changed settings of recipes/rvedit.yaml under the overlay."""
 FIRST_STAGE = "the first stage itself"

@@ -278,14 +278,22 @@ def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "tiny_vae"
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tiny_pipeline: RVEDiTPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny editor in a folder, from which trainings start in a moment."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def recipe_of(tmp_path: Path, vae_run: Path) -> Callable[..., tuple[Path, Recipe]]:
-    """`recipe_of(name, *assignments)` gives the path of a small recipe, and the recipe."""
+def recipe_of(tmp_path: Path, tiny_model: Path) -> Callable[..., tuple[Path, Recipe]]:
+    """`recipe_of(name, *assignments)` gives the path of a recipe for the tiny editor, and the recipe."""
 
     def build(name: str, *assignments: str) -> tuple[Path, Recipe]:
         path = tmp_path / f"{name}.yaml"
         path.write_text(
-            f"model: {{preset: nano, routing_depth: 4, vae_from: {vae_run}}}\n"
+            f"model: {{preset: nano, routing_depth: 2, init_from: {tiny_model}}}\n"
             "optimizer: {name: adamw, learning_rate: 1.0e-3}\nsteps: 6\ncheckpoint_every: 2\n"
         )
         return path, load_recipe(path, assignments=[*SMALL, *assignments])

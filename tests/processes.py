@@ -38,15 +38,16 @@ class Done(NamedTuple):
 
 
 class Command:
-    """A running `rvedit ARGUMENTS`, as a Popen."""
+    """A running `rvedit ARGUMENTS`, as a Popen; `own_group` puts it and its workers in a process group."""
 
-    def __init__(self, *arguments, cwd, environment=None):
+    def __init__(self, *arguments, cwd, environment=None, own_group=False):
         self._streams = tempfile.TemporaryDirectory()
         for name in ("stdout", "stderr"):  # one that is killed at once has written nothing
             (Path(self._streams.name) / name).touch()
         environment = dict(os.environ) if environment is None else environment
         words = [str(argument) for argument in arguments]
-        self._process = _SERVER.Process(target=_main, args=(words, str(cwd), environment, self._streams.name))
+        settings = (words, str(cwd), environment, self._streams.name, own_group)
+        self._process = _SERVER.Process(target=_main, args=settings)
         self._process.start()
         self.pid = self._process.pid
 
@@ -114,8 +115,10 @@ def rvedit(*arguments, cwd, check=None, **environment):
     return done
 
 
-def _main(words, cwd, environment, streams):
+def _main(words, cwd, environment, streams, own_group):
     """What the forked process does."""
+    if own_group:
+        os.setsid()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{streams}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(file, descriptor)

@@ -2,11 +2,8 @@
 
 import importlib
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +20,12 @@ def arms(monkeypatch):
     return importlib.import_module("alignment_arms")
 
 
-def test_arms_differ_by_alignment_and_shift_alone(arms):
+def test_arms_differ_by_alignment_shift_and_in_one_case_routing_alone(arms):
     warnings.simplefilter("ignore", UserWarning)
     recipes = {k: load_recipe(arms.RECIPES / "rvedit.yaml", [arms.OVERLAY], v) for k, v in arms.ARMS.items()}
+    everywhere = recipes[arms.EVERYWHERE]
+    assert everywhere.model.routing_depth == 0
+    recipes[arms.EVERYWHERE] = everywhere.model_copy(update={"model": recipes[arms.NONE].model})
     for label, recipe in recipes.items():
         same = {"alignment", "flow"}
         assert recipe.model_dump(exclude=same) == recipes[arms.NONE].model_dump(exclude=same), label
@@ -70,7 +70,7 @@ def test_the_stored_ratios_are_summaries_of_their_cells():
 
 
 @pytest.mark.slow
-def test_arms_are_trained_compared_and_not_trained_again(tmp_path):
+def test_arms_are_trained_compared_and_not_trained_again(arms, tmp_path, capfd):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "model").symlink_to(ROOT / "rvedit" / "nano")
     words = [
@@ -83,14 +83,12 @@ def test_arms_are_trained_compared_and_not_trained_again(tmp_path):
     ]
     words += ["--steps", 1, "--count", 2, "--seeds", 1, "--denoising-steps", 1, "--at-once", 1]
     words += ["--arms", "lambda = 0", "ratio = 0.1"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "alignment_arms.py"), *map(str, words)]
     outputs = []
     for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        outputs.append(SimpleNamespace(stdout=done.stdout, stderr=done.stderr))
-    assert "1 steps done" in outputs[0].stdout
-    assert "1 steps done" not in outputs[1].stdout
+        arms.main([str(word) for word in words])
+        outputs.append(capfd.readouterr().out)
+    assert "1 steps done" in outputs[0]
+    assert "1 steps done" not in outputs[1]
     found = json.loads((tmp_path / "out" / "arms.json").read_text())
     rows = {row["label"]: row for row in found["arms"]}
     assert list(rows) == ["the first stage itself", "lambda = 0", "ratio = 0.1"]

@@ -142,7 +142,7 @@ def test_a_trained_run_reads_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipe_trains_at_nano_size_and_resumes(tmp_path):
-    small = ("data.height=64", "data.width=64", "data.num_frames=5", "data.reference_share=1", "steps=20",
+    small = ("data.height=32", "data.width=32", "data.num_frames=5", "data.reference_share=1", "steps=20",
              "batch_size=6", "checkpoint_every=10", "optimizer.decay_steps=0", "data.workers=0")  # fmt: skip
 
     def recipe(name: str):
