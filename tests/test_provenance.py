@@ -72,8 +72,7 @@ def test_a_saved_folder_loads_elsewhere_and_keeps_its_record(tiny_tokenizer, tmp
 @pytest.mark.slow
 def test_a_run_records_what_it_trained(recipe_of, tmp_path):
     _, recipe = recipe_of("recorded", "steps=1")
-    assert recipe.model.vae_from is not None
-    assert Path(recipe.model.vae_from).is_absolute()
+    assert Path(recipe.model.init_from).is_absolute()
     list(train(recipe, tmp_path, "cpu"))
     folder = tmp_path / "recorded" / "model"
     made = load_checkpoint(folder).provenance
