@@ -149,14 +149,17 @@ def training_losses(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def plot_losses(runs: Mapping[str, Sequence[Path]], path: Path, title: str) -> None:
-    """Plot both losses of Eq. 6 by label, averaged over seeds and smoothed over 25 or more steps."""
+    """Plot the logged losses of Eq. 6 by label, averaged over seeds and smoothed over 25 or more steps."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
         titles = {"loss_fm": "flow-matching loss", "loss_align": "loss of Eq. 5, nats"}
-        for axis, (key, name) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        logs = [folders[0] for folders in runs.values()]
+        titles = {key: name for key, name in titles.items() if any(len(logged(run, key)) for run in logs)}
+        figure = Figure(figsize=(5.5 * len(titles), 4.6), layout="constrained")
+        axes = figure.subplots(1, len(titles), squeeze=False)[0]
+        for axis, (key, name) in zip(axes, titles.items(), strict=True):
             ends = []
             for number, (label, folders) in enumerate(runs.items()):
                 curves = [logged(folder, key) for folder in folders]
