@@ -559,7 +559,7 @@ def test_a_tracker_that_is_not_installed_is_named(recipe_of, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_blocks_train_alike(recipe_of, tmp_path):
-    options = ("steps=2", "data.still_share=0", "alignment.weight=0")
+    options = ("steps=2", "data.still_share=0")
     path, recipe = recipe_of("plain", *options)
     list(train(recipe, tmp_path, "cpu"))
     # In a process of its own, without the checks of shapes, which cannot be compiled.
