@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import foreign
-import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
 from conftest import edit, random_clip
 from diffusers import AutoencoderKLWan
+from numpy.testing import assert_allclose
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -62,6 +62,13 @@ def test_a_fresh_model_is_wan_itself(companions):
     )
 
 
+def assert_same_weights(first, second):
+    for name in ("transformer", "connector", "mllm", "text_encoder", "vae"):
+        ours, other = (getattr(pipeline, name).state_dict() for pipeline in (first, second))
+        assert ours.keys() == other.keys()
+        assert all(torch.equal(ours[key], other[key]) for key in ours), name
+
+
 def test_all_layouts_give_the_same_model(companions, tmp_path):
     """The diffusers folder, one file with Wan's names, one with a user interface's prefix, Wan's shards."""
     folder = load_checkpoint(companions[0])
@@ -78,11 +85,7 @@ def test_all_layouts_give_the_same_model(companions, tmp_path):
     index = shards / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     for path in (tmp_path / "wan2.2_ti2v_5B.safetensors", tmp_path / "prefixed.safetensors", shards):
-        loaded = load_checkpoint(path)
-        for name in ("transformer", "connector", "mllm", "text_encoder", "vae"):
-            ours, other = (getattr(pipeline, name).state_dict() for pipeline in (folder, loaded))
-            assert ours.keys() == other.keys()
-            assert all(torch.equal(ours[key], other[key]) for key in ours), (path, name)
+        assert_same_weights(folder, load_checkpoint(path))
 
 
 def test_the_published_names_are_all_known():
@@ -143,8 +146,10 @@ def test_the_14b_edits(tiny_tokenizer, tmp_path, monkeypatch):
     assert edited.shape == clip.shape
     state = foreign.to_original_transformer(foreign.make_wan_transformer(channels=16).state_dict())
     save_file(state, tmp_path / "wan2.1.safetensors")
-    again = edit(load_checkpoint(tmp_path / "wan2.1.safetensors"), clip, INSTRUCTION, EditConfig(2))
-    assert np.array_equal(edited, again)
+    other = load_checkpoint(tmp_path / "wan2.1.safetensors")
+    assert_same_weights(pipeline, other)
+    # Matrix products round by where weights lie in memory, which here is a mapped file: a level at most.
+    assert_allclose(edit(other, clip, INSTRUCTION, EditConfig(2)).astype(int), edited, rtol=0, atol=1)
 
 
 def test_the_backbone_of_a_hub_id_has_the_latents(monkeypatch):
