@@ -18,6 +18,7 @@ from _common import arguments, device_name, edit_clip, print_table, write_json
 from nano_quality import held_out, measure, summarize
 
 from rvedit.editing.config import EditConfig
+from rvedit.editing.windows import WindowPlan
 from rvedit.evaluation.measures import edit_gain
 from rvedit.io.frames import to_model_range
 from rvedit.models.autoencoder import StreamDecoder, encode
@@ -105,8 +106,14 @@ def unknown_table(pipeline, count):
     return table
 
 
-def seam_table(pipeline, count, num_frames=33):
-    stride = pipeline.config.window_stride
+def seam_table(pipeline, count, windows=4):
+    plan, group = WindowPlan.of(pipeline), pipeline.vae.config.scale_factor_temporal
+    num_frames = plan.length + (windows - 1) * plan.stride
+    index = np.arange(num_frames - 1)  # of the change from a frame to the next
+    # Seams are also borders between the VAE's groups of frames, so the VAE alone and the borders between
+    # groups inside a window are measured for comparison.
+    is_group_border = index % group == 0
+    is_border = (index >= plan.length - 1) & ((index - plan.length + 1) % plan.stride == 0)
     across, inside, groups = (defaultdict(list) for _ in range(3))
     for triplet, source, target, _ in held_out(count, num_frames, SIZE):
         edit = edit_clip(pipeline, source, triplet.instruction, PLAIN)
@@ -115,11 +122,6 @@ def seam_table(pipeline, count, num_frames=33):
             reconstruction = StreamDecoder(pipeline.vae).frames(latents)
         for name, clip in (("edit", edit), ("VAE alone", reconstruction), ("true edit", target)):
             change = np.abs(np.diff(clip.astype(float), axis=0)).mean(axis=(1, 2, 3))
-            # The first window adds all its frames, each later one a stride: the frames of one latent frame.
-            # Seams are thus also borders between the VAE's groups of frames, so the VAE alone and the borders
-            # between groups within the first window are measured for comparison.
-            is_group_border = np.arange(num_frames - 1) % stride == 0
-            is_border = is_group_border & (np.arange(num_frames - 1) >= pipeline.config.window_frames - 1)
             across[name].append(change[is_border].mean())
             inside[name].append(change[~is_border].mean())
             groups[name].append(change[is_group_border & ~is_border].mean())
