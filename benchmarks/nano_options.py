@@ -21,7 +21,7 @@ from rvedit.editing.config import EditConfig
 from rvedit.editing.windows import WindowPlan
 from rvedit.evaluation.measures import edit_gain
 from rvedit.io.frames import to_model_range
-from rvedit.models.autoencoder import StreamDecoder, encode
+from rvedit.models.autoencoder import FRAMES_PER_LATENT, StreamDecoder, encode
 from rvedit.pipelines.loading import load_pipeline
 from rvedit.pipelines.speed import FAST_MODES, enable_step_cache
 
@@ -106,14 +106,19 @@ def unknown_table(pipeline, count):
     return table
 
 
+def seams_and_borders(plan, num_frames):
+    """Return which changes from a frame to the next cross windows, and which only groups of the VAE's frames.
+
+    Seams are also borders between those groups, so these are measured for comparison.
+    """
+    seams = np.arange(plan.length - 1, num_frames - 1, plan.stride)
+    return seams, np.setdiff1d(np.arange(0, num_frames - 1, FRAMES_PER_LATENT), seams)
+
+
 def seam_table(pipeline, count, windows=4):
-    plan, group = WindowPlan.of(pipeline), pipeline.vae.config.scale_factor_temporal
+    plan = WindowPlan.of(pipeline)
     num_frames = plan.length + (windows - 1) * plan.stride
-    index = np.arange(num_frames - 1)  # of the change from a frame to the next
-    # Seams are also borders between the VAE's groups of frames, so the VAE alone and the borders between
-    # groups inside a window are measured for comparison.
-    is_group_border = index % group == 0
-    is_border = (index >= plan.length - 1) & ((index - plan.length + 1) % plan.stride == 0)
+    seams, borders = seams_and_borders(plan, num_frames)
     across, inside, groups = (defaultdict(list) for _ in range(3))
     for triplet, source, target, _ in held_out(count, num_frames, SIZE):
         edit = edit_clip(pipeline, source, triplet.instruction, PLAIN)
@@ -122,9 +127,9 @@ def seam_table(pipeline, count, windows=4):
             reconstruction = StreamDecoder(pipeline.vae).frames(latents)
         for name, clip in (("edit", edit), ("VAE alone", reconstruction), ("true edit", target)):
             change = np.abs(np.diff(clip.astype(float), axis=0)).mean(axis=(1, 2, 3))
-            across[name].append(change[is_border].mean())
-            inside[name].append(change[~is_border].mean())
-            groups[name].append(change[is_group_border & ~is_border].mean())
+            across[name].append(change[seams].mean())
+            inside[name].append(np.delete(change, seams).mean())
+            groups[name].append(change[borders].mean())
     table = {
         name: {
             "across": float(np.mean(across[name])),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +153,19 @@ def test_frames_have_a_share_of_their_noise_in_common(share: float) -> None:
     assert_close(correlation, expected, atol=0.03, rtol=0)
     assert abs(frames.std() - 1) < 0.02
     assert torch.equal(windows[1][:, :, :2], windows[0][:, :, 1:])
+
+
+@pytest.mark.parametrize(
+    ("plan", "seams", "borders"),
+    [
+        (WindowPlan(9, 4), [8, 12, 16], [0, 4]),
+        (WindowPlan(21, 16), [20, 36], [0, 4, 8, 12, 16, 24, 28, 32]),
+    ],
+)
+def test_seams_that_the_benchmark_measures_are_where_windows_meet(plan, seams, borders, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    found = importlib.import_module("nano_options").seams_and_borders(plan, seams[-1] + 2)
+    assert [list(indices) for indices in found] == [seams, borders]
 
 
 @pytest.mark.slow
